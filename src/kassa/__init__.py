@@ -1,0 +1,1 @@
+"""Kassa: the payment system that a merchant, a marketplace or a payment company runs itself."""
