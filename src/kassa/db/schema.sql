@@ -1,0 +1,476 @@
+-- The tables of Kassa, in the order in which to read them. Money is bigint minor units, times are timestamptz, ids are
+-- UUID version 7. `home` is whose a row is (0: the system's own). Only the journal writes here (docs/map.md lists the
+-- exceptions). Rows that are written once carry (writer, seq, ord): the writer's slot, the number of the change in that
+-- writer's chain, and the place in the change. A chain row keeps one digest per table of what its batch wrote.
+
+-- The chain: one row per batch of a writer. `digests` is JSON, one digest per table; `digest` covers them and `previous`.
+CREATE TABLE chain (
+    writer smallint NOT NULL,
+    batch bigint NOT NULL,
+    first_seq bigint NOT NULL,
+    last_seq bigint NOT NULL,
+    at timestamptz NOT NULL,
+    digests text NOT NULL,
+    previous bytea NOT NULL,
+    digest bytea NOT NULL,
+    PRIMARY KEY (writer, batch)
+);
+
+-- The writers' heads, tied together from time to time and signed by a key outside the database.
+CREATE TABLE anchor (
+    number bigint PRIMARY KEY,
+    at timestamptz NOT NULL,
+    heads text NOT NULL,
+    key_id text NOT NULL,
+    signature bytea NOT NULL
+);
+
+-- Ledger accounts. `code` and `owner` say what for and whom for (ledger/chart.py); `id` is compact for the hot tables.
+CREATE TABLE account (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    home bigint NOT NULL,
+    code smallint NOT NULL,
+    owner text NOT NULL,
+    currency text NOT NULL,
+    limit_side smallint NOT NULL,
+    overdraft bigint NOT NULL,
+    debits_posted bigint NOT NULL DEFAULT 0,
+    credits_posted bigint NOT NULL DEFAULT 0,
+    debits_pending bigint NOT NULL DEFAULT 0,
+    credits_pending bigint NOT NULL DEFAULT 0,
+    version bigint NOT NULL DEFAULT 0,
+    CHECK (debits_pending >= 0 AND credits_pending >= 0)
+) WITH (fillfactor = 50);
+CREATE UNIQUE INDEX account_key ON account (home, code, owner, currency);
+
+-- Transfers, never changed. One row carries debit, credit and one amount, so it cannot be unbalanced; both sides' new
+-- balance and version make statements gapless and any past balance readable. `kind`: 1 single, 2 hold, 3 settle, 4 release.
+CREATE TABLE transfer (
+    debit bigint NOT NULL,
+    debit_version bigint NOT NULL,
+    debit_balance bigint NOT NULL,
+    credit bigint NOT NULL,
+    credit_version bigint NOT NULL,
+    credit_balance bigint NOT NULL,
+    amount bigint NOT NULL,
+    hold_amount bigint NOT NULL,
+    seq bigint NOT NULL,
+    at timestamptz NOT NULL,
+    root uuid,
+    hold uuid,
+    hold_part smallint,
+    writer smallint NOT NULL,
+    ord smallint NOT NULL,
+    kind smallint NOT NULL,
+    code smallint NOT NULL,
+    CHECK (amount > 0 OR kind = 4),
+    PRIMARY KEY (debit, debit_version)
+);
+CREATE UNIQUE INDEX transfer_credit ON transfer (credit, credit_version);
+CREATE INDEX transfer_seq ON transfer USING brin (seq) WITH (pages_per_range = 16, autosummarize = on);
+
+-- Money reserved until it is settled or released.
+CREATE TABLE hold (
+    id uuid NOT NULL,
+    part smallint NOT NULL,
+    debit bigint NOT NULL,
+    credit bigint NOT NULL,
+    amount bigint NOT NULL,
+    expires_at timestamptz,
+    state text NOT NULL,
+    PRIMARY KEY (id, part)
+);
+CREATE INDEX hold_expiry ON hold (expires_at) WHERE state = 'open' AND expires_at IS NOT NULL;
+
+-- Requests that were taken under an idempotency key: the first answer, for repeats. Dropped after the time the settings say.
+CREATE TABLE once (
+    home bigint NOT NULL,
+    operation text NOT NULL,
+    key text NOT NULL,
+    digest bytea NOT NULL,
+    status smallint,
+    resource uuid,
+    problem bytea,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (home, operation, key)
+);
+
+-- Names that may exist once, for ever: order numbers, refund numbers.
+CREATE TABLE claim (
+    home bigint NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    resource uuid NOT NULL,
+    PRIMARY KEY (home, kind, name)
+);
+
+-- What moved: every change of a row that may change. `after` is JSON of its changing columns, `before` only where version is 1,
+-- so that any row can be replayed from its creation.
+CREATE TABLE move (
+    home bigint NOT NULL,
+    root uuid NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    at timestamptz NOT NULL,
+    seq bigint NOT NULL,
+    writer smallint NOT NULL,
+    ord smallint NOT NULL,
+    table_number smallint NOT NULL,
+    event text NOT NULL,
+    from_state text NOT NULL,
+    to_state text NOT NULL,
+    before text,
+    after text NOT NULL,
+    PRIMARY KEY (home, root, id, version)
+);
+
+-- Facts, for ever: what merchants and brokers are told. `sequence` counts per root. Readers keep a cursor per writer.
+CREATE TABLE event (
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    home bigint NOT NULL,
+    root uuid NOT NULL,
+    sequence bigint NOT NULL,
+    at timestamptz NOT NULL,
+    type text NOT NULL,
+    data bytea NOT NULL,
+    PRIMARY KEY (writer, seq, ord)
+);
+CREATE UNIQUE INDEX event_root ON event (home, root, sequence);
+CREATE INDEX event_home ON event (home, at DESC, writer, seq, ord);
+
+-- Work for one receiver; the delete in the handler's own commit is the acknowledgement.
+CREATE TABLE message (
+    id uuid PRIMARY KEY,
+    home bigint NOT NULL,
+    topic text NOT NULL,
+    key text NOT NULL,
+    priority smallint NOT NULL,
+    due timestamptz NOT NULL,
+    created_at timestamptz NOT NULL,
+    attempts integer NOT NULL DEFAULT 0,
+    leased_until timestamptz,
+    lease bigint NOT NULL DEFAULT 0,
+    first_error text,
+    last_error text,
+    headers text NOT NULL,
+    body bytea NOT NULL
+);
+CREATE INDEX message_work ON message (topic, priority DESC, due, id);
+CREATE INDEX message_key ON message (topic, key, id);
+
+-- Messages that were given up, with reason and history. Browse, replay one, a range or all.
+CREATE TABLE dead_letter (
+    id uuid PRIMARY KEY,
+    home bigint NOT NULL,
+    topic text NOT NULL,
+    key text NOT NULL,
+    priority smallint NOT NULL,
+    created_at timestamptz NOT NULL,
+    died_at timestamptz NOT NULL,
+    attempts integer NOT NULL,
+    reason text NOT NULL,
+    first_error text,
+    last_error text,
+    headers text NOT NULL,
+    body bytea NOT NULL,
+    replayed_at timestamptz
+);
+CREATE INDEX dead_letter_topic ON dead_letter (topic, died_at);
+
+-- What is due: named by entity and kind, so that setting it again replaces it. Never goes to the dead letters.
+CREATE TABLE timer (
+    entity uuid NOT NULL,
+    kind text NOT NULL,
+    home bigint NOT NULL,
+    root uuid NOT NULL,
+    due timestamptz NOT NULL,
+    generation bigint NOT NULL,
+    tries integer NOT NULL DEFAULT 0,
+    leased_until timestamptz,
+    last_error text,
+    PRIMARY KEY (entity, kind)
+);
+CREATE INDEX timer_due ON timer (due);
+CREATE SEQUENCE timer_generation;
+
+-- Records from a broker that were handled, per consumer group.
+CREATE TABLE inbox (
+    group_name text NOT NULL,
+    record text NOT NULL,
+    at timestamptz NOT NULL,
+    PRIMARY KEY (group_name, record)
+);
+
+-- How far a group of readers has come in each writer's events.
+CREATE TABLE cursor_position (
+    group_name text NOT NULL,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (group_name, writer)
+);
+
+-- Records of a group that wait: the one that failed, and the later ones of its root behind it.
+CREATE TABLE parked (
+    group_name text NOT NULL,
+    root uuid NOT NULL,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    sequence bigint NOT NULL,
+    attempts integer NOT NULL,
+    due timestamptz NOT NULL,
+    reason text,
+    state text NOT NULL,
+    PRIMARY KEY (group_name, root, sequence)
+);
+CREATE INDEX parked_due ON parked (group_name, due);
+
+-- The home of the next merchant.
+CREATE SEQUENCE home;
+
+-- A merchant and its policies. `home` is where all that belongs to it lives.
+CREATE TABLE merchant (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    sequence bigint NOT NULL,
+    state text NOT NULL,
+    created_at timestamptz NOT NULL,
+    name text NOT NULL,
+    fee_ppm bigint NOT NULL,
+    fee_on_refund text NOT NULL,
+    late_success text NOT NULL,
+    overdraft bigint NOT NULL,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
+
+-- An API key of a merchant; only its SHA-256 is stored.
+CREATE TABLE api_key (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    root uuid NOT NULL,
+    state text NOT NULL,
+    key_hash bytea NOT NULL,
+    label text NOT NULL,
+    scopes text NOT NULL,
+    shown text NOT NULL,
+    created_at timestamptz NOT NULL,
+    revoked_at timestamptz,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
+CREATE UNIQUE INDEX api_key_hash ON api_key (key_hash);
+
+-- A merchant's account at a channel; its credentials are encrypted under a key outside the database.
+CREATE TABLE channel_account (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    root uuid NOT NULL,
+    state text NOT NULL,
+    channel text NOT NULL,
+    created_at timestamptz NOT NULL,
+    credentials bytea NOT NULL,
+    updated_at timestamptz NOT NULL,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
+CREATE UNIQUE INDEX channel_account_name ON channel_account (home, channel);
+
+-- An order to be paid, or a top-up of a wallet (kind). The root of its attempts, refunds and exchanges.
+CREATE TABLE payment (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    sequence bigint NOT NULL,
+    state text NOT NULL,
+    kind text NOT NULL,
+    order_id text NOT NULL,
+    amount bigint NOT NULL,
+    currency text NOT NULL,
+    channel text NOT NULL,
+    method text NOT NULL,
+    wallet uuid,
+    openid text,
+    payer_ip text,
+    description text NOT NULL,
+    metadata text NOT NULL,
+    return_url text,
+    fee_ppm bigint NOT NULL,
+    fee_on_refund text NOT NULL,
+    late_success text NOT NULL,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    succeeded_at timestamptz,
+    closed_at timestamptz,
+    paid_attempt uuid,
+    failure_code text,
+    failure_reason text,
+    amount_refunded bigint NOT NULL,
+    amount_refunding bigint NOT NULL,
+    fee_refunded bigint NOT NULL,
+    fee_refunding bigint NOT NULL,
+    refunds bigint NOT NULL,
+    refund_slot_at timestamptz,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
+
+-- One request to one channel; `id` is its number there.
+CREATE TABLE attempt (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    root uuid NOT NULL,
+    state text NOT NULL,
+    channel text NOT NULL,
+    method text NOT NULL,
+    openid text,
+    payer_ip text,
+    created_at timestamptz NOT NULL,
+    request text,
+    channel_id text,
+    next_action text,
+    failure_code text,
+    failure_reason text,
+    tries bigint NOT NULL,
+    doubt_since timestamptz,
+    done_at timestamptz,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
+CREATE INDEX attempt_root ON attempt (home, root);
+CREATE INDEX attempt_doubt ON attempt (doubt_since) WHERE doubt_since IS NOT NULL;
+
+-- Money given back; `id` is its number at the channel.
+CREATE TABLE refund (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    root uuid NOT NULL,
+    state text NOT NULL,
+    attempt uuid,
+    refund_id text NOT NULL,
+    amount bigint NOT NULL,
+    currency text NOT NULL,
+    fee_returned bigint NOT NULL,
+    reason text,
+    cause text NOT NULL,
+    metadata text NOT NULL,
+    created_at timestamptz NOT NULL,
+    channel_id text,
+    failure_code text,
+    failure_reason text,
+    tries bigint NOT NULL,
+    doubt_since timestamptz,
+    succeeded_at timestamptz,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
+CREATE INDEX refund_root ON refund (home, root);
+CREATE INDEX refund_doubt ON refund (doubt_since) WHERE doubt_since IS NOT NULL;
+
+-- A user's wallet; its money is a ledger account.
+CREATE TABLE wallet (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    sequence bigint NOT NULL,
+    state text NOT NULL,
+    "user" text NOT NULL,
+    currency text NOT NULL,
+    created_at timestamptz NOT NULL,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+);
+
+-- What was said to or by a channel about a payment, without secrets and personal data.
+CREATE TABLE exchange (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    root uuid NOT NULL,
+    state text NOT NULL,
+    subject uuid NOT NULL,
+    operation text NOT NULL,
+    method text,
+    path text,
+    status bigint,
+    outcome text NOT NULL,
+    code text,
+    text text,
+    at timestamptz NOT NULL,
+    duration_ms bigint NOT NULL,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+);
+CREATE INDEX exchange_root ON exchange (home, root);
+
+-- Where a merchant wants to be told.
+CREATE TABLE webhook_endpoint (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    sequence bigint NOT NULL,
+    state text NOT NULL,
+    created_at timestamptz NOT NULL,
+    url text NOT NULL,
+    events text NOT NULL,
+    secrets bytea NOT NULL,
+    description text NOT NULL,
+    failing_since timestamptz,
+    paused_reason text,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
+
+-- One event for one endpoint.
+CREATE TABLE webhook_delivery (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    sequence bigint NOT NULL,
+    state text NOT NULL,
+    endpoint uuid NOT NULL,
+    event text NOT NULL,
+    event_type text NOT NULL,
+    event_root uuid NOT NULL,
+    event_sequence bigint NOT NULL,
+    replay bigint NOT NULL,
+    created_at timestamptz NOT NULL,
+    tries bigint NOT NULL,
+    next_at timestamptz,
+    last_at timestamptz,
+    last_status bigint,
+    last_error text,
+    last_duration_ms bigint,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
+CREATE INDEX webhook_delivery_endpoint ON webhook_delivery (home, endpoint, id);
+

@@ -1,0 +1,52 @@
+"""Names of things: 32 hexadecimal digits inside (a UUID version 7, so rows land in order of time), prefixed outside.
+
+`pay_01932b…` is the payment `01932b…`; the prefix says what it is, and the database stores 16 bytes.
+"""
+
+import os
+import time
+from typing import NewType
+
+from kassa.errors import InvariantBroken
+
+Id = NewType("Id", str)
+"""32 lower-case hexadecimal digits."""
+
+_VARIANTS = "89ab"
+
+
+def new_id() -> Id:
+    """A fresh id: milliseconds since 1970 (48 bits), version 7, 74 random bits. RFC 9562, section 5.7."""
+    noise = os.urandom(10).hex()
+    return Id(f"{time.time_ns() // 1_000_000:012x}7{noise[:3]}{_VARIANTS[int(noise[3], 16) & 3]}{noise[4:19]}")
+
+
+def read_id(prefix: str, text: str) -> Id | None:
+    """The inner id of `prefix_…`; None when the text is not such a name."""
+    if not text.startswith(prefix) or len(text) != len(prefix) + 32:
+        return None
+    digits = text[len(prefix) :]
+    if not all(digit in "0123456789abcdef" for digit in digits):
+        return None
+    return Id(digits)
+
+
+def require_id(prefix: str, text: str) -> Id:
+    """Like `read_id`, for names that we made ourselves. Raises InvariantBroken."""
+    inner = read_id(prefix, text)
+    if inner is None:
+        raise InvariantBroken("A name that Kassa made itself cannot be read.", prefix=prefix, text=text)
+    return inner
+
+
+def event_name(writer: int, seq: int, ord: int) -> str:
+    """An event's public id: its place in its writer's chain, so that no index is needed to find it."""
+    return f"evt_{writer:04x}{seq:016x}{ord:04x}"
+
+
+def read_event_name(text: str) -> tuple[int, int, int] | None:
+    """(writer, seq, ord) of an event's public id; None when the text is not one."""
+    digits = text.removeprefix("evt_")
+    if len(text) != 28 or len(digits) != 24 or not all(digit in "0123456789abcdef" for digit in digits):
+        return None
+    return int(digits[:4], 16), int(digits[4:20], 16), int(digits[20:], 16)

@@ -1,0 +1,38 @@
+"""The port: what everybody who decides something needs of the journal. `writer.py` keeps it in PostgreSQL, `memory.py` without."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from kassa.journal.change import Change, Verdict
+from kassa.journal.table import Tables
+
+
+class Journal(Protocol):
+    """The one door for every durable write."""
+
+    tables: Tables
+
+    def submit(self, change: Change) -> "asyncio.Future[Verdict]":
+        """Queue a change; the future holds its verdict once it is durable or refused.
+
+        Raises Busy when the queue is full: nothing was taken. The future raises OutcomeUnknown when the journal cannot find
+        out in time what became of the commit (same key, safe to repeat), DatabaseUnreachable when nothing can be written.
+        """
+        ...
+
+    async def commit(self, change: Change) -> Verdict:
+        """Submit and wait."""
+        ...
+
+    def on_commit(self, listener: Callable[["Written"], None]) -> None:
+        """Called after each commit with what it wrote, so that readers in this process wake at once."""
+        ...
+
+
+class Written(Protocol):
+    """What a batch wrote, for wake-ups."""
+
+    events: int
+    messages: int
+    timers: int

@@ -1,0 +1,1 @@
+"""Merchants: who they are, their API keys, their settings and channel credentials."""
