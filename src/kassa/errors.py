@@ -60,6 +60,18 @@ class RequestTooLarge(KassaError):
     code, status = "request.too_large", 413
 
 
+class HeadersTooLarge(KassaError):
+    """The request line and headers are larger than this server takes."""
+
+    code, status = "request.headers_too_large", 431
+
+
+class RequestTimeout(KassaError):
+    """The request did not arrive in full in time; nothing of it was done."""
+
+    code, status, retry = "request.timeout", 408, Retry.LATER
+
+
 class MethodNotAllowed(KassaError):
     """This path exists, but not with this method."""
 
@@ -156,6 +168,12 @@ class MerchantNotFound(KassaError):
     """There is no such merchant."""
 
     code, status = "merchant.not_found", 404
+
+
+class ApiKeyNotFound(KassaError):
+    """There is no such API key."""
+
+    code, status = "api_key.not_found", 404
 
 
 class ChannelNotFound(KassaError):
@@ -273,6 +291,12 @@ class Busy(KassaError):
     """Kassa has more work than it can promise to do in time; nothing of this request was done."""
 
     code, status, retry = "system.busy", 503, Retry.LATER
+
+
+class Unexpected(KassaError):
+    """Something went wrong inside Kassa; repeat with the same Idempotency-Key to learn what became of the request."""
+
+    code, status, retry, outcome = "system.error", 500, Retry.SAME_KEY, "unknown"
 
 
 class OutcomeUnknown(KassaError):
