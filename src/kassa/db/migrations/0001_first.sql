@@ -140,9 +140,11 @@ CREATE TABLE event (
 CREATE UNIQUE INDEX event_root ON event (home, root, sequence);
 CREATE INDEX event_home ON event (home, at DESC, writer, seq, ord);
 
--- Work for one receiver; the delete in the handler's own commit is the acknowledgement.
+-- Work for one receiver; the delete in the handler's own commit is the acknowledgement. `position` is drawn inside the
+-- writing transaction, so messages of one key have the order in which their root's lock was held.
 CREATE TABLE message (
     id uuid PRIMARY KEY,
+    position bigint GENERATED ALWAYS AS IDENTITY,
     home bigint NOT NULL,
     topic text NOT NULL,
     key text NOT NULL,
@@ -157,8 +159,8 @@ CREATE TABLE message (
     headers text NOT NULL,
     body bytea NOT NULL
 );
-CREATE INDEX message_work ON message (topic, priority DESC, due, id);
-CREATE INDEX message_key ON message (topic, key, id);
+CREATE INDEX message_work ON message (topic, priority, due, position);
+CREATE INDEX message_key ON message (topic, key, position);
 
 -- Messages that were given up, with reason and history. Browse, replay one, a range or all.
 CREATE TABLE dead_letter (
@@ -192,8 +194,8 @@ CREATE TABLE timer (
     last_error text,
     PRIMARY KEY (entity, kind)
 );
-CREATE INDEX timer_due ON timer (due);
-CREATE SEQUENCE timer_generation;
+CREATE INDEX timer_due ON timer (kind, due);
+CREATE INDEX timer_stuck ON timer (kind, due) WHERE tries >= 5;
 
 -- Records from a broker that were handled, per consumer group.
 CREATE TABLE inbox (
@@ -212,21 +214,32 @@ CREATE TABLE cursor_position (
     PRIMARY KEY (group_name, writer)
 );
 
--- Records of a group that wait: the one that failed, and the later ones of its root behind it.
+-- Which groups receive a topic on the PostgreSQL binder: each has a queue of its own among the messages.
+CREATE TABLE subscription (
+    topic text NOT NULL,
+    group_name text NOT NULL,
+    paused boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (topic, group_name)
+);
+
+-- Records of a group that wait: the one that failed, and the later ones of its root behind it. States: retry, waiting, dead.
 CREATE TABLE parked (
     group_name text NOT NULL,
     root uuid NOT NULL,
+    home bigint NOT NULL,
     writer smallint NOT NULL,
     seq bigint NOT NULL,
     ord smallint NOT NULL,
     sequence bigint NOT NULL,
     attempts integer NOT NULL,
     due timestamptz NOT NULL,
+    parked_at timestamptz NOT NULL,
+    first_reason text,
     reason text,
     state text NOT NULL,
-    PRIMARY KEY (group_name, root, sequence)
+    PRIMARY KEY (group_name, home, root, sequence)
 );
-CREATE INDEX parked_due ON parked (group_name, due);
+CREATE INDEX parked_due ON parked (group_name, due) WHERE state = 'retry';
 
 -- The home of the next merchant.
 CREATE SEQUENCE home;
@@ -373,6 +386,7 @@ CREATE TABLE refund (
     cause text NOT NULL,
     metadata text NOT NULL,
     created_at timestamptz NOT NULL,
+    request text,
     channel_id text,
     failure_code text,
     failure_reason text,
@@ -439,6 +453,7 @@ CREATE TABLE webhook_endpoint (
     events text NOT NULL,
     secrets bytea NOT NULL,
     description text NOT NULL,
+    replays bigint NOT NULL,
     failing_since timestamptz,
     paused_reason text,
     writer smallint NOT NULL,
@@ -472,5 +487,27 @@ CREATE TABLE webhook_delivery (
     ord smallint NOT NULL,
     PRIMARY KEY (home, id)
 ) WITH (fillfactor = 85);
-CREATE INDEX webhook_delivery_endpoint ON webhook_delivery (home, endpoint, id);
+CREATE INDEX webhook_delivery_endpoint ON webhook_delivery (home, endpoint, created_at, id);
+CREATE INDEX webhook_delivery_order ON webhook_delivery (home, endpoint, event_root, replay, event_sequence)
+    WHERE state = 'due';
+
+-- Events of a time that a merchant wants again at one endpoint. `position` is how far it has come.
+CREATE TABLE webhook_replay (
+    home bigint NOT NULL,
+    id uuid NOT NULL,
+    version bigint NOT NULL,
+    sequence bigint NOT NULL,
+    state text NOT NULL,
+    endpoint uuid NOT NULL,
+    replay bigint NOT NULL,
+    created_from timestamptz NOT NULL,
+    created_to timestamptz NOT NULL,
+    created_at timestamptz NOT NULL,
+    position text NOT NULL,
+    deliveries bigint NOT NULL,
+    writer smallint NOT NULL,
+    seq bigint NOT NULL,
+    ord smallint NOT NULL,
+    PRIMARY KEY (home, id)
+) WITH (fillfactor = 85);
 
