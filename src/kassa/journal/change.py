@@ -6,8 +6,9 @@ lock, in order of arrival, with the root as it stands at that moment. So it cann
 once exactly those that fit get through, in one batch (docs/decisions/0002).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -63,7 +64,7 @@ class Message(NamedTuple):
     key: str
     """Messages of one key are handled in order."""
     body: bytes
-    headers: dict[str, str] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
     priority: int = 4
     """0 (can wait) to 9 (urgent)."""
     due: datetime | None = None
@@ -71,7 +72,7 @@ class Message(NamedTuple):
 
 
 class Timer(NamedTuple):
-    """Something is due: named by entity and kind, so setting it again replaces it. `due` None cancels it."""
+    """Something is due. Named by entity and kind, so setting it again replaces it; `due` None cancels it."""
 
     entity: Id
     kind: str
@@ -81,7 +82,7 @@ class Timer(NamedTuple):
 
 
 class TimerDone(NamedTuple):
-    """This change acts on a timer that fired. Refused as Consumed when the timer was set again or cancelled since."""
+    """This change acts on a timer that fired. Consumed, when the timer was set again or cancelled since."""
 
     entity: Id
     kind: str
@@ -89,13 +90,13 @@ class TimerDone(NamedTuple):
 
 
 class MessageDone(NamedTuple):
-    """This change handles a message: its row goes in the same commit. Refused as Consumed when it has gone already."""
+    """This change handles a message: its row goes in the same commit. Consumed, when it has gone already."""
 
     id: Id
 
 
 class InboxDone(NamedTuple):
-    """This change handles a record from a broker: the second change with this group and record is refused as Consumed."""
+    """This change handles a record from a broker. Consumed, when the group has handled the record before."""
 
     group: str
     record: str

@@ -2,10 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kassa.journal.change import Change, Verdict
 from kassa.journal.table import Tables
+
+
+class Written(NamedTuple):
+    """What a batch wrote, for wake-ups."""
+
+    events: int
+    messages: int
+    timers: int
 
 
 class Journal(Protocol):
@@ -25,14 +33,6 @@ class Journal(Protocol):
         """Submit and wait."""
         ...
 
-    def on_commit(self, listener: Callable[["Written"], None]) -> None:
+    def on_commit(self, listener: Callable[[Written], None]) -> None:
         """Called after each commit with what it wrote, so that readers in this process wake at once."""
         ...
-
-
-class Written(Protocol):
-    """What a batch wrote, for wake-ups."""
-
-    events: int
-    messages: int
-    timers: int

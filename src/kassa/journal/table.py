@@ -51,7 +51,9 @@ class Child(Record, frozen=True, gc=False):
         return self.root
 
 
-_POSTGRES_TYPES: dict[Any, str] = {int: "bigint", str: "text", datetime: "timestamptz", bytes: "bytea", bool: "boolean", Id: "uuid"}
+_POSTGRES_TYPES: dict[Any, str] = {
+    int: "bigint", str: "text", datetime: "timestamptz", bytes: "bytea", bool: "boolean", Id: "uuid",
+}  # fmt: skip
 
 
 def _postgres_type(annotation: Any) -> str:

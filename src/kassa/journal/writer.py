@@ -1,0 +1,679 @@
+"""The journal in PostgreSQL: one connection, one batch at a time, whatever is waiting goes into the next commit.
+
+The order inside a batch is the same in every writer, so that two writers cannot deadlock: names, roots, holds, accounts,
+what is consumed; then the judge; then one statement writes it all, and the commit. When the connection dies nobody is told
+anything until the truth is known: the chain row of the batch is there, or it is not (docs/decisions/0004).
+"""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+import structlog
+
+from kassa.clock import Clock, SystemClock
+from kassa.errors import Busy, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
+from kassa.ids import Id
+from kassa.journal import statements as sql
+from kassa.journal.change import Change, Done, InboxDone, MessageDone, Reply, TimerDone, Verdict
+from kassa.journal.journal import Written
+from kassa.journal.judge import (
+    EMPTY_DIGEST,
+    Assembly,
+    Deferred,
+    Judge,
+    Needs,
+    OnceRow,
+    Pending,
+    Read,
+    as_json,
+    assemble,
+    batch_digests,
+    chain_digest,
+    follow,
+)
+from kassa.journal.table import Child, Table, Tables
+from kassa.ledger.chart import LIMITS
+from kassa.ledger.model import Account, AccountKey, Hold, HoldKey
+
+BATCH_MAX = 512
+"""Changes per commit: about 10 ms of work at most, so that latency stays small under load."""
+QUEUE_MAX = 20_000
+"""Waiting changes: two seconds of work; past that an honest 503 is better than a time-out."""
+SETTLE_S = 8.0
+"""How long callers wait for the truth about a commit in the middle of which the connection died."""
+ACCOUNT_IDS_MAX = 200_000
+"""Account ids kept in memory, about 40 MB; the least used go first."""
+SLOTS = range(1, 64)
+"""Writer slots. Each is held by a session advisory lock, so a slot has one living writer."""
+SLOT_LOCK = 0x4B41  # "KA"
+
+_CONNECTION_LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError)
+_AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
+_NO_ROOM = (asyncpg.InsufficientResourcesError,)
+
+_END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
+
+log = structlog.get_logger("kassa.journal")
+
+
+class _Waiting(Pending):
+    """A change with its caller."""
+
+    __slots__ = ("deferrals", "future")
+
+    def __init__(self, change: Change, future: "asyncio.Future[Verdict]") -> None:
+        super().__init__(change)
+        self.future = future
+        self.deferrals = 0
+
+
+class _InDoubt(Exception):
+    """COMMIT was sent and not answered."""
+
+    def __init__(self, answers: "list[tuple[_Waiting, Verdict]]", later: "list[_Waiting]", written: Written) -> None:
+        self.answers = answers
+        self.later = later
+        self.written = written
+
+
+class _Backend(NamedTuple):
+    """A server process, told apart from a later one with the same number."""
+
+    pid: int
+    started_at: datetime
+
+
+class PostgresJournal:
+    """The one door, in PostgreSQL. `start` before use, `stop` drains the queue."""
+
+    def __init__(
+        self,
+        connect: "Callable[[], Any]",
+        tables: Tables,
+        *,
+        clock: Clock | None = None,
+        queue_max: int = QUEUE_MAX,
+        settle_s: float = SETTLE_S,
+        observe: Callable[[int, float], None] | None = None,
+    ) -> None:
+        """connect: a coroutine function that opens an asyncpg connection; observe(batch size, seconds) after each commit."""
+        self.tables = tables
+        self.clock = clock or SystemClock()
+        self.queue_max = queue_max
+        self.settle_s = settle_s
+        self.slot = 0
+        self.is_writable = False
+        """Whether the last try to reach the database succeeded."""
+        self._connect = connect
+        self._observe = observe
+        self._queue: deque[_Waiting] = deque()
+        self._in_flight = 0
+        self._arrived = asyncio.Event()
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self._connection: Any = None
+        self._backend: _Backend | None = None
+        self._batch = 0
+        self._seq = 1
+        self._head = EMPTY_DIGEST
+        self._account_ids: OrderedDict[AccountKey, int] = OrderedDict()
+        self._opened: list[AccountKey] = []
+        self._next_head = EMPTY_DIGEST
+        self._generation = 0
+        self._listeners: list[Callable[[Written], None]] = []
+
+    @property
+    def queue_length(self) -> int:
+        """Changes that wait or are being written."""
+        return len(self._queue) + self._in_flight
+
+    def on_commit(self, listener: Callable[[Written], None]) -> None:
+        self._listeners.append(listener)
+
+    async def start(self) -> None:
+        """Open the connection and take a writer slot. Raises DatabaseUnreachable."""
+        try:
+            await self._open()
+        except _CONNECTION_LOST as error:
+            raise DatabaseUnreachable(f"The journal cannot reach the database: {error}") from error
+        self._task = asyncio.create_task(self._run(), name="journal")
+
+    async def stop(self) -> None:
+        """Write what waits, then let go of the slot."""
+        self._stopping = True
+        self._arrived.set()
+        if self._task is not None:
+            await self._task
+        if self._connection is not None and not self._connection.is_closed():
+            await self._connection.close(timeout=5)
+
+    def submit(self, change: Change) -> "asyncio.Future[Verdict]":
+        if len(self._queue) >= self.queue_max or self._stopping:
+            raise Busy(waiting=len(self._queue))
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(change, future))
+        self._arrived.set()
+        return future
+
+    async def commit(self, change: Change) -> Verdict:
+        return await asyncio.shield(self.submit(change))
+
+    # The loop
+
+    async def _run(self) -> None:
+        while True:
+            if not self._queue:
+                if self._stopping:
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            taken = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
+            self._in_flight = len(taken)
+            await self._commit_all(taken)
+            self._in_flight = 0
+
+    async def _commit_all(self, taken: list[_Waiting]) -> None:
+        """One batch, whatever happens to it: each caller gets the truth, once."""
+        deadline = time.monotonic() + self.settle_s
+        while True:
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    await self._reopen(deadline)
+                started = time.perf_counter()
+                later = await self._write_batch(taken)
+                if self._observe is not None:
+                    self._observe(len(taken), time.perf_counter() - started)
+                self._queue.extendleft(reversed(later))
+                return
+            except _InDoubt as doubt:
+                if await self._find_truth(doubt, deadline):
+                    return
+            except _AGAIN:
+                await self._roll_back()
+            except _NO_ROOM as error:
+                await self._roll_back()
+                log.error("journal.no_room", error=str(error))
+                self._fail(taken, DatabaseUnreachable("The database has no room or no resources left."))
+                return
+            except _CONNECTION_LOST as error:
+                log.warning("journal.connection_lost", error=repr(error), waiting=len(taken))
+                self._drop_connection()
+            except (asyncpg.PostgresError, ValueError, TypeError, OverflowError, KassaError) as error:
+                await self._roll_back()
+                await self._bisect(taken, error)
+                return
+            if time.monotonic() > deadline:
+                self._fail(taken, DatabaseUnreachable())
+                return
+
+    async def _bisect(self, taken: list[_Waiting], error: Exception) -> None:
+        """A poisonous change fails alone: the halves are written apart until it stands alone."""
+        if len(taken) > 1:
+            middle = len(taken) // 2
+            await self._commit_all(taken[:middle])
+            await self._commit_all(taken[middle:])
+            return
+        log.error("journal.poison", error=repr(error))
+        refusal = error if isinstance(error, KassaError) else InvariantBroken(f"The change cannot be stored: {error}")
+        self._fail(taken, refusal)
+
+    def _fail(self, taken: Sequence[_Waiting], error: KassaError) -> None:
+        for waiting in taken:
+            if not waiting.future.done():
+                waiting.future.set_exception(error)
+
+    # One batch
+
+    async def _write_batch(self, taken: list[_Waiting]) -> list[_Waiting]:
+        """Judge and commit; returns what has to wait for the next batch. Raises _InDoubt once COMMIT was sent."""
+        connection = self._connection
+        assembly = assemble(taken)
+        now = self.clock.now()
+        self._opened = []
+        await connection.execute(sql.BEGIN)
+        read = Read()
+        changes = [pending.change for pending in assembly.batch]
+        await self._claim_names(read, changes, now)
+        await self._read_rows(read, changes)
+        await self._read_money(read, assembly, now)
+
+        judge = Judge(self.tables, read, now, self.slot, self._seq)
+        answers, later = self._judge(judge, assembly)
+        self.is_writable = True
+        if judge.seq == judge.first_seq:
+            await self._roll_back()
+            self._answer(answers)
+            return later
+        await self._write(judge)
+        written = Written(len(judge.writes.events), len(judge.writes.messages), len(judge.writes.timers))
+        try:
+            await connection.execute("COMMIT")
+        except _CONNECTION_LOST as error:
+            raise _InDoubt(answers, later, written) from error
+        self._settled(judge)
+        self._answer(answers)
+        self._tell(written)
+        return later
+
+    def _judge(self, judge: Judge, assembly: Assembly) -> tuple[list[tuple[_Waiting, Verdict]], list[_Waiting]]:
+        answers: list[tuple[_Waiting, Verdict]] = []
+        later: list[_Waiting] = []
+        for number, pending in enumerate(assembly.batch):
+            verdict = judge.judge(pending)
+            self._sort(pending, verdict, answers, later)
+            for follower in assembly.followers.get(number, ()):
+                self._sort(follower, follow(pending.change, verdict, follower.change), answers, later)
+        later += [pending for pending in assembly.later if isinstance(pending, _Waiting)]
+        return answers, later
+
+    def _sort(
+        self, pending: Pending, verdict: Verdict | Deferred,
+        answers: list[tuple[_Waiting, Verdict]], later: list[_Waiting],
+    ) -> None:  # fmt: skip
+        if not isinstance(pending, _Waiting):
+            raise InvariantBroken("The writer's changes have callers.")
+        if not isinstance(verdict, Deferred):
+            answers.append((pending, verdict))
+            return
+        pending.deferrals += 1
+        if pending.deferrals > BATCH_MAX:
+            raise InvariantBroken("A change was deferred for ever.")
+        later.append(pending)
+
+    def _answer(self, answers: Sequence[tuple[_Waiting, Verdict]]) -> None:
+        for waiting, verdict in answers:
+            if not waiting.future.done():
+                waiting.future.set_result(verdict)
+
+    def _tell(self, written: Written) -> None:
+        for listener in self._listeners:
+            listener(written)
+
+    def _settled(self, judge: Judge) -> None:
+        self._seq = judge.seq
+        self._batch += 1
+        self._head = self._next_head
+
+    # Reading under locks
+
+    async def _claim_names(self, read: Read, changes: Sequence[Change], now: datetime) -> None:
+        once: list[tuple[Any, ...]] = []
+        claims: list[tuple[Any, ...]] = []
+        for change in changes:
+            if change.once is not None:
+                operation, key, digest = change.once
+                status, resource, problem = change.reply or Reply(200, None)
+                once.append((change.home, operation, key, digest, status, resource, problem, now))
+            for kind, name, resource_id in change.claims:
+                claims.append((change.home, kind, name, resource_id))
+        if not once and not claims:
+            return
+        once.sort(key=_first_three)
+        claims.sort()
+        row = await self._connection.fetchrow(sql.CLAIM_NAMES, *_columns(once, 8), *_columns(claims, 4))
+        if row["kept"] < len(once):
+            for found in await self._connection.fetch(sql.ONCE_BEFORE, *_columns([key[:3] for key in once], 3)):
+                resource = found["resource"]
+                reply = Reply(found["status"], Id(resource.hex) if resource else None, found["problem"])
+                read.once[found["home"], found["operation"], found["key"]] = OnceRow(found["digest"], reply)
+        if row["claimed"] < len(claims):
+            for found in await self._connection.fetch(sql.CLAIMED_BEFORE, *_columns([key[:3] for key in claims], 3)):
+                read.taken[found["home"], found["kind"], found["name"]] = Id(found["resource"].hex)
+
+    async def _read_rows(self, read: Read, changes: Sequence[Change]) -> None:
+        needs = Needs()
+        for change in changes:
+            if change.rule is not None or change.moves:
+                needs.add_rows(change, self.tables)
+        for table in sorted(needs.roots, key=_number):
+            await self._read_table(read, sql.lock_roots(table), table, needs.roots[table])
+        for table in sorted(needs.children_of, key=_number):
+            wanted = needs.children_of[table]
+            for _, root in wanted:
+                read.children[table, root] = []
+            await self._read_table(read, sql.children_of(table), table, wanted)
+        for table in sorted(needs.children_by_id, key=_number):
+            await self._read_table(read, sql.children_by_id(table), table, needs.children_by_id[table])
+
+    async def _read_table(self, read: Read, query: str, table: Table, keys: set[tuple[int, Id]]) -> None:
+        ordered = sorted(keys)
+        for row in await self._connection.fetch(query, [key[0] for key in ordered], [key[1] for key in ordered]):
+            record = table.read(row)
+            known = (table, record.id) in read.rows
+            read.rows[table, record.id] = record
+            if isinstance(record, Child) and not known and (table, record.root) in read.children:
+                read.children[table, record.root].append(record.id)
+
+    async def _read_money(self, read: Read, assembly: Assembly, now: datetime) -> None:
+        """Holds, accounts and what is consumed, for the changes as their rules decide them now."""
+        needs = Needs()
+        for pending in assembly.batch:
+            if not self._is_named_before(read, pending.change):
+                decided = pending.decided(read, now)
+                if isinstance(decided, Change):
+                    needs.add_money(decided)
+        if needs.holds:
+            await self._lock_holds(read, needs)
+        if needs.accounts:
+            await self._lock_accounts(read, needs)
+        if needs.done:
+            await self._lock_done(read, needs.done, now)
+
+    def _is_named_before(self, read: Read, change: Change) -> bool:
+        """Whether the judge will refuse it for its names alone; then nothing may be opened for it."""
+        once = change.once
+        return (once is not None and (change.home, once.operation, once.key) in read.once) or any(
+            (change.home, claim.kind, claim.name) in read.taken for claim in change.claims
+        )
+
+    async def _lock_holds(self, read: Read, needs: Needs) -> None:
+        ordered = sorted(needs.holds)
+        rows = await self._connection.fetch(sql.LOCK_HOLDS, [key.id for key in ordered], [key.part for key in ordered])
+        for row in rows:
+            debit = AccountKey(row["debit_home"], row["debit_code"], row["debit_owner"], row["debit_currency"])
+            credit = AccountKey(row["credit_home"], row["credit_code"], row["credit_owner"], row["credit_currency"])
+            key = HoldKey(Id(row["id"].hex), row["part"])
+            read.holds[key] = Hold(key, debit, credit, row["amount"], row["expires_at"], row["state"])
+            self._remember(debit, row["debit_id"])
+            self._remember(credit, row["credit_id"])
+            needs.accounts.update((debit, credit))
+
+    async def _lock_accounts(self, read: Read, needs: Needs) -> None:
+        missing = [key for key in needs.accounts if key not in self._account_ids]
+        if missing:
+            await self._find_accounts(missing, needs)
+        ids = {self._account_ids[key]: key for key in needs.accounts if key in self._account_ids}
+        for key in ids.values():
+            self._account_ids.move_to_end(key)
+        rows = await self._connection.fetch(sql.LOCK_ACCOUNTS, sorted(ids))
+        accounts = read.accounts
+        for id, limit, overdraft, debits, credits, debits_pending, credits_pending, version in rows:
+            key = ids[id]
+            accounts[key] = Account(
+                key, id, limit, overdraft, debits, credits, debits_pending, credits_pending, version
+            )
+
+    async def _find_accounts(self, missing: list[AccountKey], needs: Needs) -> None:
+        missing.sort()
+        await self._remember_accounts(missing)
+        absent = [key for key in missing if key not in self._account_ids]
+        rows = []
+        for key in absent:
+            opening = needs.opens.get(key)
+            if opening is not None:
+                rows.append((*key, opening.limit, opening.overdraft))
+            elif key.code in LIMITS:
+                rows.append((*key, int(LIMITS[key.code]), 0))  # type: ignore[index]
+        if rows:
+            await self._connection.execute(sql.OPEN_ACCOUNTS, *_columns(rows, 6))
+            await self._remember_accounts(absent)
+            self._opened += absent
+
+    async def _remember_accounts(self, keys: Sequence[AccountKey]) -> None:
+        for row in await self._connection.fetch(sql.ACCOUNT_IDS, *_columns(keys, 4)):
+            self._remember(AccountKey(row["home"], row["code"], row["owner"], row["currency"]), row["id"])
+
+    def _remember(self, key: AccountKey, id: int) -> None:
+        self._account_ids[key] = id
+        while len(self._account_ids) > ACCOUNT_IDS_MAX:
+            self._account_ids.popitem(last=False)
+
+    async def _lock_done(self, read: Read, wanted: set[Done], now: datetime) -> None:
+        messages = sorted(done.id for done in wanted if isinstance(done, MessageDone))
+        timers = sorted((done.entity, done.kind) for done in wanted if isinstance(done, TimerDone))
+        inbox = sorted((done.group, done.record) for done in wanted if isinstance(done, InboxDone))
+        if messages:
+            rows = await self._connection.fetch(sql.LOCK_MESSAGES, messages)
+            read.present.update(MessageDone(Id(row["id"].hex)) for row in rows)
+        if timers:
+            rows = await self._connection.fetch(sql.LOCK_TIMERS, *_columns(timers, 2))
+            read.present.update(TimerDone(Id(row["entity"].hex), row["kind"], row["generation"]) for row in rows)
+        if inbox:
+            rows = await self._connection.fetch(sql.TAKE_INBOX, *_columns(inbox, 2), now)
+            read.present.update(InboxDone(row["group_name"], row["record"]) for row in rows)
+
+    # Writing
+
+    async def _write(self, judge: Judge) -> None:
+        """Everything that was accepted, in one statement."""
+        writes, read = judge.writes, judge.read
+        await self._release(judge)
+        statement = sql.Statement()
+        for table, born in writes.born.items():
+            rows = [(*table.values(read.rows[table, record.id]), self.slot, seq, ord) for record, seq, ord in born]
+            columns = (*table.columns, "writer", "seq", "ord")
+            statement.insert(table.name, columns, (*table.column_types, "smallint", "bigint", "smallint"), rows)
+        self._update_rows(statement, judge)
+        touched = judge.touched
+        statement.update(
+            "account", ("id",), sql.ACCOUNT_COLUMNS, ("bigint",) * 6,
+            [
+                (id, account.debits_posted, account.credits_posted, account.debits_pending, account.credits_pending,
+                 account.version)
+                for id, account in sorted(touched.items())
+            ],
+        )  # fmt: skip
+        await self._set_limits(judge)
+        statement.insert("transfer", sql.TRANSFER_COLUMNS, sql.TRANSFER_TYPES, writes.entries)
+        self._write_holds(statement, judge)
+        statement.insert("move", sql.MOVE_COLUMNS, sql.MOVE_TYPES, writes.moves)
+        statement.insert("event", sql.EVENT_COLUMNS, sql.EVENT_TYPES, writes.events)
+        self._write_work(statement, judge)
+        self._write_chain(statement, judge)
+        await self._connection.fetch(statement.sql, *statement.values)
+
+    async def _release(self, judge: Judge) -> None:
+        writes = judge.writes
+        if writes.released_once:
+            await self._connection.execute(sql.RELEASE_ONCE, *_columns(writes.released_once, 3))
+        if writes.released_claims:
+            await self._connection.execute(sql.RELEASE_CLAIMS, *_columns(writes.released_claims, 3))
+        taken = {done for done in writes.consumed if isinstance(done, InboxDone)}
+        unused = [done for done in judge.read.present if isinstance(done, InboxDone) and done not in taken]
+        if unused:
+            await self._connection.execute(sql.RELEASE_INBOX, *_columns(unused, 2))
+
+    def _update_rows(self, statement: sql.Statement, judge: Judge) -> None:
+        newborn = {(table, record.id) for table, born in judge.writes.born.items() for record, _, _ in born}
+        by_table: dict[Table, list[tuple[Any, ...]]] = {}
+        for table, id in judge.writes.dirty:
+            if (table, id) not in newborn:
+                record = judge.read.rows[table, id]
+                values = table.values(record)
+                counted = (values[2], values[3]) if table.is_root else (values[2],)
+                by_table.setdefault(table, []).append((values[0], id, *counted, *table.mutable_values(record)))
+        for table, rows in by_table.items():
+            counters = ("version", "sequence") if table.is_root else ("version",)
+            columns = ("home", "id", *counters, *(table.columns[i] for i in table.mutable_at))
+            types = (
+                "bigint", "uuid", *("bigint" for _ in counters), *(table.column_types[i] for i in table.mutable_at),
+            )  # fmt: skip
+            statement.update(table.name, ("home", "id"), columns, types, sorted(rows, key=_first_two))
+
+    async def _set_limits(self, judge: Judge) -> None:
+        rows = [
+            (judge.read.accounts[opening.key].id, opening.limit, opening.overdraft) for opening in judge.writes.limits
+        ]
+        if rows:
+            statement = sql.Statement()
+            statement.update("account", ("id",), sql.LIMIT_COLUMNS, ("bigint", "smallint", "bigint"), rows)
+            await self._connection.fetch(statement.sql, *statement.values)
+
+    def _write_holds(self, statement: sql.Statement, judge: Judge) -> None:
+        accounts, holds = judge.read.accounts, judge.read.holds
+        new = [holds[key] for key in judge.writes.new_holds]
+        statement.insert(
+            "hold", sql.HOLD_COLUMNS, sql.HOLD_TYPES,
+            [
+                (hold.key.id, hold.key.part, accounts[hold.debit].id, accounts[hold.credit].id, hold.amount,
+                 hold.expires_at, hold.state)
+                for hold in new
+            ],
+        )  # fmt: skip
+        touched = sorted(judge.writes.touched_holds)
+        statement.update(
+            "hold", ("id", "part"), ("id", "part", "state"), ("uuid", "smallint", "text"),
+            [(key.id, key.part, holds[key].state) for key in touched],
+        )  # fmt: skip
+
+    def _write_work(self, statement: sql.Statement, judge: Judge) -> None:
+        """Messages, timers, and what was consumed."""
+        writes, now = judge.writes, judge.now
+        statement.insert(
+            "message", sql.MESSAGE_COLUMNS, sql.MESSAGE_TYPES,
+            [
+                (message.id, home, message.topic, message.key, message.priority, message.due or now, now,
+                 msgspec.json.encode(dict(message.headers)).decode(), message.body)
+                for home, message in writes.messages
+            ],
+        )  # fmt: skip
+        statement.delete(
+            "message", ("id",), ("uuid",), [(done.id,) for done in writes.consumed if isinstance(done, MessageDone)]
+        )
+        gone, due = [], []
+        for (entity, kind), (home, timer) in sorted(writes.timers.items()):
+            if timer is None:
+                gone.append((entity, kind))
+            else:
+                # Counted on from the time at which the connection was opened, so no setting looks like an earlier one.
+                self._generation += 1
+                due.append((entity, kind, home, timer.root or entity, timer.due, self._generation))
+        statement.delete("timer", ("entity", "kind"), ("uuid", "text"), gone)
+        statement.upsert(
+            "timer", sql.TIMER_COLUMNS, sql.TIMER_TYPES, "entity, kind",
+            "root = EXCLUDED.root, due = EXCLUDED.due, generation = EXCLUDED.generation, tries = 0, leased_until = NULL, "
+            "last_error = NULL",
+            due,
+        )  # fmt: skip
+
+    def _write_chain(self, statement: sql.Statement, judge: Judge) -> None:
+        batch, first, last = self._batch + 1, judge.first_seq, judge.seq - 1
+        digests = as_json([sorted(batch_digests(judge.writes).items())])
+        self._next_head = chain_digest(self._head, self.slot, batch, first, last, digests)
+        row = (self.slot, batch, first, last, judge.now, digests, self._head, self._next_head)
+        statement.insert("chain", sql.CHAIN_COLUMNS, sql.CHAIN_TYPES, [row])
+
+    # The connection and the truth
+
+    async def _open(self) -> None:
+        connection = await self._connect()
+        try:
+            await connection.execute(
+                # The plans of this connection are pinned to index look-ups; PL and planner guesses have cost minutes before.
+                "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; "
+                "SET enable_mergejoin = off; SET jit = off; SET lock_timeout = '10s'; "
+                "SET idle_in_transaction_session_timeout = '30s'"
+            )
+            isolation = await connection.fetchval("SHOW transaction_isolation")
+            if isolation != "read committed":
+                raise InvariantBroken("The journal is right only at READ COMMITTED.", isolation=isolation)
+            row = await connection.fetchrow(
+                "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            )
+            slot = await self._take_slot(connection)
+            head = await connection.fetchrow(sql.HEAD, slot)
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection, self.slot = connection, slot
+        self._backend = _Backend(row["pid"], row["backend_start"])
+        self._batch = head["batch"] if head else 0
+        self._seq = head["last_seq"] + 1 if head else 1
+        self._head = self._next_head = head["digest"] if head else EMPTY_DIGEST
+        self._generation = time.time_ns()
+        self._account_ids.clear()
+        self.is_writable = True
+
+    async def _take_slot(self, connection: Any) -> int:
+        preferred = [self.slot] if self.slot else []
+        for slot in (*preferred, *SLOTS):
+            if await connection.fetchval("SELECT pg_try_advisory_lock($1::integer, $2::integer)", SLOT_LOCK, slot):
+                return int(slot)
+        raise DatabaseUnreachable("All writer slots are taken: 63 processes write to this database already.")
+
+    def _drop_connection(self) -> None:
+        self.is_writable = False
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+    async def _roll_back(self) -> None:
+        for key in self._opened:  # These accounts never came into being.
+            self._account_ids.pop(key, None)
+        try:
+            await self._connection.execute("ROLLBACK")
+        except _CONNECTION_LOST:
+            self._drop_connection()
+
+    async def _reopen(self, deadline: float) -> None:
+        """A new connection, once the old server process is surely gone, so that it cannot commit behind our back."""
+        pause_s = 0.05
+        while True:
+            try:
+                await self._open_after(self._backend)
+                return
+            except (*_CONNECTION_LOST, KassaError, TimeoutError):
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 1.0)
+
+    async def _open_after(self, old: _Backend | None) -> None:
+        connection = await self._connect()
+        try:
+            while old is not None and await connection.fetchval(_END_BACKEND, *old):
+                await asyncio.sleep(0.02)  # noqa: ASYNC110  The other server process tells nobody when it is gone.
+        finally:
+            connection.terminate()
+        await self._open()
+
+    async def _find_truth(self, doubt: _InDoubt, deadline: float) -> bool:
+        """Whether the batch whose COMMIT was not answered is there; if so its callers are answered.
+
+        False: it is surely not there, and may be written again. What cannot be found out in time is said to be unknown.
+        """
+        slot, batch, digest = self.slot, self._batch + 1, self._next_head
+        self._drop_connection()
+        callers = [waiting for waiting, _ in doubt.answers]
+        log.warning("journal.in_doubt", writer=slot, batch=batch, changes=len(callers))
+        try:
+            await self._reopen(deadline)
+            stored = await self._connection.fetchval(
+                "SELECT digest FROM chain WHERE writer = $1 AND batch = $2", slot, batch
+            )
+        except (*_CONNECTION_LOST, KassaError, TimeoutError):
+            self._fail(callers, OutcomeUnknown())
+            self._queue.extendleft(reversed(doubt.later))
+            return True
+        if stored is None:
+            return False
+        if stored != digest:
+            raise InvariantBroken("Another writer wrote under our slot.", writer=slot, batch=batch)
+        self._answer(doubt.answers)
+        self._queue.extendleft(reversed(doubt.later))
+        self._tell(doubt.written)
+        return True
+
+
+def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[Sequence[Any]]:
+    """Rows as columns; `width` empty columns where there are no rows."""
+    return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def _first_three(row: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(row[:3])
+
+
+def _first_two(row: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(row[:2])
+
+
+def _number(table: Table) -> int:
+    return table.number
