@@ -1,0 +1,120 @@
+"""Connections to PostgreSQL, with the session settings that the rest of Kassa relies on.
+
+Nothing here retries: whoever asks knows whether a repeat is safe.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from kassa.db.binaries import MAJOR_MIN
+from kassa.errors import DatabaseRefused, DatabaseUnreachable
+
+CONNECT_TIMEOUT_S = 10.0
+
+_REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+_UNREACHABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.PostgresConnectionError,
+)
+
+
+async def connect(dsn: str, *, application: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
+    """One asyncpg connection.
+
+    application: shown in pg_stat_activity, e.g. "kassa writer 3".
+    Raises DatabaseRefused when the database is one that Kassa may not use (credentials, version, standby, isolation),
+    DatabaseUnreachable when no connection comes about in `timeout_s`.
+    """
+    with _told(dsn):
+        connection = await asyncpg.connect(dsn, timeout=timeout_s, server_settings=_settings(application))
+    try:
+        await _assert_usable(connection, dsn)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def open_pool(
+    dsn: str,
+    *,
+    application: str,
+    size_min: int = 1,
+    size_max: int = 8,
+    timeout_s: float = CONNECT_TIMEOUT_S,
+    prepare: Callable[[Any], Awaitable[None]] | None = None,
+) -> Any:
+    """An asyncpg pool whose connections are like those of `connect`; close it with `await pool.close()`.
+
+    prepare: runs once on each new connection, e.g. to set plan options.
+    """
+
+    async def first(connection: Any) -> None:
+        await _assert_usable(connection, dsn)
+        if prepare is not None:
+            await prepare(connection)
+
+    with _told(dsn):
+        return await asyncpg.create_pool(
+            dsn,
+            min_size=size_min,
+            max_size=size_max,
+            timeout=timeout_s,
+            server_settings=_settings(application),
+            init=first,
+        )
+
+
+def without_password(dsn: str) -> str:
+    """A database URL that may be shown and logged: scheme, host, port and name, nothing else."""
+    parts = urlsplit(dsn)
+    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname or ""
+    # A port that is not a number makes `parts.port` raise; such a URL fails later, with a better message.
+    port = parts.netloc.rpartition("@")[2].rpartition(":")[2]
+    return f"postgresql://{host}{f':{port}' if port.isdigit() else ''}{parts.path}"
+
+
+def _settings(application: str) -> dict[str, str]:
+    return {
+        "application_name": application,
+        # The journal locks first and reads afterwards; only at READ COMMITTED does a statement see what it waited for.
+        "default_transaction_isolation": "read committed",
+        "timezone": "UTC",
+        # Compiling a plan costs more than any of our statements.
+        "jit": "off",
+    }
+
+
+@contextmanager
+def _told(dsn: str) -> Iterator[None]:
+    """Say in Kassa's own errors why there is no connection."""
+    try:
+        yield
+    except _REFUSED as error:
+        raise DatabaseRefused(f"{without_password(dsn)} refuses us ({error}); correct the database URL.") from error
+    except _UNREACHABLE as error:
+        reason = str(error) or "no answer in time"
+        raise DatabaseUnreachable(f"{without_password(dsn)} cannot be reached ({reason}).") from error
+
+
+async def _assert_usable(connection: Any, dsn: str) -> None:
+    """Refuse an old server, a standby, and anything in between that ignores our session settings (some poolers do)."""
+    where = without_password(dsn)
+    if connection.get_server_version().major < MAJOR_MIN:
+        raise DatabaseRefused(f"{where} is older than PostgreSQL {MAJOR_MIN}; upgrade it.")
+    isolation, is_standby = await connection.fetchrow(
+        "SELECT current_setting('default_transaction_isolation'), pg_is_in_recovery()"
+    )
+    if isolation != "read committed":
+        raise DatabaseRefused(
+            f"{where} works at {isolation}, and Kassa needs read committed; connect without a pooler."
+        )
+    if is_standby:
+        raise DatabaseRefused(f"{where} is a standby and takes no writes; give the URL of the primary.")
