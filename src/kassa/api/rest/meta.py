@@ -1,0 +1,94 @@
+"""About the API itself: its document, its health, its numbers. No API key is asked for."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.resources import files
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from kassa.api import metrics
+from kassa.api.http import Request, Response
+from kassa.api.route import Answer, Route
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The process runs."""
+
+    status: str
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that must be so before a payment can be taken."""
+
+    name: str
+    ok: bool
+    says: str
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether a payment can be taken now, and if not, why."""
+
+    ready: bool
+    checks: list[Check]
+
+
+Checks = Callable[[], Awaitable[Sequence[Check]]]
+
+_ALIVE = Response(200, msgspec.json.encode(Health("ok")))
+_NO_STORE = (("Cache-Control", "no-store"),)
+_PAGE = (
+    # The page may load what it brings along, and nothing else from anywhere.
+    ("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+_FILES = {
+    "/docs": ("index.html", "text/html; charset=utf-8"),
+    "/docs/docs.css": ("docs.css", "text/css; charset=utf-8"),
+    "/docs/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+}
+
+
+def routes(checks: Checks, registry: CollectorRegistry) -> list[Route]:
+    """Health, readiness and metrics."""
+
+    async def ready(request: Request) -> Response:
+        found = list(await checks())
+        is_ready = all(check.ok for check in found)
+        return Response(200 if is_ready else 503, msgspec.json.encode(Readiness(is_ready, found)), _NO_STORE)
+
+    def numbers(request: Request) -> Response:
+        return Response(200, metrics.page(registry), content_type=metrics.CONTENT_TYPE)
+
+    return [
+        Route("GET", "/healthz", "Whether the process runs.", lambda request: _ALIVE, {200: Answer(Health, "It runs")}),
+        Route(
+            "GET", "/readyz", "Whether a payment can be taken now.", ready,
+            {200: Answer(Readiness, "Ready"), 503: Answer(Readiness, "Not ready; the checks say why")},
+        ),
+        Route(
+            "GET", "/metrics", "Numbers for Prometheus.", numbers,
+            {200: Answer("text/plain", "The text format of Prometheus")},
+        ),
+    ]  # fmt: skip
+
+
+def documentation(document: bytes) -> list[Route]:
+    """The document and the page that draws it; all that the page needs comes with the program."""
+    drawn = [_file(pattern, name, kind) for pattern, (name, kind) in _FILES.items()]
+    described = Response(200, document)
+    return [
+        Route(
+            "GET", "/openapi.json", "This document.", lambda request: described,
+            {200: Answer("application/json", "OpenAPI 3.1")},
+        ),
+        *drawn,
+    ]  # fmt: skip
+
+
+def _file(pattern: str, name: str, kind: str) -> Route:
+    content = (files("kassa.api") / "docs" / name).read_bytes()
+    answer = Response(200, content, _PAGE, kind)
+    return Route(
+        "GET", pattern, "The page that draws this document.", lambda request: answer,
+        {200: Answer(kind.split(";")[0], "The page")},
+    )  # fmt: skip

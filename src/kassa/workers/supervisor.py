@@ -1,0 +1,84 @@
+"""Keeps loops running: one that crashes is logged, counted, and started again after a pause that grows."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+import structlog
+
+log = structlog.get_logger("kassa.workers")
+
+PAUSE_S = 0.5
+PAUSE_MAX_S = 30.0
+"""A loop that crashes at once, again and again, must neither fill the log nor stay away for long."""
+STEADY_S = 60.0
+"""Who ran so long has recovered; the next crash is the first one again."""
+
+Loop = Callable[[], Awaitable[None]]
+"""Runs until it is cancelled."""
+
+
+class Worker:
+    """One loop, and how it is doing."""
+
+    def __init__(self, name: str, loop: Loop) -> None:
+        self.name = name
+        self.crashes = 0
+        self.last_error: str | None = None
+        self.is_running = False
+        self._loop = loop
+
+    async def run(self) -> None:
+        """Runs the loop for ever, whatever happens to it."""
+        pause_s = PAUSE_S
+        while True:
+            started = time.monotonic()
+            self.is_running = True
+            try:
+                await self._loop()
+                self.last_error = "the loop ended"
+            except Exception as error:
+                # The outermost loop: what a worker could not handle must not end it for ever.
+                self.last_error = f"{type(error).__name__}: {error}"[:300]
+                log.exception("worker.crashed", worker=self.name, crashes=self.crashes + 1)
+            self.is_running = False
+            self.crashes += 1
+            if time.monotonic() - started > STEADY_S:
+                pause_s = PAUSE_S
+            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
+
+
+class Supervisor:
+    """All loops of one process."""
+
+    def __init__(self, loops: Mapping[str, Loop]) -> None:
+        self.workers = [Worker(name, loop) for name, loop in loops.items()]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def crashes(self) -> int:
+        """Of all loops together, since the start."""
+        return sum(worker.crashes for worker in self.workers)
+
+    @property
+    def idle(self) -> list[Worker]:
+        """Loops that should run and do not."""
+        return [worker for worker in self.workers if not worker.is_running]
+
+    def start(self) -> None:
+        """Starts every loop."""
+        self._tasks = [asyncio.create_task(worker.run(), name=f"worker {worker.name}") for worker in self.workers]
+
+    async def stop(self) -> None:
+        """Ends every loop at its next wait. What was being done is in the database, or will be done again."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        self._tasks = []
+        for worker in self.workers:
+            worker.is_running = False
