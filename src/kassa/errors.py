@@ -332,6 +332,12 @@ class ChannelMessageInvalid(KassaError):
     code, status = "channel.message_invalid", 401
 
 
+class ChannelKeyUnknown(ChannelMessageInvalid):
+    """A message names a key of its channel that is not known here, or not valid at this time."""
+
+    code = "channel.key_unknown"
+
+
 class ChannelMismatch(KassaError):
     """A channel's authentic message does not fit our own record; it is quarantined."""
 

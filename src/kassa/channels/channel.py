@@ -1,10 +1,11 @@
-"""The small Protocols that a channel implements as far as it can. A channel has the methods it has; there are no stubs."""
+"""The small Protocols that a channel implements as far as it can. It has the methods it has; there are no stubs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
-from kassa.channels.model import Charge, Nonce, Notice, Refund, Request, Steps
+from kassa.channels.model import Charge, Nonce, Notice, Outcome, Refund, Request, Response, Steps
 
 Nonces = Callable[[], Nonce]
 """Gives a fresh time and random token for each signed request."""
@@ -49,28 +50,44 @@ class Callbacks(Protocol):
     """Is called by its provider."""
 
     def read_callback(self, headers: Mapping[str, str], body: bytes, *, now: datetime) -> Notice:
-        """What the provider tells us, once signature and age are checked. Raises ChannelMessageInvalid."""
+        """What the provider tells us, once signature and age are checked.
+
+        Raises ChannelMessageInvalid when it is not authentic, too old or not readable; of these, ChannelKeyUnknown
+        when it names a key of the provider that we do not have (a forger can do that: refresh at a bounded rate only).
+        Raises ChannelMismatch when it is authentic but meant for another account.
+        """
         ...
 
     def callback_accepted(self) -> tuple[int, Mapping[str, str], bytes]:
         """The provider's own form of «taken»: status, headers, body."""
         ...
 
-    def callback_refused(self, reason: str) -> tuple[int, Mapping[str, str], bytes]:
-        """The provider's own form of «not taken, send it again»."""
+    def callback_refused(self, reason: str, *, status: int = 500) -> tuple[int, Mapping[str, str], bytes]:
+        """The provider's own form of «not taken, send it again»; `status` is 4xx or 5xx."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class FreshKeys:
+    """The provider's keys were fetched: from now on use `channel`, which is the same account and knows them."""
+
+    channel: "Channel"
+    serials: tuple[str, ...]
+    """Every key that it knows now."""
+
+
+KeySteps = Generator[Request, Response, FreshKeys | Outcome]
+"""A conversation that fetches keys; an Outcome says why there are none."""
 
 
 @runtime_checkable
 class KeyRefresh(Protocol):
-    """Has provider keys that rotate: knows how to fetch them and which are missing."""
+    """Has provider keys that rotate."""
 
-    def fetch_keys(self, nonces: Nonces) -> "object":
-        """A generator that yields requests and returns a new channel object that knows the fetched keys."""
+    def fetch_keys(self, nonces: Nonces) -> KeySteps:
+        """Fetch the keys that the provider signs with now. Bounding how often is the caller's affair."""
         ...
 
 
 Channel = Charges
 """The least that a channel is; the rest is asked with isinstance."""
-
-__all__ = ["Callbacks", "Channel", "Charges", "KeyRefresh", "Nonces", "Refunds", "Request"]

@@ -76,7 +76,7 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Accepted by the channel, not final. For a charge: the payer must act, `next_action` says how (None: as before)."""
+    """Accepted by the channel, not final. For a charge the payer must act; `next_action` says how (None: as before)."""
 
     evidence: Evidence
     next_action: NextAction | None = None
@@ -114,17 +114,30 @@ class Failed:
     reason: str
 
 
+class Advice(Enum):
+    """What leads out of a doubt."""
+
+    QUERY = "query"
+    """Ask what became of it; when that is still open, send the identical bytes again. Never another number."""
+    REFRESH_KEYS = "refresh_keys"
+    """The provider signed with a key that we do not have: fetch its keys (at a bounded rate), then query."""
+    OPERATOR = "operator"
+    """The provider refuses our credentials or rights: a person must act; go on asking slowly until then."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unknown:
     """Perhaps it happened. Only a query, a callback or a bill can tell."""
 
     evidence: Evidence
     reason: str
+    advice: Advice = Advice.QUERY
 
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """Proven that nothing was taken in (connection refused, 429): the same number may be sent again after a pause."""
+    """Proven that nothing of *this sending* was taken in (connection refused, 429): the same number may go again after
+    a pause. It says nothing about an earlier sending whose answer was lost."""
 
     evidence: Evidence
     reason: str
@@ -160,6 +173,8 @@ class Charge:
     payer_ip: str | None = None
     attach: str | None = None
     return_url: str | None = None
+    repeat: bool = False
+    """An earlier sending of these bytes has no known outcome: no refusal of this one says anything about that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +188,8 @@ class Refund:
     currency: str
     notify_url: str
     reason: str | None = None
+    repeat: bool = False
+    """As with a charge."""
 
 
 class NoticeKind(Enum):
@@ -184,7 +201,7 @@ class NoticeKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What a verified callback says. `number` is ours; `outcome` is what it means; `id` is the provider's id for repeats."""
+    """What a verified callback says. `number` is ours, `outcome` what it means, `id` the provider's id for repeats."""
 
     id: str
     kind: NoticeKind
