@@ -19,7 +19,6 @@ from typing import Protocol, cast
 from urllib.parse import parse_qsl, unquote
 
 import httptools
-import structlog
 
 from kassa.api.problem import CONTENT_TYPE as PROBLEM
 from kassa.api.problem import problem_body, retry_after_s
@@ -35,10 +34,11 @@ from kassa.errors import (
     RouteNotFound,
     Unexpected,
 )
+from kassa.observability.log import logger
 
 JSON = "application/json"
 
-log = structlog.get_logger("kassa.api.http")
+log = logger("kassa.api.http")
 
 
 @dataclass(frozen=True, slots=True)
