@@ -45,6 +45,7 @@ class Posting(IntEnum):
     SUSPENSE_REFUND = 8
     REVERSAL = 9
     LATE_ACCEPTED = 10
+    TOPUP_REFUND = 11
 
 
 NAMES = {

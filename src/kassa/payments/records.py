@@ -1,4 +1,4 @@
-"""The rows of payments, attempts, refunds, wallets, and of what was said to and by channels. Shapes only; `model.py` decides.
+"""The rows of payments, attempts, refunds, wallets and exchanges with channels. Shapes only; `model.py` decides.
 
 A payment is the root of its attempts, refunds and exchanges: its lock protects them, and its events are counted on it.
 A top-up is a payment whose success credits a wallet; it lives in the same table, with order numbers of its own.
@@ -97,6 +97,8 @@ class Refund(Child, frozen=True, gc=False):
     """asked (by the merchant), late or duplicate (by Kassa itself; such refunds do not count in amount_refunded)."""
     metadata: str
     created_at: datetime
+    request: str | None
+    """JSON text of the command, sent again unchanged as long as the outcome is open. None for wallet payments."""
     # From here on: what moves.
     channel_id: str | None = None
     failure_code: str | None = None
