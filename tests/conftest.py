@@ -1,14 +1,23 @@
-"""One PostgreSQL for the whole test run, and a fresh database for each test that asks. Pure tests never start it."""
+"""One PostgreSQL for the whole test run, and a fresh database for each test that asks. Pure tests never start it.
+
+What is not tested is told at the end, by name; on CI (CI=true) it is a failure.
+"""
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 
 import pytest
 
 from kassa.db import embedded
+from kassa.db.binaries import newest_of_debian
 from kassa.db.migrate import migrate
+
+NEEDS: Mapping[str, Callable[[], bool]] = {
+    "debian-postgresql": lambda: newest_of_debian() is not None,
+}
+"""What a test marked `needs(name)` must find on the machine; it is skipped, and told so, when it does not."""
 
 _numbers = count(1)
 
@@ -54,3 +63,34 @@ def _database(server: embedded.Running, template: str) -> Iterator[str]:
     embedded.execute(server, f"CREATE DATABASE {name} TEMPLATE {template};")
     yield database_named(server, name)
     embedded.execute(server, f"DROP DATABASE {name} WITH (FORCE);")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out a test whose needs this machine does not meet."""
+    for marker in item.iter_markers("needs"):
+        for name in marker.args:
+            if not NEEDS[name]():
+                pytest.skip(f"needs {name}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell what was not tested, and why."""
+    missing = _not_tested(terminalreporter)
+    terminalreporter.write_line("not tested:" if missing else "not tested: nothing")
+    for line in missing:
+        terminalreporter.write_line(f"  {line}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """On CI, what was not tested has failed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus == pytest.ExitCode.OK and os.environ.get("CI") == "true" and reporter and _not_tested(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _not_tested(reporter: pytest.TerminalReporter) -> list[str]:
+    skipped = [
+        f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}"
+        for report in reporter.stats.get("skipped", [])
+    ]
+    return skipped + [f"{report.nodeid}: {report.wasxfail}" for report in reporter.stats.get("xfailed", [])]

@@ -83,7 +83,8 @@ class Running:
     socket_directory: Path
     account: Account
     """Who the server runs as."""
-    version: str
+    binaries: Binaries
+    """The programs of this server's version: psql, pg_dump, pgbench …"""
     started_by_us: bool
     """True when this call started it, False when it was found running."""
     is_kassas: bool
@@ -190,8 +191,7 @@ def execute(running: Running, sql: str, *, database: str = DATABASE) -> str:
 
     Raises DatabaseUnreachable with the server's own words.
     """
-    programs, _ = find_binaries(running.account, running.directory.parent / "programs")
-    return _psql(running.account, programs, running.socket_directory, running.port, sql, database=database)
+    return _psql(running.account, running.binaries, running.socket_directory, running.port, sql, database=database)
 
 
 @contextmanager
@@ -481,7 +481,7 @@ def _ready(place: Place, binaries: Binaries, notices: list[str], *, started_by_u
         user=USER,
         socket_directory=lines.socket_directory,
         account=place.account,
-        version=binaries.version,
+        binaries=binaries,
         started_by_us=started_by_us,
         is_kassas=is_kassas,
         notices=tuple(notices),
