@@ -311,6 +311,12 @@ class DatabaseUnreachable(KassaError):
     code, status, retry, outcome = "database.unreachable", 503, Retry.SAME_KEY, "unknown"
 
 
+class BrokerUnreachable(KassaError):
+    """The message broker cannot be reached."""
+
+    code, status, retry, outcome = "broker.unreachable", 503, Retry.LATER, "unknown"
+
+
 class DatabaseRefused(KassaError):
     """The database is not one that this program may use; the detail says what to do."""
 

@@ -63,3 +63,501 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
    AND tries >= $1
  ORDER BY tries DESC, due
  LIMIT $2;
+
+-- name: claim_messages
+-- Due messages of one topic, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
+-- only if nobody holds an earlier one: a key has one holder. The candidates are bounded, so that a long queue behind one key
+-- costs no more than a short one; `$5` is how many candidates to pass over because they waited behind a held key.
+WITH lazy AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+     WHERE NOT EXISTS (SELECT 1 FROM subscription WHERE queue = $1 AND paused)
+),
+candidate AS MATERIALIZED (
+    SELECT c.id, row_number() OVER () AS rank
+      FROM lazy
+     CROSS JOIN generate_series(9, 0, -1) AS p (priority)
+     CROSS JOIN LATERAL (
+           SELECT id
+             FROM message
+            WHERE topic = $1
+              AND priority = p.priority
+              AND due <= clock_timestamp()
+              AND (leased_until IS NULL OR leased_until <= clock_timestamp())
+            ORDER BY due, position
+            LIMIT $4 + $5) AS c
+     LIMIT $4 OFFSET $5
+),
+head AS MATERIALIZED (
+    SELECT m.id, m.key, m.position, c.rank
+      FROM candidate AS c
+      JOIN message AS m ON m.id = c.id
+     WHERE (m.leased_until IS NULL OR m.leased_until <= clock_timestamp())
+       AND (m.key = '' OR NOT EXISTS (
+            SELECT 1
+              FROM message AS earlier
+             WHERE earlier.topic = m.topic
+               AND earlier.key = m.key
+               AND earlier.position < m.position
+               AND (earlier.attempts > 0 OR earlier.due <= clock_timestamp())))
+     ORDER BY c.rank
+     LIMIT $2
+       FOR UPDATE OF m SKIP LOCKED
+),
+follower AS MATERIALIZED (
+    SELECT f.id, h.rank, f.position
+      FROM (SELECT *, count(*) OVER () AS heads FROM head) AS h
+     CROSS JOIN LATERAL (
+           SELECT id, position, bool_and(due <= clock_timestamp() AND leased_until IS NULL) OVER (ORDER BY position) AS free
+             FROM message
+            WHERE topic = $1
+              AND key = h.key
+              AND position > h.position
+            ORDER BY position
+            LIMIT ($2 - h.heads) / h.heads) AS f
+     WHERE h.key <> ''
+       AND f.free
+),
+picked AS MATERIALIZED (
+    SELECT id, rank, position FROM head
+     UNION ALL
+    SELECT id, rank, position FROM follower
+),
+leased AS (
+    UPDATE message
+       SET leased_until = clock_timestamp() + $3,
+           lease = lease + 1
+     WHERE id = ANY(ARRAY(SELECT id FROM picked))
+    RETURNING id, home, key, priority, created_at, due, attempts, lease, headers, body
+)
+SELECT seen.candidates, taken.*
+  FROM (SELECT count(*) AS candidates FROM candidate) AS seen
+  LEFT JOIN (SELECT leased.*, picked.rank, picked.position FROM leased JOIN picked USING (id)) AS taken ON true
+ ORDER BY taken.rank, taken.position;
+
+-- name: send_messages
+-- Puts messages into queues, unless they are there already: a repeat changes nothing. `place` keeps the order of the batch.
+INSERT INTO message (id, home, topic, key, priority, due, created_at, headers, body)
+SELECT id, home, topic, key, priority, clock_timestamp() + delay, clock_timestamp(), headers, body
+  FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::smallint[], $6::interval[], $7::text[], $8::bytea[])
+       WITH ORDINALITY AS m (id, home, topic, key, priority, delay, headers, body, place)
+ ORDER BY place
+ON CONFLICT (id) DO NOTHING;
+
+-- name: acknowledge_messages
+-- Done, for handlers whose effect is elsewhere. Only under the lease that they were given.
+DELETE FROM message
+ USING unnest($1::uuid[], $2::bigint[]) AS d (id, lease)
+ WHERE message.id = d.id
+   AND message.lease = d.lease
+RETURNING message.id;
+
+-- name: retry_messages
+-- Again later, only under the lease that was given. What waits behind it in its key waits as long, so that a parked key is
+-- not looked at again before its time.
+WITH failed AS MATERIALIZED (
+    UPDATE message AS m
+       SET attempts = m.attempts + d.counted,
+           due = clock_timestamp() + d.delay,
+           leased_until = NULL,
+           first_error = COALESCE(m.first_error, d.error),
+           last_error = COALESCE(d.error, m.last_error)
+      FROM unnest($1::uuid[], $2::bigint[], $3::interval[], $4::text[], $5::integer[]) AS d (id, lease, delay, error, counted)
+     WHERE m.id = d.id
+       AND m.lease = d.lease
+    RETURNING m.id, m.topic, m.key, m.position, m.due
+),
+behind AS (
+    UPDATE message AS m
+       SET due = failed.due
+      FROM failed
+     WHERE failed.key <> ''
+       AND m.topic = failed.topic
+       AND m.key = failed.key
+       AND m.position > failed.position
+       AND m.due < failed.due
+       AND m.leased_until IS NULL
+       AND m.id <> ALL($1::uuid[])
+)
+SELECT id FROM failed;
+
+-- name: bury_messages
+-- To the dead letters, with reason and history; what waited behind them in their key goes on. Only under the lease given.
+WITH dead AS (
+    DELETE FROM message
+     USING unnest($1::uuid[], $2::bigint[], $3::text[], $4::integer[]) AS d (id, lease, reason, counted)
+     WHERE message.id = d.id
+       AND message.lease = d.lease
+    RETURNING message.id, home, topic, key, priority, created_at, attempts + d.counted AS attempts, d.reason,
+              COALESCE(first_error, d.reason) AS first_error, headers, body
+)
+INSERT INTO dead_letter (id, home, topic, key, priority, created_at, died_at, attempts, reason, first_error, last_error,
+                         headers, body)
+SELECT id, home, topic, key, priority, created_at, clock_timestamp(), attempts, reason, first_error, reason, headers, body
+  FROM dead
+ON CONFLICT (id) DO UPDATE
+   SET died_at = EXCLUDED.died_at, attempts = dead_letter.attempts + EXCLUDED.attempts, reason = EXCLUDED.reason,
+       last_error = EXCLUDED.last_error, replayed_at = NULL
+RETURNING id;
+
+-- name: topics
+-- Every topic with messages or dead letters: waiting, in flight, delayed, dead, and the age in seconds of the oldest that is due.
+SELECT t.topic,
+       (SELECT count(*) FROM message AS m WHERE m.topic = t.topic) AS depth,
+       (SELECT count(*) FROM message AS m WHERE m.topic = t.topic AND m.leased_until > clock_timestamp()) AS in_flight,
+       (SELECT count(*) FROM message AS m WHERE m.topic = t.topic AND m.due > clock_timestamp()) AS delayed,
+       (SELECT count(*) FROM dead_letter AS d WHERE d.topic = t.topic AND d.replayed_at IS NULL) AS dead,
+       (SELECT extract(epoch FROM clock_timestamp() - min(m.created_at))::float8
+          FROM message AS m WHERE m.topic = t.topic AND m.due <= clock_timestamp()) AS oldest_s
+  FROM (SELECT topic FROM message UNION SELECT topic FROM dead_letter) AS t
+ WHERE $1::text IS NULL OR t.topic = $1
+ ORDER BY t.topic;
+
+-- name: next_message
+-- Seconds until a message of a topic is due that nobody holds.
+SELECT extract(epoch FROM min(m.due) - clock_timestamp())::float8
+  FROM generate_series(0, 9) AS p (priority)
+ CROSS JOIN LATERAL (
+       SELECT due
+         FROM message
+        WHERE topic = $1
+          AND priority = p.priority
+          AND (leased_until IS NULL OR leased_until <= clock_timestamp())
+        ORDER BY due
+        LIMIT 1) AS m;
+
+-- name: peek_messages
+-- The first messages of a topic, oldest first, without touching them.
+SELECT id, home, topic, key, priority, created_at, due, attempts, leased_until, first_error, last_error, headers, body
+  FROM message
+ WHERE topic = $1
+ ORDER BY position
+ LIMIT $2;
+
+-- name: purge_messages
+-- Empties a topic, except for what somebody is working on.
+WITH gone AS (
+    DELETE FROM message
+     WHERE topic = $1
+       AND (leased_until IS NULL OR leased_until <= clock_timestamp())
+    RETURNING 1
+)
+SELECT count(*) FROM gone;
+
+-- name: dead_letters
+-- A topic's dead letters that were not replayed, newest first.
+SELECT id, home, topic, key, priority, created_at, died_at, attempts, reason, first_error, last_error, headers, body
+  FROM dead_letter
+ WHERE topic = $1
+   AND replayed_at IS NULL
+   AND (died_at, id) < (COALESCE($2::timestamptz, 'infinity'), $3::uuid)
+ ORDER BY died_at DESC, id DESC
+ LIMIT $4;
+
+-- name: replay_dead_letters
+-- Puts dead letters of a topic back under the same id, so that whoever handled one already refuses it. Oldest first.
+WITH chosen AS MATERIALIZED (
+    SELECT id
+      FROM dead_letter
+     WHERE topic = $1
+       AND replayed_at IS NULL
+       AND ($2::uuid[] IS NULL OR id = ANY($2))
+       AND ($3::timestamptz IS NULL OR died_at >= $3)
+       AND ($4::timestamptz IS NULL OR died_at < $4)
+     ORDER BY died_at, id
+     LIMIT $5
+       FOR UPDATE SKIP LOCKED
+),
+marked AS (
+    UPDATE dead_letter
+       SET replayed_at = clock_timestamp()
+     WHERE id = ANY(ARRAY(SELECT id FROM chosen))
+    RETURNING id, home, topic, key, priority, created_at, died_at, headers, body
+),
+sent AS (
+    INSERT INTO message (id, home, topic, key, priority, due, created_at, headers, body)
+    SELECT id, home, topic, key, priority, clock_timestamp(), created_at, headers, body
+      FROM marked
+     ORDER BY died_at, id
+    ON CONFLICT (id) DO NOTHING
+)
+SELECT count(*) FROM marked;
+
+-- name: purge_dead_letters
+-- Forgets a topic's dead letters that died before a time.
+WITH gone AS (
+    DELETE FROM dead_letter
+     WHERE topic = $1
+       AND died_at < $2
+    RETURNING 1
+)
+SELECT count(*) FROM gone;
+
+-- name: database_time
+-- The database's clock, by which everything here is due.
+SELECT clock_timestamp();
+
+-- name: create_group
+-- A group of readers of the event log; a repeat changes nothing.
+INSERT INTO log_group (name, created_at)
+VALUES ($1, clock_timestamp())
+ON CONFLICT DO NOTHING
+RETURNING name;
+
+-- name: start_group_now
+-- A new group that is not interested in what was before: its cursors begin at the end of each writer's events.
+INSERT INTO cursor_position (group_name, writer, seq, ord)
+SELECT $1, w.writer, w.last_seq, 32767
+  FROM (SELECT writer, max(last_seq) AS last_seq FROM chain GROUP BY writer) AS w
+ON CONFLICT DO NOTHING;
+
+-- name: hold_group
+-- One process at a time reads for a group. No row: another one does.
+UPDATE log_group
+   SET holder = $2,
+       held_until = clock_timestamp() + $3
+ WHERE name = $1
+   AND (holder = $2 OR held_until IS NULL OR held_until <= clock_timestamp())
+RETURNING name;
+
+-- name: release_group
+-- Lets the next process read at once.
+UPDATE log_group
+   SET held_until = NULL
+ WHERE name = $1
+   AND holder = $2;
+
+-- name: fence_group
+-- Locks the group for this transaction if we still hold it. No row: we do not.
+SELECT name
+  FROM log_group
+ WHERE name = $1
+   AND holder = $2
+   FOR UPDATE;
+
+-- name: read_log
+-- The next events of every writer for a group, in one snapshot, each with the place of its root's previous event, and
+-- whether its root is parked. The writers are found by jumps through the chain's key.
+WITH RECURSIVE writers AS (
+    (SELECT writer FROM chain ORDER BY writer LIMIT 1)
+     UNION ALL
+    SELECT (SELECT c.writer FROM chain AS c WHERE c.writer > w.writer ORDER BY c.writer LIMIT 1)
+      FROM writers AS w
+     WHERE w.writer IS NOT NULL
+)
+SELECT e.writer, e.seq, e.ord, e.home, e.root, e.sequence, e.at, e.type, e.data,
+       p.writer AS previous_writer, p.seq AS previous_seq, p.ord AS previous_ord,
+       EXISTS (SELECT 1 FROM parked AS k
+                WHERE k.group_name = $1 AND k.home = e.home AND k.root = e.root AND k.state <> 'dead') AS is_parked
+  FROM writers AS w
+  LEFT JOIN cursor_position AS c ON c.group_name = $1 AND c.writer = w.writer
+ CROSS JOIN LATERAL (
+       SELECT writer, seq, ord, home, root, sequence, at, type, data
+         FROM event
+        WHERE writer = w.writer
+          AND (seq, ord) > (COALESCE(c.seq, -1), COALESCE(c.ord, -1::smallint))
+        ORDER BY seq, ord
+        LIMIT $2) AS e
+  LEFT JOIN LATERAL (
+       SELECT writer, seq, ord
+         FROM event
+        WHERE home = e.home
+          AND root = e.root
+          AND sequence = e.sequence - 1) AS p ON true
+ WHERE w.writer IS NOT NULL
+ ORDER BY e.writer, e.seq, e.ord;
+
+-- name: advance_cursors
+-- A group has come this far. It never goes back, so a repeat changes nothing.
+INSERT INTO cursor_position AS c (group_name, writer, seq, ord)
+SELECT $1, writer, seq, ord
+  FROM unnest($2::smallint[], $3::bigint[], $4::smallint[]) AS n (writer, seq, ord)
+ON CONFLICT (group_name, writer) DO UPDATE
+   SET seq = EXCLUDED.seq,
+       ord = EXCLUDED.ord
+ WHERE (c.seq, c.ord) < (EXCLUDED.seq, EXCLUDED.ord);
+
+-- name: park
+-- Records that failed (state retry), and those of their roots that wait behind them.
+INSERT INTO parked (group_name, home, root, writer, seq, ord, sequence, attempts, due, parked_at, first_reason, reason, state)
+SELECT $1, home, root, writer, seq, ord, sequence, attempts, clock_timestamp() + delay, clock_timestamp(), reason, reason, state
+  FROM unnest($2::bigint[], $3::uuid[], $4::smallint[], $5::bigint[], $6::smallint[], $7::bigint[], $8::integer[],
+              $9::interval[], $10::text[], $11::text[])
+       AS n (home, root, writer, seq, ord, sequence, attempts, delay, reason, state)
+ON CONFLICT DO NOTHING;
+
+-- name: parked_due
+-- Parked records that may be tried again: of each root only the first. The root's first one that waits counts as due when
+-- nothing stands before it any more.
+SELECT k.attempts, e.writer, e.seq, e.ord, e.home, e.root, e.sequence, e.at, e.type, e.data
+  FROM parked AS k
+  JOIN event AS e ON e.writer = k.writer AND e.seq = k.seq AND e.ord = k.ord
+ WHERE k.group_name = $1
+   AND k.state = 'retry'
+   AND k.due <= clock_timestamp()
+ ORDER BY k.due
+ LIMIT $2;
+
+-- name: unpark
+-- Handled at last; the next one of the root may be tried.
+WITH gone AS (
+    DELETE FROM parked
+     WHERE group_name = $1
+       AND home = $2
+       AND root = $3
+       AND sequence = $4
+)
+UPDATE parked
+   SET state = 'retry',
+       due = clock_timestamp()
+ WHERE group_name = $1
+   AND home = $2
+   AND root = $3
+   AND sequence = (SELECT min(sequence) FROM parked
+                    WHERE group_name = $1 AND home = $2 AND root = $3 AND sequence > $4 AND state = 'waiting');
+
+-- name: park_again
+-- Failed again.
+UPDATE parked
+   SET attempts = attempts + 1,
+       due = clock_timestamp() + $5,
+       reason = $6
+ WHERE group_name = $1
+   AND home = $2
+   AND root = $3
+   AND sequence = $4;
+
+-- name: park_dead
+-- Given up; the next one of the root goes on.
+WITH dead AS (
+    UPDATE parked
+       SET attempts = attempts + 1,
+           state = 'dead',
+           reason = $5
+     WHERE group_name = $1
+       AND home = $2
+       AND root = $3
+       AND sequence = $4
+)
+UPDATE parked
+   SET state = 'retry',
+       due = clock_timestamp()
+ WHERE group_name = $1
+   AND home = $2
+   AND root = $3
+   AND sequence = (SELECT min(sequence) FROM parked
+                    WHERE group_name = $1 AND home = $2 AND root = $3 AND sequence > $4 AND state = 'waiting');
+
+-- name: parked_records
+-- What is parked in a group, in one state or all, oldest first.
+SELECT k.home, k.root, k.sequence, k.attempts, k.due, k.parked_at, k.first_reason, k.reason, k.state,
+       e.writer, e.seq, e.ord, e.type
+  FROM parked AS k
+  JOIN event AS e ON e.writer = k.writer AND e.seq = k.seq AND e.ord = k.ord
+ WHERE k.group_name = $1
+   AND ($2::text IS NULL OR k.state = $2)
+ ORDER BY k.parked_at, k.home, k.root, k.sequence
+ LIMIT $3;
+
+-- name: replay_parked
+-- Given up once, tried again from the start of the ladder: some events, or all.
+WITH chosen AS (
+    SELECT group_name, home, root, sequence
+      FROM parked
+     WHERE group_name = $1
+       AND state = 'dead'
+       AND ($2::uuid IS NULL OR root = $2)
+     ORDER BY parked_at, sequence
+     LIMIT $3
+       FOR UPDATE SKIP LOCKED
+)
+UPDATE parked
+   SET state = 'retry',
+       attempts = 0,
+       due = clock_timestamp()
+  FROM chosen
+ WHERE parked.group_name = chosen.group_name
+   AND parked.home = chosen.home
+   AND parked.root = chosen.root
+   AND parked.sequence = chosen.sequence
+RETURNING parked.sequence;
+
+-- name: group_lag
+-- How many changes and seconds a group is behind, per writer; events are counted up to a bound.
+SELECT c.writer,
+       (SELECT count(*) FROM (SELECT 1 FROM event AS e
+                               WHERE e.writer = c.writer
+                                 AND (e.seq, e.ord) > (COALESCE(p.seq, -1), COALESCE(p.ord, -1::smallint))
+                               LIMIT 100000) AS bounded) AS behind,
+       (SELECT extract(epoch FROM clock_timestamp() - e.at)::float8 FROM event AS e
+         WHERE e.writer = c.writer
+           AND (e.seq, e.ord) > (COALESCE(p.seq, -1), COALESCE(p.ord, -1::smallint))
+         ORDER BY e.seq, e.ord LIMIT 1) AS oldest_s
+  FROM (SELECT DISTINCT writer FROM chain) AS c
+  LEFT JOIN cursor_position AS p ON p.group_name = $1 AND p.writer = c.writer
+ ORDER BY c.writer;
+
+-- name: events_of_home
+-- A home's events, newest first, from a place on; of one type, noun (`payment.%`) or root if asked for.
+SELECT writer, seq, ord, home, root, sequence, at, type, data
+  FROM event
+ WHERE home = $1
+   AND (at, writer, seq, ord) < ($2::timestamptz, $3::smallint, $4::bigint, $5::smallint)
+   AND at >= $6::timestamptz
+   AND ($7::text IS NULL OR type LIKE $7)
+ ORDER BY at DESC, writer DESC, seq DESC, ord DESC
+ LIMIT $8;
+
+-- name: events_of_time
+-- A home's events of a time, oldest first, from a place on.
+SELECT writer, seq, ord, home, root, sequence, at, type, data
+  FROM event
+ WHERE home = $1
+   AND (at, writer, seq, ord) > ($2::timestamptz, $3::smallint, $4::bigint, $5::smallint)
+   AND at < $6::timestamptz
+ ORDER BY at, writer, seq, ord
+ LIMIT $7;
+
+-- name: events_of_root
+-- A root's events in their order.
+SELECT writer, seq, ord, home, root, sequence, at, type, data
+  FROM event
+ WHERE home = $1
+   AND root = $2
+   AND sequence > $3
+ ORDER BY sequence
+ LIMIT $4;
+
+-- name: event_by_place
+-- One event by its place in the log, if it is of this home.
+SELECT writer, seq, ord, home, root, sequence, at, type, data
+  FROM event
+ WHERE writer = $1
+   AND seq = $2
+   AND ord = $3
+   AND home = $4;
+
+-- name: groups_of_topic
+-- Which groups receive a topic on the PostgreSQL binder.
+SELECT group_name
+  FROM subscription
+ WHERE topic = $1
+ ORDER BY group_name;
+
+-- name: subscribe_group
+-- A group receives a topic from now on; a repeat changes nothing.
+INSERT INTO subscription (topic, group_name)
+VALUES ($1, $2)
+ON CONFLICT DO NOTHING
+RETURNING group_name;
+
+-- name: pause_group
+-- Whether a group gets anything.
+UPDATE subscription
+   SET paused = $3
+ WHERE topic = $1
+   AND group_name = $2
+RETURNING group_name;
+
+-- name: wake
+-- Wakes other processes.
+SELECT pg_notify('kassa_wake', $1);

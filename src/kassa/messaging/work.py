@@ -4,19 +4,21 @@ A lease only says who should act now. What makes an effect happen once is the `d
 journal refuses the second one as Consumed.
 """
 
+import asyncio
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import asyncpg
+import msgspec
 
 from kassa.db.queries import load
 from kassa.ids import Id
-from kassa.journal.change import TimerDone
+from kassa.journal.change import MessageDone, TimerDone
 from kassa.messaging.ladder import timer_delay
 
-_SQL = load("kassa.messaging", "queries.sql")
+_SQL = load("kassa.messaging")
 
 LEASE_S = 60.0
 """Longer than any handler may take; a worker that dies gives its work back after that."""
@@ -57,7 +59,7 @@ class TimerWork:
 
     async def claim_timers(self, kinds: Sequence[str], limit: int) -> list[FiredTimer]:
         """At most `limit` due timers of these kinds, oldest first; nobody else gets them until the lease is over."""
-        rows = await self._pool.fetch(_SQL["claim_timers"], kinds, limit, self._lease)
+        rows = await self._pool.fetch(_SQL.claim_timers, kinds, limit, self._lease)
         return sorted((_fired(row) for row in rows), key=_due)
 
     async def retry_timer(self, fired: FiredTimer, delay_s: float | None = None, error: str | None = None) -> None:
@@ -65,7 +67,7 @@ class TimerWork:
         if delay_s is None:
             delay_s = timer_delay(fired.tries, random.random())
         await self._pool.execute(
-            _SQL["retry_timer"],
+            _SQL.retry_timer,
             fired.entity,
             fired.kind,
             fired.generation,
@@ -76,17 +78,17 @@ class TimerWork:
     async def postpone_timer(self, fired: FiredTimer, delay_s: float) -> None:
         """It was not its turn: again after `delay_s`, without counting a try."""
         await self._pool.execute(
-            _SQL["postpone_timer"], fired.entity, fired.kind, fired.generation, timedelta(seconds=delay_s)
+            _SQL.postpone_timer, fired.entity, fired.kind, fired.generation, timedelta(seconds=delay_s)
         )
 
     async def next_due(self, kinds: Sequence[str]) -> float | None:
         """Seconds until the next timer of these kinds that nobody holds (≤ 0: now); None when there is none."""
-        seconds: float | None = await self._pool.fetchval(_SQL["next_due"], kinds)
+        seconds: float | None = await self._pool.fetchval(_SQL.next_due, kinds)
         return seconds
 
     async def stuck_timers(self, tries_min: int = 5, limit: int = 100) -> list[StuckTimer]:
         """What failed at least `tries_min` times (≥ 5), most tries first, for operators."""
-        rows = await self._pool.fetch(_SQL["stuck_timers"], tries_min, limit)
+        rows = await self._pool.fetch(_SQL.stuck_timers, tries_min, limit)
         return [StuckTimer(_fired(row), row["last_error"]) for row in rows]
 
 
@@ -109,3 +111,228 @@ def _due(fired: FiredTimer) -> datetime:
 def shortened(error: str | None) -> str | None:
     """An error as it is stored: bounded, without the zero byte that PostgreSQL's text refuses."""
     return None if error is None else error.replace("\0", "")[:ERROR_CHARACTERS_MAX]
+
+
+class WaitingMessage(NamedTuple):
+    """A message as it waits, for operators."""
+
+    id: Id
+    home: int
+    topic: str
+    key: str
+    priority: int
+    created_at: datetime
+    due: datetime
+    attempts: int
+    leased_until: datetime | None
+    first_error: str | None
+    last_error: str | None
+    headers: dict[str, str]
+    body: bytes
+
+
+class ClaimedMessage(NamedTuple):
+    """A message that is leased to us. A Change that handles it carries `done`."""
+
+    id: Id
+    home: int
+    key: str
+    priority: int
+    created_at: datetime
+    attempts: int
+    lease: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def done(self) -> MessageDone:
+        """What the Change that handles it consumes; its commit is the acknowledgement."""
+        return MessageDone(self.id)
+
+
+class OutgoingMessage(NamedTuple):
+    """A message that goes into a queue outside of any Change: the PostgreSQL binder's send."""
+
+    id: Id
+    home: int
+    topic: str
+    key: str
+    priority: int
+    delay_s: float
+    headers: dict[str, str]
+    body: bytes
+
+
+class Queue(NamedTuple):
+    """How a topic is doing."""
+
+    topic: str
+    depth: int
+    in_flight: int
+    delayed: int
+    dead: int
+    oldest_s: float | None
+
+
+class DeadLetter(NamedTuple):
+    """A message that was given up."""
+
+    id: Id
+    home: int
+    topic: str
+    key: str
+    priority: int
+    created_at: datetime
+    died_at: datetime
+    attempts: int
+    reason: str
+    first_error: str | None
+    last_error: str | None
+    headers: dict[str, str]
+    body: bytes
+
+
+WINDOWS_MAX = 8
+WINDOW_MIN = 256
+"""Candidates looked at in one claim. Where all of them wait behind a held key, the next window is looked at, and so
+on, so
+that a long queue behind one slow key does not hide the others."""
+
+
+class MessageWork:
+    """Messages that are due, by the database's clock."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, lease_s: float = LEASE_S) -> None:
+        self._pool = pool
+        self._lease = timedelta(seconds=lease_s)
+
+    async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
+        """At most `limit` due messages, urgent ones first. A key's messages come in order and to one holder at a
+        time."""
+        window = max(WINDOW_MIN, 2 * limit)
+        for number in range(WINDOWS_MAX):
+            rows = await self._pool.fetch(_SQL.claim_messages, topic, limit, self._lease, window, number * window)
+            claimed = [_claimed(row) for row in rows if row["id"] is not None]
+            if claimed or rows[0]["candidates"] < window:
+                return claimed
+        return []
+
+    async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
+        """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""
+        rows = await self._pool.fetch(
+            _SQL.acknowledge_messages, [message.id for message in claimed], [message.lease for message in claimed]
+        )
+        return {Id(row["id"].hex) for row in rows}
+
+    async def retry(self, failed: Sequence[tuple[ClaimedMessage, float, str | None, bool]]) -> set[Id]:
+        """(message, seconds, error, whether it counts as a try): again later, and the rest of its key behind it."""
+        rows = await self._pool.fetch(
+            _SQL.retry_messages,
+            [message.id for message, _, _, _ in failed],
+            [message.lease for message, _, _, _ in failed],
+            [timedelta(seconds=delay_s) for _, delay_s, _, _ in failed],
+            [shortened(error) for _, _, error, _ in failed],
+            [int(counts) for _, _, _, counts in failed],
+        )
+        return {Id(row["id"].hex) for row in rows}
+
+    async def bury(self, dead: Sequence[tuple[ClaimedMessage, str]]) -> set[Id]:
+        """(message, reason): to the dead letters."""
+        rows = await self._pool.fetch(
+            _SQL.bury_messages,
+            [message.id for message, _ in dead],
+            [message.lease for message, _ in dead],
+            [shortened(reason) for _, reason in dead],
+            [1] * len(dead),
+        )
+        return {Id(row["id"].hex) for row in rows}
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> None:
+        """Puts messages into queues; those that are there already stay as they are."""
+        await self._pool.execute(
+            _SQL.send_messages,
+            [message.id for message in messages],
+            [message.home for message in messages],
+            [message.topic for message in messages],
+            [message.key for message in messages],
+            [message.priority for message in messages],
+            [timedelta(seconds=message.delay_s) for message in messages],
+            [msgspec.json.encode(message.headers).decode() for message in messages],
+            [message.body for message in messages],
+        )
+
+    async def next_due(self, topic: str) -> float | None:
+        """Seconds until a message of the topic is due that nobody holds (≤ 0: now); None when there is none."""
+        seconds: float | None = await self._pool.fetchval(_SQL.next_message, topic)
+        return seconds
+
+    async def queues(self, topic: str | None = None) -> list[Queue]:
+        """How every topic is doing, or one."""
+        return [Queue(*row) for row in await self._pool.fetch(_SQL.topics, topic)]
+
+    async def peek(self, topic: str, limit: int = 20) -> list[WaitingMessage]:
+        """The oldest messages of a topic, without touching them."""
+        rows = await self._pool.fetch(_SQL.peek_messages, topic, limit)
+        return [WaitingMessage._make((Id(row["id"].hex), *row[1:11], _headers(row), row["body"])) for row in rows]
+
+    async def purge(self, topic: str) -> int:
+        """Empties a topic, except for what somebody works on; says how many went."""
+        gone: int = await self._pool.fetchval(_SQL.purge_messages, topic)
+        return gone
+
+
+class DeadLetters:
+    """What was given up: browse, replay, purge."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+
+    async def browse(self, topic: str, limit: int = 100, before: DeadLetter | None = None) -> list[DeadLetter]:
+        """A page of a topic's dead letters, newest first."""
+        at, id = (before.died_at, before.id) if before else (None, "f" * 32)
+        rows = await self._pool.fetch(_SQL.dead_letters, topic, at, id, limit)
+        return [DeadLetter._make((Id(row["id"].hex), *row[1:11], _headers(row), row["body"])) for row in rows]
+
+    async def replay(
+        self,
+        topic: str,
+        *,
+        ids: Sequence[Id] | None = None,
+        died_from: datetime | None = None,
+        died_to: datetime | None = None,
+        per_second: int = 1000,
+    ) -> int:
+        """Puts dead letters back: some, those of a time, or all; oldest first, at most so many a second. Says how many.
+
+        Each keeps its id, so what was handled already is refused, and a replay changes nothing twice. Those that die
+        while it runs are not replayed again by it.
+        """
+        until = died_to or await self._pool.fetchval(_SQL.database_time)
+        total = 0
+        while True:
+            moved: int = await self._pool.fetchval(
+                _SQL.replay_dead_letters, topic, ids, died_from, until, max(1, per_second // 10)
+            )
+            total += moved
+            if moved < max(1, per_second // 10):
+                return total
+            await asyncio.sleep(moved / per_second)
+
+    async def purge(self, topic: str, died_before: datetime) -> int:
+        """Forgets what died before a time; says how many."""
+        gone: int = await self._pool.fetchval(_SQL.purge_dead_letters, topic, died_before)
+        return gone
+
+
+_HEADERS = msgspec.json.Decoder(dict[str, str])
+
+
+def _headers(row: asyncpg.Record) -> dict[str, str]:
+    return _HEADERS.decode(row["headers"])
+
+
+def _claimed(row: asyncpg.Record) -> ClaimedMessage:
+    return ClaimedMessage(
+        Id(row["id"].hex), row["home"], row["key"], row["priority"], row["created_at"], row["attempts"], row["lease"],
+        _headers(row), row["body"],
+    )  # fmt: skip

@@ -138,7 +138,7 @@ CREATE TABLE event (
     PRIMARY KEY (writer, seq, ord)
 );
 CREATE UNIQUE INDEX event_root ON event (home, root, sequence);
-CREATE INDEX event_home ON event (home, at DESC, writer, seq, ord);
+CREATE INDEX event_home ON event (home, at, writer, seq, ord);
 
 -- Work for one receiver; the delete in the handler's own commit is the acknowledgement. `position` is drawn inside the
 -- writing transaction, so messages of one key have the order in which their root's lock was held.
@@ -205,6 +205,14 @@ CREATE TABLE inbox (
     PRIMARY KEY (group_name, record)
 );
 
+-- The groups that read the event log. One process at a time reads for a group: the holder.
+CREATE TABLE log_group (
+    name text PRIMARY KEY,
+    created_at timestamptz NOT NULL,
+    holder uuid,
+    held_until timestamptz
+);
+
 -- How far a group of readers has come in each writer's events.
 CREATE TABLE cursor_position (
     group_name text NOT NULL,
@@ -218,6 +226,7 @@ CREATE TABLE cursor_position (
 CREATE TABLE subscription (
     topic text NOT NULL,
     group_name text NOT NULL,
+    queue text NOT NULL UNIQUE GENERATED ALWAYS AS (topic || ':' || group_name) STORED,
     paused boolean NOT NULL DEFAULT false,
     PRIMARY KEY (topic, group_name)
 );

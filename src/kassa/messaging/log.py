@@ -1,0 +1,486 @@
+"""The event log and its readers: groups with a cursor per writer, which keep a root's order across writers.
+
+A writer's events become visible in the order of their numbers, so `seq > cursor` loses nothing there. Across writers a
+record waits until its root's previous one was read. A record that fails is parked, and its root with it: later
+records of
+the root queue up behind it while everybody else goes on.
+"""
+
+import asyncio
+import random
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import asyncpg
+import msgspec
+import structlog
+
+from kassa.clock import rfc3339
+from kassa.db.queries import load
+from kassa.errors import KassaError, Retry
+from kassa.ids import Id, event_name, new_id
+from kassa.messaging.ladder import message_delay
+from kassa.messaging.work import shortened
+
+_SQL = load("kassa.messaging")
+
+log = structlog.get_logger("kassa.messaging.log")
+
+PAGE = 500
+"""Events per writer and reading: about a megabyte."""
+HOLD_S = 15.0
+"""A reader that dies is followed by another after so long."""
+HALT_S = 0.2
+HALT_MAX_S = 30.0
+"""Pauses while a destination is away; the cursor stays where it is, so nothing needs to be parked."""
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class Place(NamedTuple):
+    """Where an event stands in its writer's chain."""
+
+    writer: int
+    seq: int
+    ord: int
+
+
+class LogRecord(NamedTuple):
+    """One event."""
+
+    place: Place
+    home: int
+    root: Id
+    sequence: int
+    at: datetime
+    type: str
+    data: bytes
+    """JSON: the object as it was then."""
+
+    @property
+    def name(self) -> str:
+        """Its public id."""
+        return event_name(*self.place)
+
+
+class Unread(NamedTuple):
+    """An event that a group has not handled yet."""
+
+    record: LogRecord
+    previous: Place | None
+    """Its root's previous event."""
+    is_parked: bool
+    """Whether an earlier one of its root is parked."""
+
+
+class Halt(Exception):
+    """The destination is away: stop here, keep the cursor, try the same again later. Nothing is counted or parked."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+Handler = Callable[[Sequence[LogRecord]], Awaitable[Sequence[str | None]]]
+"""Handles records, at most one of each root; says per record why it failed, None where it did not. May be given a
+record
+again after a crash, so its effect must carry an inbox key or a name derived from the event. Raises Halt."""
+
+
+# The pure part
+
+
+def merge(unread: Sequence[Unread], page: int) -> list[Unread]:
+    """Records in an order in which each stands behind its root's previous one. `unread` is sorted by place.
+
+    What has to wait for a record that was not read yet (a writer's page was full) is left for the next reading, with
+    all
+    that its writer wrote after it. Some writer can always go on: waiting in a circle would need commits before each
+    other.
+    """
+    queues: dict[int, deque[Unread]] = {}
+    for one in unread:
+        queues.setdefault(one.record.place.writer, deque()).append(one)
+    is_full = {writer: len(queue) >= page for writer, queue in queues.items()}
+    last = {writer: queue[-1].record.place for writer, queue in queues.items()}
+
+    def was_read(place: Place | None) -> bool:
+        if place is None or place.writer not in queues:
+            return True
+        queue = queues[place.writer]
+        if queue:
+            return place < queue[0].record.place
+        return place <= last[place.writer] or not is_full[place.writer]
+
+    merged: list[Unread] = []
+    progress = True
+    while progress:
+        progress = False
+        for queue in queues.values():
+            while queue and was_read(queue[0].previous):
+                merged.append(queue.popleft())
+                progress = True
+    return merged
+
+
+def waves(records: Sequence[LogRecord]) -> list[list[LogRecord]]:
+    """Records in waves with at most one of each root, so that a later one is touched only when the earlier one is
+    done."""
+    rounds: list[list[LogRecord]] = []
+    seen: dict[tuple[int, Id], int] = {}
+    for record in records:
+        number = seen.get((record.home, record.root), 0)
+        seen[record.home, record.root] = number + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(record)
+    return rounds
+
+
+def ends(records: Sequence[Unread]) -> list[Place]:
+    """The last place of each writer among records that are in each writer's order."""
+    last: dict[int, Place] = {}
+    for one in records:
+        last[one.record.place.writer] = one.record.place
+    return sorted(last.values())
+
+
+_ROOT_PREFIXES = {"payment": "pay_", "refund": "pay_", "topup": "top_", "wallet": "wal_", "webhook_endpoint": "whe_"}
+
+
+def root_name(record: LogRecord) -> str:
+    """The root's public name: as the object itself says it, else by the event's noun."""
+    found = re.search(rb'"([a-z]{2,4}_' + record.root.encode() + rb')"', record.data)
+    if found is not None:
+        return found[1].decode()
+    return _ROOT_PREFIXES.get(record.type.partition(".")[0], "") + record.root
+
+
+class EventItem(msgspec.Struct, frozen=True):
+    """An event as the API shows it, webhooks carry it and brokers get it."""
+
+    id: str
+    type: str
+    root: str
+    sequence: int
+    timestamp: str
+    data: msgspec.Raw
+
+
+def event_item(record: LogRecord) -> EventItem:
+    """The event as everybody outside sees it."""
+    return EventItem(
+        record.name, record.type, root_name(record), record.sequence, rfc3339(record.at), msgspec.Raw(record.data)
+    )
+
+
+def event_body(record: LogRecord) -> bytes:
+    """The event as JSON: the body of its webhook."""
+    return msgspec.json.encode(event_item(record))
+
+
+# Reading for people
+
+
+class EventLog:
+    """Events by home, root, time and name."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+
+    async def of_home(
+        self,
+        home: int,
+        limit: int,
+        *,
+        before: LogRecord | None = None,
+        since: datetime = EARLIEST,
+        until: datetime = LATEST,
+        type_: str | None = None,
+    ) -> list[LogRecord]:
+        """A page of a home's events, newest first. type_: `payment.succeeded`, or `payment.*` for a noun."""
+        at, place = (before.at, before.place) if before else (until, Place(0, 0, 0))
+        like = None if type_ is None else type_.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        pattern = None if like is None else re.sub(r"\*$", "%", like)
+        rows = await self._pool.fetch(_SQL.events_of_home, home, at, *place, since, pattern, limit)
+        return [_record(row) for row in rows]
+
+    async def of_time(
+        self, home: int, since: datetime, until: datetime, limit: int, *, after: LogRecord | None = None
+    ) -> list[LogRecord]:
+        """A page of a home's events from `since` (included) to `until` (not included), oldest first."""
+        at, place = (after.at, after.place) if after else (since, Place(-1, -1, -1))
+        rows = await self._pool.fetch(_SQL.events_of_time, home, at, *place, until, limit)
+        return [_record(row) for row in rows]
+
+    async def of_root(self, home: int, root: Id, *, after: int = 0, limit: int = 1000) -> list[LogRecord]:
+        """A root's events in their order, from a sequence on."""
+        rows = await self._pool.fetch(_SQL.events_of_root, home, root, after, limit)
+        return [_record(row) for row in rows]
+
+    async def event(self, home: int, place: Place) -> LogRecord | None:
+        """One event; None when there is none or it is another home's."""
+        row = await self._pool.fetchrow(_SQL.event_by_place, *place, home)
+        return None if row is None else _record(row)
+
+
+# Reading for groups
+
+
+class ParkedRecord(NamedTuple):
+    """A record that waits in a group, for operators."""
+
+    home: int
+    root: Id
+    sequence: int
+    attempts: int
+    due: datetime
+    parked_at: datetime
+    first_reason: str | None
+    reason: str | None
+    state: str
+    """retry, waiting (behind another one of its root) or dead."""
+    event: str
+    type: str
+
+
+class Lag(NamedTuple):
+    """How far a group is behind one writer."""
+
+    writer: int
+    behind: int
+    oldest_s: float | None
+
+
+class LostGroup(KassaError):
+    """Another process reads for this group now."""
+
+    code, retry = "log.lost_group", Retry.LATER
+
+
+class LogGroup:
+    """A group of readers of the event log. One process at a time reads for it."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", name: str, *, hold_s: float = HOLD_S) -> None:
+        self.name = name
+        self._pool = pool
+        self._hold = timedelta(seconds=hold_s)
+        self._holder = new_id()
+
+    async def create(self, *, from_now: bool) -> bool:
+        """Makes the group if there is none; it begins with the first event ever, or with the next one."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            is_new = await connection.fetchval(_SQL.create_group, self.name) is not None
+            if is_new and from_now:
+                await connection.execute(_SQL.start_group_now, self.name)
+        return is_new
+
+    async def hold(self) -> bool:
+        """Whether this process reads for the group, for the next `hold_s` seconds."""
+        return await self._pool.fetchval(_SQL.hold_group, self.name, self._holder, self._hold) is not None
+
+    async def release(self) -> None:
+        """Lets another process read at once."""
+        await self._pool.execute(_SQL.release_group, self.name, self._holder)
+
+    async def read(self, page: int = PAGE) -> list[Unread]:
+        """What comes next, in an order that keeps each root's."""
+        rows = await self._pool.fetch(_SQL.read_log, self.name, page)
+        return merge([_unread(row) for row in rows], page)
+
+    async def advance(
+        self, handled: Sequence[Unread], failed: Sequence[tuple[LogRecord, str]], behind: Sequence[LogRecord]
+    ) -> None:
+        """Moves the cursors past `handled`, and parks of them what failed and what waits behind it, in one commit.
+
+        Raises LostGroup.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            await self._fence(connection)
+            first = timedelta(seconds=message_delay(1, random.random()) or 0.0)
+            parked = [(record, 1, first, shortened(reason), "retry") for record, reason in failed]
+            parked += [(record, 0, timedelta(), None, "waiting") for record in behind]
+            if parked:
+                await connection.execute(
+                    _SQL.park,
+                    self.name,
+                    [record.home for record, *_ in parked],
+                    [record.root for record, *_ in parked],
+                    [record.place.writer for record, *_ in parked],
+                    [record.place.seq for record, *_ in parked],
+                    [record.place.ord for record, *_ in parked],
+                    [record.sequence for record, *_ in parked],
+                    [attempts for _, attempts, _, _, _ in parked],
+                    [delay for _, _, delay, _, _ in parked],
+                    [reason for _, _, _, reason, _ in parked],
+                    [state for *_, state in parked],
+                )
+            places = ends(handled)
+            await connection.execute(
+                _SQL.advance_cursors, self.name, *(list(part) for part in zip(*places, strict=True))
+            )
+
+    async def parked_due(self, limit: int) -> list[tuple[LogRecord, int]]:
+        """Parked records whose time has come, with their failed attempts; of each root only the first."""
+        rows = await self._pool.fetch(_SQL.parked_due, self.name, limit)
+        return [(_record(row), row["attempts"]) for row in rows]
+
+    async def settle_parked(self, record: LogRecord, attempts: int, failure: str | None) -> None:
+        """A parked record was tried: it goes, waits for its next try, or is given up. Raises LostGroup."""
+        key = (self.name, record.home, record.root, record.sequence)
+        async with self._pool.acquire() as connection, connection.transaction():
+            await self._fence(connection)
+            if failure is None:
+                await connection.execute(_SQL.unpark, *key)
+                return
+            delay_s = message_delay(attempts + 1, random.random())
+            if delay_s is None:
+                log.error("log.dead", group=self.name, event_id=record.name, reason=failure)
+                await connection.execute(_SQL.park_dead, *key, shortened(failure))
+            else:
+                await connection.execute(_SQL.park_again, *key, timedelta(seconds=delay_s), shortened(failure))
+
+    async def parked(self, state: str | None = None, limit: int = 100) -> list[ParkedRecord]:
+        """What is parked, oldest first."""
+        rows = await self._pool.fetch(_SQL.parked_records, self.name, state, limit)
+        return [
+            ParkedRecord._make(
+                (row[0], Id(row["root"].hex), *row[2:9], event_name(row["writer"], row["seq"], row["ord"]), row["type"])
+            )
+            for row in rows
+        ]
+
+    async def replay_dead(self, root: Id | None = None, limit: int = 1000) -> int:
+        """Tries again what was given up, of one root or all; says how many."""
+        return len(await self._pool.fetch(_SQL.replay_parked, self.name, root, limit))
+
+    async def lag(self) -> list[Lag]:
+        """How far the group is behind each writer."""
+        return [Lag(*row) for row in await self._pool.fetch(_SQL.group_lag, self.name)]
+
+    async def _fence(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
+        if await connection.fetchval(_SQL.fence_group, self.name, self._holder) is None:
+            raise LostGroup(group=self.name)
+
+
+class GroupReader:
+    """Reads the log for a group and hands it to a handler, for ever."""
+
+    def __init__(
+        self, group: LogGroup, handler: Handler, wait: Callable[[float], Awaitable[None]], *, page: int = PAGE
+    ) -> None:
+        """wait: returns when there may be new events, at the latest after so many seconds."""
+        self._group = group
+        self._handler = handler
+        self._wait = wait
+        self._page = page
+        self._held_at = float("-inf")
+
+    async def run(self) -> None:
+        """Until it is cancelled; then another process may go on at once."""
+        pause_s = HALT_S
+        try:
+            while True:
+                if not await self._hold():
+                    await asyncio.sleep(1.0)
+                    continue
+                try:
+                    worked = await self.step()
+                    pause_s = HALT_S
+                except LostGroup:
+                    self._held_at = float("-inf")
+                    continue
+                except Halt as halt:
+                    log.warning("log.halted", group=self._group.name, reason=halt.reason, pause_s=pause_s)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, HALT_MAX_S)
+                    continue
+                if not worked:
+                    await self._wait(0.25)
+        finally:
+            await asyncio.shield(self._group.release())
+
+    async def step(self) -> bool:
+        """One reading, and what is parked and due; whether there was anything. Raises Halt, LostGroup."""
+        retried = await self._retry_parked()
+        unread = await self._group.read(self._page)
+        if unread:
+            await self._handle(unread)
+        return retried or bool(unread)
+
+    async def _hold(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now - self._held_at < HOLD_S / 3:
+            return True
+        if not await self._group.hold():
+            return False
+        self._held_at = now
+        return True
+
+    async def _handle(self, unread: Sequence[Unread]) -> None:
+        behind = [one.record for one in unread if one.is_parked]
+        failed: list[tuple[LogRecord, str]] = []
+        stopped: set[tuple[int, Id]] = set()
+        done = {record.place for record in behind}
+        halt: Halt | None = None
+        for wave in waves([one.record for one in unread if not one.is_parked]):
+            ready = [record for record in wave if (record.home, record.root) not in stopped]
+            late = [record for record in wave if (record.home, record.root) in stopped]
+            behind += late
+            done.update(record.place for record in late)
+            try:
+                answers = await self._handler(ready) if ready else ()
+            except Halt as stop:
+                halt = stop
+                break
+            for record, failure in zip(ready, answers, strict=True):
+                done.add(record.place)
+                if failure is not None:
+                    failed.append((record, failure))
+                    stopped.add((record.home, record.root))
+        handled = _handled(unread, done)
+        if handled:
+            places = {one.record.place for one in handled}
+            await self._group.advance(
+                handled,
+                [(record, reason) for record, reason in failed if record.place in places],
+                [record for record in behind if record.place in places],
+            )
+        if halt is not None:
+            raise halt
+
+    async def _retry_parked(self) -> bool:
+        due = await self._group.parked_due(100)
+        for record, attempts in due:
+            (failure,) = await self._handler([record])
+            await self._group.settle_parked(record, attempts, failure)
+        return bool(due)
+
+
+def _handled(unread: Sequence[Unread], done: set[Place]) -> list[Unread]:
+    """What the cursors may move past: in each writer, everything before the first record that is not done."""
+    stopped: set[int] = set()
+    handled: list[Unread] = []
+    for one in unread:
+        writer = one.record.place.writer
+        if one.record.place not in done:
+            stopped.add(writer)
+        elif writer not in stopped:
+            handled.append(one)
+    return handled
+
+
+def _record(row: asyncpg.Record) -> LogRecord:
+    return LogRecord(
+        Place(row["writer"], row["seq"], row["ord"]), row["home"], Id(row["root"].hex), row["sequence"], row["at"],
+        row["type"], row["data"],
+    )  # fmt: skip
+
+
+def _unread(row: asyncpg.Record) -> Unread:
+    previous = row["previous_writer"]
+    place = None if previous is None else Place(previous, row["previous_seq"], row["previous_ord"])
+    return Unread(_record(row), place, row["is_parked"])

@@ -1,0 +1,123 @@
+"""What travels: records, deliveries, receipts, and what a binder can do by itself (`Traits`). Pure.
+
+A *record* is one fact or one piece of work, with an id that never changes. A *delivery* is one hand-over of a record
+to a
+consumer; it ends by being settled.
+"""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from kassa.journal.change import Done
+
+ATTEMPTS_HEADER = "kassa-attempts"
+"""How often a record was tried before, for brokers that lose count when it is sent again."""
+
+
+class Record(NamedTuple):
+    """One record on its way."""
+
+    id: str
+    """Names the record for ever: sent again it has the same id, and whoever handled it refuses it."""
+    key: str
+    """Records of one key arrive in the order in which they were sent; '' has no order."""
+    body: bytes
+    headers: dict[str, str]
+    priority: int = 4
+    """0 (can wait) to 9 (urgent)."""
+    delay_s: float = 0.0
+    """Not before so many seconds."""
+    home: int = 0
+
+
+class Confirmed(NamedTuple):
+    """The broker has it, as durably as its traits say."""
+
+
+class Failed(NamedTuple):
+    """The broker does not have it."""
+
+    reason: str
+    is_retryable: bool
+
+
+class Unknown(NamedTuple):
+    """Nobody knows whether the broker has it: send it again under the same id."""
+
+    reason: str
+
+
+Receipt = Confirmed | Failed | Unknown
+
+
+class Delivery(NamedTuple):
+    """A record in a consumer's hands."""
+
+    record: Record
+    attempts: int
+    """Failed ones before this."""
+    sent_at: datetime | None
+    token: object
+    """The binder's own mark."""
+    epoch: int
+    """The session that it came with; settled in another one it counts as not settled, and comes again."""
+    done: tuple[Done, ...] = ()
+    """What the effect's own Change has to consume. With it the commit is the acknowledgement (PostgreSQL)."""
+
+
+class Ack(NamedTuple):
+    """It is done; the effect is durable."""
+
+
+class RetryAfter(NamedTuple):
+    """Not now. Later records of its key wait behind it."""
+
+    delay_s: float
+    reason: str | None
+    counts: bool = True
+    """False: nobody tried it, it only waited behind another one."""
+
+
+class Dead(NamedTuple):
+    """Given up; a person will look at it. Later records of its key go on."""
+
+    reason: str
+
+
+Settlement = Ack | RetryAfter | Dead
+
+
+class Depth(NamedTuple):
+    """How much of a topic waits for a group."""
+
+    waiting: int
+    """Records that are not done, those in flight and delayed ones included."""
+    in_flight: int
+    delayed: int
+    dead: int
+    oldest_s: float | None
+    """Age of the oldest record that could be handled now."""
+
+
+class Traits(NamedTuple):
+    """What a binder does by itself. What it lacks Kassa supplies from its own tables, so behaviour is the same
+    everywhere."""
+
+    durable: bool
+    """Confirmed records survive the death of the broker."""
+    ordered: bool
+    """Records of one key arrive in order, also after a failure."""
+    delay_max_s: float
+    """The longest delay that it keeps by itself; 0: none."""
+    priorities: int
+    """How many classes of priority it tells apart; 1: none."""
+    dead_letters: bool
+    """It keeps what was given up, with reason and history."""
+    counts_attempts: bool
+    """It counts failed attempts of a record, also over a restart."""
+    acknowledges_in_change: bool
+    """The effect's commit is the acknowledgement (`Delivery.done`), so that no inbox is needed."""
+    batch_max: int
+    """Records in one send."""
+    reports_depth: bool
+    request_reply: bool

@@ -1,0 +1,128 @@
+"""Wake-ups: whoever waits for work in PostgreSQL learns of it at once, in this process and in the others.
+
+A NOTIFY inside every commit halves the speed of all of them (they share one lock), so each process says it at most once
+per few milliseconds, on a connection of its own. A wake-up may be lost; whoever waits looks by himself every 250 ms.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+from weakref import WeakSet
+
+import asyncpg
+import structlog
+
+from kassa.db.queries import load
+from kassa.errors import KassaError
+from kassa.journal.journal import Journal, Written
+
+_SQL = load("kassa.messaging")
+
+CHANNEL = "kassa_wake"
+EVENTS, MESSAGES, TIMERS = "events", "messages", "timers"
+COALESCE_S = 0.008
+"""At most one NOTIFY per process in this time."""
+POLL_S = 0.25
+"""How often those who wait look by themselves."""
+PAUSE_MAX_S = 5.0
+
+log = structlog.get_logger("kassa.messaging.wake")
+
+
+class Watch:
+    """Waits for wake-ups. What comes between two waits ends the next one at once, so nothing is missed by looking
+    first."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """There may be work."""
+        self._event.set()
+
+    async def wait(self, timeout_s: float = POLL_S) -> None:
+        """Returns when there may be work, at the latest after `timeout_s`."""
+        try:
+            async with asyncio.timeout(max(timeout_s, 0.0)):
+                await self._event.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._event.clear()
+
+
+class Wakeups:
+    """Who waits for what. Works inside the process without `run`; with it, also across processes."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]]) -> None:
+        """connect: opens an asyncpg connection, kept for LISTEN and NOTIFY alone."""
+        self._connect = connect
+        self._waiting: dict[str, WeakSet[Watch]] = {EVENTS: WeakSet(), MESSAGES: WeakSet(), TIMERS: WeakSet()}
+        self._to_tell: set[str] = set()
+        self._told = asyncio.Event()
+
+    def follow(self, journal: Journal) -> None:
+        """What this journal commits wakes whoever waits for it."""
+        journal.on_commit(self._written)
+
+    def touch(self, kind: str) -> None:
+        """There may be new work of a kind (EVENTS, MESSAGES, TIMERS)."""
+        self._wake(kind)
+        self._to_tell.add(kind)
+        self._told.set()
+
+    def watch(self, kind: str) -> "Watch":
+        """For one who waits for work of a kind. Forgotten when it is dropped."""
+        watch = Watch()
+        self._waiting[kind].add(watch)
+        return watch
+
+    async def run(self) -> None:
+        """Tells and hears other processes, until it is cancelled."""
+        pause_s = 0.1
+        while True:
+            try:
+                connection = await self._connect()
+            except (OSError, KassaError, asyncpg.PostgresError, TimeoutError) as error:
+                log.warning("wake.unreachable", reason=type(error).__name__)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, PAUSE_MAX_S)
+                continue
+            pause_s = 0.1
+            try:
+                await self._talk(connection)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.warning("wake.lost", reason=type(error).__name__)
+            finally:
+                connection.terminate()
+
+    async def _talk(self, connection: Any) -> None:
+        await connection.add_listener(CHANNEL, self._heard)
+        for kind in self._waiting:
+            # What was said while we were away is lost; everybody looks once.
+            self._wake(kind)
+        while not connection.is_closed():
+            try:
+                async with asyncio.timeout(5.0):
+                    await self._told.wait()
+            except TimeoutError:
+                continue
+            self._told.clear()
+            kinds, self._to_tell = self._to_tell, set()
+            await connection.execute(_SQL.wake, " ".join(sorted(kinds)))
+            await asyncio.sleep(COALESCE_S)
+
+    def _heard(self, connection: Any, pid: int, channel: str, payload: str) -> None:
+        if pid != connection.get_server_pid():
+            for kind in payload.split():
+                if kind in self._waiting:
+                    self._wake(kind)
+
+    def _wake(self, kind: str) -> None:
+        for watch in self._waiting[kind]:
+            watch.set()
+
+    def _written(self, written: Written) -> None:
+        for kind, count in ((EVENTS, written.events), (MESSAGES, written.messages), (TIMERS, written.timers)):
+            if count:
+                self.touch(kind)
