@@ -161,7 +161,7 @@ class Pending:
         if rule is None:
             return self.change
         aggregate = read.aggregate(rule)
-        if aggregate is None:
+        if aggregate is None or aggregate.root.home != self.change.home:
             return None
         if self.sketch is None or not _same(aggregate, self.seen):
             decided = rule.decide(aggregate, now)

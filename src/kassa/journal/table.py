@@ -102,7 +102,7 @@ class Table:
 
     def read(self, row: Sequence[Any]) -> Record:
         """A record from a database row in column order."""
-        return self.record(*(_plain(value) for value in row))
+        return self.record(*(plain(value) for value in row))
 
     def mutable_values(self, record: Record) -> tuple[Any, ...]:
         """What of the record may change, in column order."""
@@ -115,7 +115,7 @@ class Table:
         return tuple(values[i] for i in self.fixed_at)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """asyncpg gives UUID objects; inside Kassa an id is its 32 digits."""
     digits = getattr(value, "hex", None)
     return digits if isinstance(digits, str) else value

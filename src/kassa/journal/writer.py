@@ -629,7 +629,7 @@ class PostgresJournal:
         connection = await self._connect()
         try:
             while old is not None and await connection.fetchval(_END_BACKEND, *old):
-                await asyncio.sleep(0.02)  # noqa: ASYNC110  The other server process tells nobody when it is gone.
+                await asyncio.sleep(0.02)
         finally:
             connection.terminate()
         await self._open()

@@ -1,0 +1,248 @@
+"""What only the database's journal can be asked: several writers, and connections and servers that die."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from conformance.journal.cutter import Cut, Cutter
+from conformance.journal.house import HOME, TABLES, committed, funded, paid, payment, refunded, wallet
+from kassa.errors import Busy, DatabaseUnreachable, KassaError, OutcomeUnknown
+from kassa.journal.change import Again, Change, Committed, Money, Refused, Taken
+from kassa.journal.writer import PostgresJournal
+from kassa.payments.records import Payment, Wallet
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=2) as opened:
+        yield opened
+
+
+async def _writer(url: str, **options: float) -> PostgresJournal:
+    journal = PostgresJournal(lambda: asyncpg.connect(url, timeout=5), TABLES, **options)  # type: ignore[arg-type]
+    await journal.start()
+    return journal
+
+
+async def _balances(pool: asyncpg.Pool) -> tuple[int, int]:
+    """What all accounts add up to, and the money in wallets."""
+    row = await pool.fetchrow(
+        "SELECT coalesce(sum(credits_posted - debits_posted), 0) AS total, "
+        "coalesce(sum(credits_posted - debits_posted) FILTER (WHERE code = 1), 0) AS wallets FROM account"
+    )
+    return int(row["total"]), int(row["wallets"])
+
+
+async def test_two_writers_hold_two_slots(database_url: str) -> None:
+    one, two = await _writer(database_url), await _writer(database_url)
+
+    assert {one.slot, two.slot} == {1, 2}
+
+    await one.stop()
+    await two.stop()
+
+
+async def test_the_same_key_in_two_writers_at_once_has_one_effect(database_url: str, pool: asyncpg.Pool) -> None:
+    one, two = await _writer(database_url), await _writer(database_url)
+    purse = wallet()
+    committed(await one.commit(funded(purse, 100_000)))
+
+    for number in range(20):
+        change = [paid(payment(f"o-{number}", 100, purse.id), f"k-{number}") for _ in range(2)]
+        verdicts = await asyncio.gather(one.submit(change[0]), two.submit(change[1]))
+        assert Counter(type(verdict) for verdict in verdicts) == {Committed: 1, Again: 1}
+
+    assert await _balances(pool) == (0, 100_000 - 2000)
+    await one.stop()
+    await two.stop()
+
+
+async def test_the_same_order_number_from_two_writers_is_one_order(database_url: str, pool: asyncpg.Pool) -> None:
+    one, two = await _writer(database_url), await _writer(database_url)
+    purse = wallet()
+    committed(await one.commit(funded(purse, 100_000)))
+
+    for number in range(20):
+        verdicts = await asyncio.gather(
+            *(writer.submit(paid(payment(f"o-{number}", 100, purse.id), f"{number}-{writer.slot}"))
+              for writer in (one, two))
+        )  # fmt: skip
+        assert Counter(type(verdict) for verdict in verdicts) == {Committed: 1, Taken: 1}
+
+    assert await pool.fetchval("SELECT count(*) FROM payment") == 20
+    await one.stop()
+    await two.stop()
+
+
+async def _cross(writers: list[PostgresJournal], pool: asyncpg.Pool, seconds: float, seed: int) -> Counter[str]:
+    """Payments and refunds of few wallets and few payments from several writers, for a while."""
+    chance = random.Random(seed)
+    purses: list[Wallet] = [wallet(f"u-{number}") for number in range(6)]
+    for purse in purses:
+        committed(await writers[0].commit(funded(purse, 1_000_000)))
+    orders: list[Payment] = []
+    for number in range(10):
+        order = payment(f"shared-{number}", 10_000, chance.choice(purses).id)
+        committed(await writers[0].commit(paid(order)))
+        orders.append(order)
+    kinds: Counter[str] = Counter()
+    end = asyncio.get_running_loop().time() + seconds
+
+    async def caller(writer: PostgresJournal, name: int) -> None:
+        number = 0
+        while asyncio.get_running_loop().time() < end:
+            number += 1
+            if chance.random() < 0.5:
+                change = paid(payment(f"{name}-{number}", 10, chance.choice(purses).id), f"{name}-{number}")
+            else:
+                change = refunded(chance.choice(orders), 1)
+            verdict = await writer.commit(change)
+            kinds[type(verdict).__name__] += 1
+            if not isinstance(verdict, Committed | Refused | Money):
+                raise AssertionError(verdict)
+
+    await asyncio.gather(*(caller(writer, place * 100 + n) for place, writer in enumerate(writers) for n in range(16)))
+    assert (await _balances(pool))[0] == 0
+    return kinds
+
+
+async def test_crossing_writers_never_show_a_deadlock(database_url: str, pool: asyncpg.Pool) -> None:
+    writers = [await _writer(database_url), await _writer(database_url)]
+
+    kinds = await _cross(writers, pool, seconds=5, seed=1)
+
+    assert kinds["Committed"] > 100
+    for writer in writers:
+        await writer.stop()
+
+
+@pytest.mark.long
+async def test_writers_that_cross_for_a_minute_never_show_a_deadlock(database_url: str, pool: asyncpg.Pool) -> None:
+    writers = [await _writer(database_url) for _ in range(3)]
+
+    kinds = await _cross(writers, pool, seconds=60, seed=2)
+
+    print(f"three writers, one minute: {dict(kinds)}")
+    assert kinds["Committed"] > 1000
+    for writer in writers:
+        await writer.stop()
+
+
+@pytest.mark.parametrize(
+    ("statement", "cut"),
+    [
+        (b"BEGIN", Cut.BEFORE),
+        (b"INSERT INTO payment", Cut.BEFORE),
+        (b"INSERT INTO payment", Cut.ANSWER_LOST),
+        (b"COMMIT\0", Cut.BEFORE),
+        (b"COMMIT\0", Cut.ANSWER_LOST),
+    ],
+)
+async def test_a_cut_connection_leads_to_the_truth(
+    database_url: str, pool: asyncpg.Pool, statement: bytes, cut: Cut
+) -> None:
+    """Wherever the connection is cut, each caller is told that it is durable, and it is there once."""
+    cutter = Cutter(database_url)
+    journal = await _writer(await cutter.start())
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    cutter.arm(statement, cut)
+
+    verdicts = await asyncio.gather(
+        *(journal.submit(paid(payment(f"o-{number}", 100, purse.id), f"k-{number}")) for number in range(5))
+    )
+
+    assert cutter.cuts == 1
+    assert all(isinstance(verdict, Committed) for verdict in verdicts)
+    assert await _balances(pool) == (0, 500)
+    assert await pool.fetchval("SELECT count(*) FROM payment") == 5
+    assert await pool.fetchval("SELECT count(DISTINCT sequence) FROM event WHERE type = 'payment.succeeded'") == 1
+    await journal.stop()
+    await cutter.stop()
+
+
+async def test_what_cannot_be_found_out_is_said_to_be_unknown(database_url: str, pool: asyncpg.Pool) -> None:
+    cutter = Cutter(database_url)
+    journal = await _writer(await cutter.start(), settle_s=0.5)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    change = paid(payment("o-1", 100, purse.id), "k")
+    cutter.arm(b"COMMIT\0", Cut.ANSWER_LOST)
+    cutter.is_refusing = True
+
+    with pytest.raises(OutcomeUnknown):
+        await journal.commit(change)
+    assert not journal.is_writable
+    cutter.is_refusing = False
+    repeated = await journal.commit(paid(payment("o-1", 100, purse.id), "k"))
+
+    assert isinstance(repeated, Again)
+    assert await _balances(pool) == (0, 900)
+    await journal.stop()
+    await cutter.stop()
+
+
+async def test_a_database_that_is_gone_is_said_to_be_gone_and_found_again(database_url: str) -> None:
+    cutter = Cutter(database_url)
+    journal = await _writer(await cutter.start(), settle_s=0.3)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    cutter.is_refusing = True
+    cutter.arm(b"BEGIN", Cut.BEFORE)
+
+    with pytest.raises(DatabaseUnreachable):
+        await journal.commit(paid(payment("o-1", 100, purse.id)))
+    cutter.is_refusing = False
+
+    assert isinstance(await journal.commit(paid(payment("o-1", 100, purse.id))), Committed)
+    await journal.stop()
+    await cutter.stop()
+
+
+async def test_a_full_queue_is_refused_honestly(database_url: str, pool: asyncpg.Pool) -> None:
+    journal = await _writer(database_url, queue_max=10)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 100_000)))
+    answers: list[object] = []
+
+    for number in range(30):
+        try:
+            answers.append(journal.submit(paid(payment(f"o-{number}", 100, purse.id))))
+        except Busy as busy:
+            answers.append(busy)
+    refused = sum(isinstance(answer, KassaError) for answer in answers)
+    taken = await asyncio.gather(*(answer for answer in answers if isinstance(answer, asyncio.Future)))
+
+    assert refused == 20
+    assert all(isinstance(verdict, Committed) for verdict in taken)
+    assert await pool.fetchval("SELECT count(*) FROM payment") == 10
+    await journal.stop()
+
+
+async def test_a_writer_goes_on_where_its_slot_stopped(database_url: str, pool: asyncpg.Pool) -> None:
+    for number in range(3):
+        journal = await _writer(database_url)
+        committed(await journal.commit(funded(wallet(f"u-{number}"), 10)))
+        await journal.stop()
+
+    rows = await pool.fetch("SELECT writer, batch, first_seq, last_seq FROM chain ORDER BY batch")
+
+    assert [tuple(row) for row in rows] == [(1, 1, 1, 1), (1, 2, 2, 2), (1, 3, 3, 3)]
+
+
+async def test_an_account_of_a_refused_batch_is_not_remembered(database_url: str) -> None:
+    """Its id was drawn in a transaction that never was; the next change must find that out."""
+    journal = await _writer(database_url)
+    purse = wallet()
+    poisonous = Change(home=HOME, new=(payment("o-1", -1),), transfers=funded(purse, 5).transfers)
+
+    verdict = await journal.commit(poisonous)
+    after = await journal.commit(funded(purse, 5))
+
+    assert isinstance(verdict, Money)
+    assert isinstance(after, Committed)
+    await journal.stop()
