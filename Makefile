@@ -1,0 +1,37 @@
+# Each target works on a fresh machine (Debian or Ubuntu with Python 3.11 or newer, git and make); the rest is installed.
+
+.PHONY: help install demo test test-long check bench servers lock clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: ## .venv/bin/kassa, from the lock file
+	@scripts/install.sh
+
+demo: install ## one payment from beginning to end, narrated
+	@.venv/bin/kassa demo
+
+test: ## all tests but the long ones (at most 15 minutes)
+	@scripts/test.sh
+
+test-long: ## the long seeds, kills and backlogs
+	@scripts/test.sh -m long
+
+check: ## format, lint, types, layers, queries, pure tests
+	@scripts/check.sh
+
+bench: ## the figures of the README, measured here
+	@scripts/install.sh dev
+	@scripts/apt.sh wrk
+	@.venv/bin/python -m benchmarks
+
+servers: install ## the servers that tests and benchmarks use on this machine
+	@.venv/bin/python scripts/servers.py
+
+lock: ## the lock files again, from pyproject.toml
+	@scripts/install.sh dev
+	@scripts/lock.sh
+
+clean: ## all that was made here
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs the tests: scripts/test.sh [pytest's arguments]. Ends with what was not tested, by name, and pytest's own line.
+# With CI=true, anything that was not tested has failed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/install.sh dev
+# Kassa must work with Debian's PostgreSQL as well as with its own. Without root it is told at the end that this was not tested.
+scripts/apt.sh postgresql || true
+if [ $# -eq 0 ]; then
+    set -- -m "not long"
+fi
+exec .venv/bin/python -m pytest "$@"
