@@ -160,7 +160,9 @@ def channel_payment(
     )
 
 
-def new_wallet(merchant: Merchant, wallet_id: Id, user: str, currency: str, now: datetime, once: OnceKey) -> Change:
+def new_wallet(
+    merchant: Merchant, wallet_id: Id, user: str, currency: str, now: datetime, once: OnceKey | None
+) -> Change:
     """A wallet and its account. A user has one per currency."""
     wallet = Wallet(merchant.home, wallet_id, 0, 0, "open", user, currency, now)
     data = render.wallet_json(wallet, balance=0, available=0)

@@ -271,7 +271,7 @@ class Payments:
 
     # Wallets
 
-    async def create_wallet(self, merchant: Merchant, user: str, currency: str, once: OnceKey) -> Answer:
+    async def create_wallet(self, merchant: Merchant, user: str, currency: str, once: OnceKey | None) -> Answer:
         """A wallet for a user. Raises WalletExists."""
         wallet_id = new_id()
         change = model.new_wallet(merchant, wallet_id, user, currency, self._clock.now(), once)
