@@ -1,0 +1,121 @@
+"""What Kassa counts about itself, in one object with a registry of its own, and the page that Prometheus reads.
+
+Names of labels are bounded: routes are patterns, topics and groups are declared, verdicts and outcomes are enums.
+Recording is a dict lookup and one or two increments: well under two microseconds.
+"""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of `Metrics.render`."""
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_WAITING_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 1800.0, 21600.0)
+"""Produced to handled: a delivery may wait for a retry in half an hour."""
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class _Counters:
+    """A counter's children by their label values, so that the hot path does not go through `labels()`."""
+
+    __slots__ = ("_children", "_parent")
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str]) -> None:
+        self._parent = Counter(name, text, labels, registry=registry)
+        self._children: dict[tuple[str | int, ...], Counter] = {}
+
+    def add(self, values: tuple[str | int, ...], count: int = 1) -> None:
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._parent.labels(*values)
+        child.inc(count)
+
+
+class _Histograms:
+    """The same for histograms."""
+
+    __slots__ = ("_children", "_parent")
+
+    def __init__(
+        self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
+    ) -> None:
+        self._parent = Histogram(name, text, labels, buckets=bounds, registry=registry)
+        self._children: dict[tuple[str, ...], Histogram] = {}
+
+    def observe(self, values: tuple[str, ...], measured: float) -> None:
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._parent.labels(*values)
+        child.observe(measured)
+
+
+class Metrics:
+    """All counters of one process; make one and hand it down."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._http_requests = _Counters(
+            registry, "kassa_http_requests", "Answers of the API.", ("route", "method", "status")
+        )
+        self._http_seconds = _Histograms(
+            registry, "kassa_http_seconds", "From the last byte of a request to its answer.", ("route",), _SECONDS
+        )
+        self._journal_batch_size = Histogram(
+            "kassa_journal_batch_size", "Changes in one commit.", buckets=_BATCH_SIZES, registry=registry
+        )
+        self._journal_commit_seconds = Histogram(
+            "kassa_journal_commit_seconds", "From judging a batch to its commit.", buckets=_SECONDS, registry=registry
+        )
+        self._journal_changes = _Counters(registry, "kassa_journal_changes", "Changes by verdict.", ("verdict",))
+        self._journal_queue_length = Gauge(
+            "kassa_journal_queue_length", "Changes that wait for the next commit.", registry=registry
+        )
+        self._channel_calls = _Counters(
+            registry, "kassa_channel_calls", "Requests to channels.", ("channel", "operation", "outcome")
+        )
+        self._webhook_deliveries = _Counters(
+            registry, "kassa_webhook_deliveries", "Tries to deliver a webhook.", ("result",)
+        )
+        by_group = ("topic", "group")
+        self._queue_length = Gauge("kassa_queue_length", "Deliveries not yet processed.", by_group, registry=registry)
+        self._queue_oldest_age = Gauge(
+            "kassa_queue_oldest_age_seconds", "Age of the oldest delivery that waits.", by_group, registry=registry
+        )
+        self._queue_latency = _Histograms(
+            registry, "kassa_queue_latency_seconds", "From produced to handled.", by_group, _WAITING_SECONDS
+        )
+
+    def http_answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """One answer. `route` is the pattern, never the path; empty when there was none."""
+        self._http_requests.add((route, method, status))
+        self._http_seconds.observe((route,), seconds)
+
+    def journal_committed(self, size: int, seconds: float) -> None:
+        self._journal_batch_size.observe(size)
+        self._journal_commit_seconds.observe(seconds)
+
+    def journal_judged(self, verdict: str, count: int = 1) -> None:
+        self._journal_changes.add((verdict,), count)
+
+    def journal_waiting(self, length: int) -> None:
+        self._journal_queue_length.set(length)
+
+    def channel_called(self, channel: str, operation: str, outcome: str) -> None:
+        self._channel_calls.add((channel, operation, outcome))
+
+    def webhook_tried(self, result: str) -> None:
+        self._webhook_deliveries.add((result,))
+
+    def queue_seen(self, topic: str, group: str, *, length: int, oldest_age_s: float) -> None:
+        """What a look at the queue found; not for the hot path."""
+        self._queue_length.labels(topic, group).set(length)
+        self._queue_oldest_age.labels(topic, group).set(oldest_age_s)
+
+    def delivery_handled(self, topic: str, group: str, latency_s: float) -> None:
+        self._queue_latency.observe((topic, group), latency_s)
+
+    def render(self) -> bytes:
+        """The page, in Prometheus' text format."""
+        return generate_latest(self.registry)
