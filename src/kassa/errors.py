@@ -348,3 +348,18 @@ class ChannelMismatch(KassaError):
     """A channel's authentic message does not fit our own record; it is quarantined."""
 
     code, status = "channel.mismatch", 409
+
+
+# The client
+
+
+class ServerUnreachable(KassaError):
+    """Kassa cannot be reached or does not answer; this call may be made again."""
+
+    code, status, retry = "client.server_unreachable", 503, Retry.LATER
+
+
+class WebhookInvalid(KassaError):
+    """A webhook is not signed with this secret, or it is too old or too new."""
+
+    code, status = "webhook.invalid", 400
