@@ -8,7 +8,7 @@ anything until the truth is known: the chain row of the batch is there, or it is
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -89,15 +89,40 @@ class _Backend(NamedTuple):
     started_at: datetime
 
 
+class _Accounts:
+    """The ids of accounts that are committed, by key; bounded, the least used go first. Shared by the lanes."""
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[AccountKey, int] = OrderedDict()
+
+    def get(self, key: AccountKey) -> int | None:
+        id = self._ids.get(key)
+        if id is not None:
+            self._ids.move_to_end(key)
+        return id
+
+    def remember(self, found: Mapping[AccountKey, int]) -> None:
+        self._ids.update(found)
+        while len(self._ids) > ACCOUNT_IDS_MAX:
+            self._ids.popitem(last=False)
+
+    def forget(self) -> None:
+        self._ids.clear()
+
+
 class PostgresJournal:
-    """The one door, in PostgreSQL. `start` before use, `stop` drains the queue."""
+    """The one door, in PostgreSQL: one queue, and a few lanes that each write batches. `start` before use; `stop` drains.
+
+    A second lane judges in Python while the first one's batch is in the database; more than two give nothing on two cores.
+    """
 
     def __init__(
         self,
-        connect: "Callable[[], Any]",
+        connect: Callable[[], Any],
         tables: Tables,
         *,
         clock: Clock | None = None,
+        lanes: int = 1,
         queue_max: int = QUEUE_MAX,
         settle_s: float = SETTLE_S,
         observe: Callable[[int, float], None] | None = None,
@@ -107,90 +132,122 @@ class PostgresJournal:
         self.clock = clock or SystemClock()
         self.queue_max = queue_max
         self.settle_s = settle_s
-        self.slot = 0
-        self.is_writable = False
+        self.queue: deque[_Waiting] = deque()
+        self.arrived = asyncio.Event()
+        self.is_stopping = False
+        self.accounts = _Accounts()
+        self.connect = connect
+        self.observe = observe
+        self._lanes = [_Lane(self) for _ in range(lanes)]
+        self._listeners: list[Callable[[Written], None]] = []
+
+    @property
+    def queue_length(self) -> int:
+        """Changes that wait or are being written."""
+        return len(self.queue) + sum(lane.in_flight for lane in self._lanes)
+
+    @property
+    def is_writable(self) -> bool:
         """Whether the last try to reach the database succeeded."""
-        self._connect = connect
-        self._observe = observe
-        self._queue: deque[_Waiting] = deque()
-        self._in_flight = 0
-        self._arrived = asyncio.Event()
-        self._stopping = False
+        return all(lane.is_writable for lane in self._lanes)
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The writer slots that the lanes hold."""
+        return tuple(lane.slot for lane in self._lanes)
+
+    def on_commit(self, listener: Callable[[Written], None]) -> None:
+        self._listeners.append(listener)
+
+    def tell(self, written: Written) -> None:
+        """Wake those who wait for what a batch wrote."""
+        for listener in self._listeners:
+            listener(written)
+
+    async def start(self) -> None:
+        """Open the connections and take writer slots. Raises DatabaseUnreachable."""
+        for lane in self._lanes:
+            try:
+                await lane.start()
+            except _CONNECTION_LOST as error:
+                raise DatabaseUnreachable(f"The journal cannot reach the database: {error}") from error
+
+    async def stop(self) -> None:
+        """Write what waits, then let go of the slots."""
+        self.is_stopping = True
+        self.arrived.set()
+        for lane in self._lanes:
+            await lane.stop()
+
+    def submit(self, change: Change) -> "asyncio.Future[Verdict]":
+        if len(self.queue) >= self.queue_max or self.is_stopping:
+            raise Busy(waiting=len(self.queue))
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self.queue.append(_Waiting(change, future))
+        self.arrived.set()
+        return future
+
+    async def commit(self, change: Change) -> Verdict:
+        return await asyncio.shield(self.submit(change))
+
+
+class _Lane:
+    """One connection, one writer slot, one batch at a time."""
+
+    def __init__(self, journal: PostgresJournal) -> None:
+        self.journal = journal
+        self.slot = 0
+        self.in_flight = 0
+        self.is_writable = False
         self._task: asyncio.Task[None] | None = None
         self._connection: Any = None
         self._backend: _Backend | None = None
         self._batch = 0
         self._seq = 1
         self._head = EMPTY_DIGEST
-        self._account_ids: OrderedDict[AccountKey, int] = OrderedDict()
-        self._opened: list[AccountKey] = []
         self._next_head = EMPTY_DIGEST
         self._generation = 0
-        self._listeners: list[Callable[[Written], None]] = []
-
-    @property
-    def queue_length(self) -> int:
-        """Changes that wait or are being written."""
-        return len(self._queue) + self._in_flight
-
-    def on_commit(self, listener: Callable[[Written], None]) -> None:
-        self._listeners.append(listener)
+        self._found_accounts: dict[AccountKey, int] = {}
+        """Of the present batch: remembered when it is committed, since a new account may never come into being."""
 
     async def start(self) -> None:
-        """Open the connection and take a writer slot. Raises DatabaseUnreachable."""
-        try:
-            await self._open()
-        except _CONNECTION_LOST as error:
-            raise DatabaseUnreachable(f"The journal cannot reach the database: {error}") from error
+        await self._open()
         self._task = asyncio.create_task(self._run(), name="journal")
 
     async def stop(self) -> None:
-        """Write what waits, then let go of the slot."""
-        self._stopping = True
-        self._arrived.set()
         if self._task is not None:
             await self._task
         if self._connection is not None and not self._connection.is_closed():
             await self._connection.close(timeout=5)
 
-    def submit(self, change: Change) -> "asyncio.Future[Verdict]":
-        if len(self._queue) >= self.queue_max or self._stopping:
-            raise Busy(waiting=len(self._queue))
-        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(change, future))
-        self._arrived.set()
-        return future
-
-    async def commit(self, change: Change) -> Verdict:
-        return await asyncio.shield(self.submit(change))
-
     # The loop
 
     async def _run(self) -> None:
         while True:
-            if not self._queue:
-                if self._stopping:
+            queue = self.journal.queue
+            if not queue:
+                if self.journal.is_stopping:
                     return
-                self._arrived.clear()
-                await self._arrived.wait()
+                self.journal.arrived.clear()
+                await self.journal.arrived.wait()
                 continue
-            taken = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_MAX))]
-            self._in_flight = len(taken)
+            taken = [queue.popleft() for _ in range(min(len(queue), BATCH_MAX))]
+            self.in_flight = len(taken)
             await self._commit_all(taken)
-            self._in_flight = 0
+            self.in_flight = 0
 
     async def _commit_all(self, taken: list[_Waiting]) -> None:
         """One batch, whatever happens to it: each caller gets the truth, once."""
-        deadline = time.monotonic() + self.settle_s
+        deadline = time.monotonic() + self.journal.settle_s
         while True:
             try:
                 if self._connection is None or self._connection.is_closed():
                     await self._reopen(deadline)
                 started = time.perf_counter()
                 later = await self._write_batch(taken)
-                if self._observe is not None:
-                    self._observe(len(taken), time.perf_counter() - started)
-                self._queue.extendleft(reversed(later))
+                if self.journal.observe is not None:
+                    self.journal.observe(len(taken), time.perf_counter() - started)
+                self.journal.queue.extendleft(reversed(later))
                 return
             except _InDoubt as doubt:
                 if await self._find_truth(doubt, deadline):
@@ -235,8 +292,8 @@ class PostgresJournal:
         """Judge and commit; returns what has to wait for the next batch. Raises _InDoubt once COMMIT was sent."""
         connection = self._connection
         assembly = assemble(taken)
-        now = self.clock.now()
-        self._opened = []
+        now = self.journal.clock.now()
+        self._found_accounts = {}
         await connection.execute(sql.BEGIN)
         read = Read()
         changes = [pending.change for pending in assembly.batch]
@@ -244,7 +301,7 @@ class PostgresJournal:
         await self._read_rows(read, changes)
         await self._read_money(read, assembly, now)
 
-        judge = Judge(self.tables, read, now, self.slot, self._seq)
+        judge = Judge(self.journal.tables, read, now, self.slot, self._seq)
         answers, later = self._judge(judge, assembly)
         self.is_writable = True
         if judge.seq == judge.first_seq:
@@ -259,7 +316,7 @@ class PostgresJournal:
             raise _InDoubt(answers, later, written) from error
         self._settled(judge)
         self._answer(answers)
-        self._tell(written)
+        self.journal.tell(written)
         return later
 
     def _judge(self, judge: Judge, assembly: Assembly) -> tuple[list[tuple[_Waiting, Verdict]], list[_Waiting]]:
@@ -292,14 +349,11 @@ class PostgresJournal:
             if not waiting.future.done():
                 waiting.future.set_result(verdict)
 
-    def _tell(self, written: Written) -> None:
-        for listener in self._listeners:
-            listener(written)
-
     def _settled(self, judge: Judge) -> None:
         self._seq = judge.seq
         self._batch += 1
         self._head = self._next_head
+        self.journal.accounts.remember(self._found_accounts)
 
     # Reading under locks
 
@@ -331,7 +385,7 @@ class PostgresJournal:
         needs = Needs()
         for change in changes:
             if change.rule is not None or change.moves:
-                needs.add_rows(change, self.tables)
+                needs.add_rows(change, self.journal.tables)
         for table in sorted(needs.roots, key=_number):
             await self._read_table(read, sql.lock_roots(table), table, needs.roots[table])
         for table in sorted(needs.children_of, key=_number):
@@ -381,18 +435,24 @@ class PostgresJournal:
             credit = AccountKey(row["credit_home"], row["credit_code"], row["credit_owner"], row["credit_currency"])
             key = HoldKey(Id(row["id"].hex), row["part"])
             read.holds[key] = Hold(key, debit, credit, row["amount"], row["expires_at"], row["state"])
-            self._remember(debit, row["debit_id"])
-            self._remember(credit, row["credit_id"])
+            self._found_accounts[debit] = row["debit_id"]
+            self._found_accounts[credit] = row["credit_id"]
             needs.accounts.update((debit, credit))
 
     async def _lock_accounts(self, read: Read, needs: Needs) -> None:
-        missing = [key for key in needs.accounts if key not in self._account_ids]
+        ids: dict[int, AccountKey] = {}
+        missing: list[AccountKey] = []
+        known = self.journal.accounts
+        for key in needs.accounts:
+            id = self._found_accounts.get(key) or known.get(key)
+            if id is None:
+                missing.append(key)
+            else:
+                ids[id] = key
         if missing:
             await self._find_accounts(missing, needs)
-        ids = {self._account_ids[key]: key for key in needs.accounts if key in self._account_ids}
-        for key in ids.values():
-            self._account_ids.move_to_end(key)
-        rows = await self._connection.fetch(sql.LOCK_ACCOUNTS, sorted(ids))
+            ids.update((self._found_accounts[key], key) for key in missing if key in self._found_accounts)
+        rows = await self._connection.fetch(sql.LOCK_ACCOUNTS, sql.numbers(sorted(ids)))
         accounts = read.accounts
         for id, limit, overdraft, debits, credits, debits_pending, credits_pending, version in rows:
             key = ids[id]
@@ -402,9 +462,9 @@ class PostgresJournal:
 
     async def _find_accounts(self, missing: list[AccountKey], needs: Needs) -> None:
         missing.sort()
-        await self._remember_accounts(missing)
-        absent = [key for key in missing if key not in self._account_ids]
+        await self._look_up(missing)
         rows = []
+        absent = [key for key in missing if key not in self._found_accounts]
         for key in absent:
             opening = needs.opens.get(key)
             if opening is not None:
@@ -413,17 +473,12 @@ class PostgresJournal:
                 rows.append((*key, int(LIMITS[key.code]), 0))  # type: ignore[index]
         if rows:
             await self._connection.execute(sql.OPEN_ACCOUNTS, *_columns(rows, 6))
-            await self._remember_accounts(absent)
-            self._opened += absent
+            await self._look_up(absent)
 
-    async def _remember_accounts(self, keys: Sequence[AccountKey]) -> None:
+    async def _look_up(self, keys: Sequence[AccountKey]) -> None:
         for row in await self._connection.fetch(sql.ACCOUNT_IDS, *_columns(keys, 4)):
-            self._remember(AccountKey(row["home"], row["code"], row["owner"], row["currency"]), row["id"])
-
-    def _remember(self, key: AccountKey, id: int) -> None:
-        self._account_ids[key] = id
-        while len(self._account_ids) > ACCOUNT_IDS_MAX:
-            self._account_ids.popitem(last=False)
+            key = AccountKey(row["home"], row["code"], row["owner"], row["currency"])
+            self._found_accounts[key] = row["id"]
 
     async def _lock_done(self, read: Read, wanted: set[Done], now: datetime) -> None:
         messages = sorted(done.id for done in wanted if isinstance(done, MessageDone))
@@ -563,7 +618,7 @@ class PostgresJournal:
     # The connection and the truth
 
     async def _open(self) -> None:
-        connection = await self._connect()
+        connection = await self.journal.connect()
         try:
             await connection.execute(
                 # The plans of this connection are pinned to index look-ups; PL and planner guesses have cost minutes before.
@@ -588,7 +643,7 @@ class PostgresJournal:
         self._seq = head["last_seq"] + 1 if head else 1
         self._head = self._next_head = head["digest"] if head else EMPTY_DIGEST
         self._generation = time.time_ns()
-        self._account_ids.clear()
+        self.journal.accounts.forget()
         self.is_writable = True
 
     async def _take_slot(self, connection: Any) -> int:
@@ -605,8 +660,6 @@ class PostgresJournal:
             self._connection = None
 
     async def _roll_back(self) -> None:
-        for key in self._opened:  # These accounts never came into being.
-            self._account_ids.pop(key, None)
         try:
             await self._connection.execute("ROLLBACK")
         except _CONNECTION_LOST:
@@ -626,7 +679,7 @@ class PostgresJournal:
             pause_s = min(pause_s * 2, 1.0)
 
     async def _open_after(self, old: _Backend | None) -> None:
-        connection = await self._connect()
+        connection = await self.journal.connect()
         try:
             while old is not None and await connection.fetchval(_END_BACKEND, *old):
                 await asyncio.sleep(0.02)
@@ -650,15 +703,15 @@ class PostgresJournal:
             )
         except (*_CONNECTION_LOST, KassaError, TimeoutError):
             self._fail(callers, OutcomeUnknown())
-            self._queue.extendleft(reversed(doubt.later))
+            self.journal.queue.extendleft(reversed(doubt.later))
             return True
         if stored is None:
             return False
         if stored != digest:
             raise InvariantBroken("Another writer wrote under our slot.", writer=slot, batch=batch)
         self._answer(doubt.answers)
-        self._queue.extendleft(reversed(doubt.later))
-        self._tell(doubt.written)
+        self.journal.queue.extendleft(reversed(doubt.later))
+        self.journal.tell(doubt.written)
         return True
 
 
