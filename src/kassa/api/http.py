@@ -416,12 +416,17 @@ class _Connection(asyncio.Protocol):
                 return
 
     def _parse(self, data: bytes) -> None:
+        if self._raw_left:
+            data = self._cut_off_body(data)
         if self._in_head:
             self._head_fed += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._pass_over_upgrade(data[upgrade.args[0] :])
+            # An offer to speak another protocol (h2c, websocket) is declined by answering as if it were not there.
+            rest = data[upgrade.args[0] :]
+            if rest and not self._deaf:
+                self._parse(rest)
         except httptools.HttpParserError as fault:
             if not self._deaf and self._fault is None:
                 self._fault = RequestInvalid(f"This is not HTTP/1.1: {_plain(str(fault))}.")
@@ -430,19 +435,15 @@ class _Connection(asyncio.Protocol):
         if self._fault is not None and not self._deaf:
             self._refuse(self._fault)
 
-    def _pass_over_upgrade(self, rest: bytes) -> None:
-        """An offer to speak another protocol (h2c, websocket) may be declined by answering as if it were not there.
-
-        The parser takes what follows the head for the other protocol, so a body must be cut off by hand.
-        """
-        if self._raw_left:
-            body, rest = rest[: self._raw_left], rest[self._raw_left :]
-            self._raw_left -= len(body)
-            self._body += body
-            if self._raw_left == 0:
-                self._complete()
-        if rest and not self._deaf:
-            self._parse(rest)
+    def _cut_off_body(self, data: bytes) -> bytes:
+        """After an offered upgrade the parser leaves what follows the head to the other protocol, body included."""
+        body = data[: self._raw_left]
+        self._raw_left -= len(body)
+        self._owes_continue = False
+        self._gather(body)
+        if self._raw_left == 0:
+            self._complete()
+        return data[len(body) :]
 
     # Callbacks of the parser. They must not raise: they note the fault, and `_parse` answers it.
 
@@ -482,13 +483,17 @@ class _Connection(asyncio.Protocol):
         self._owes_continue = False
         if len(self._body) + len(part) > self._server.limits.body_bytes_max:
             self._fault = RequestTooLarge(bytes_max=self._server.limits.body_bytes_max)
-        elif self._body:
-            # A client may send a mebibyte in one-byte chunks: a bytearray takes each in constant time.
-            if type(self._body) is bytes:
-                self._body = bytearray(self._body)
-            self._body += part
         else:
+            self._gather(part)
+
+    def _gather(self, part: bytes) -> None:
+        if not self._body:
             self._body = part
+            return
+        # A client may send a mebibyte byte by byte: a bytearray takes each in constant time.
+        if type(self._body) is bytes:
+            self._body = bytearray(self._body)
+        self._body += part
 
     def on_message_complete(self) -> None:
         if self._fault is None and not self._raw_left:
