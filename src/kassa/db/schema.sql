@@ -350,6 +350,9 @@ CREATE TABLE payment (
     ord smallint NOT NULL,
     PRIMARY KEY (home, id)
 ) WITH (fillfactor = 85);
+-- Partial, so that a payment that is born final costs no entry.
+CREATE INDEX payment_topup ON payment (home, id) WHERE kind = 'topup';
+CREATE INDEX payment_open ON payment (home, id) WHERE state NOT IN ('succeeded', 'closed', 'late_refunded');
 
 -- One request to one channel; `id` is its number there.
 CREATE TABLE attempt (
@@ -377,6 +380,7 @@ CREATE TABLE attempt (
     PRIMARY KEY (home, id)
 ) WITH (fillfactor = 85);
 CREATE INDEX attempt_root ON attempt (home, root);
+CREATE INDEX attempt_open ON attempt (id) WHERE state IN ('new', 'sending', 'pending_payer', 'unknown');
 CREATE INDEX attempt_doubt ON attempt (doubt_since) WHERE doubt_since IS NOT NULL;
 
 -- Money given back; `id` is its number at the channel.
@@ -408,6 +412,7 @@ CREATE TABLE refund (
     PRIMARY KEY (home, id)
 ) WITH (fillfactor = 85);
 CREATE INDEX refund_root ON refund (home, root);
+CREATE INDEX refund_open ON refund (id) WHERE state IN ('reserved', 'sending', 'processing', 'unknown', 'abnormal');
 CREATE INDEX refund_doubt ON refund (doubt_since) WHERE doubt_since IS NOT NULL;
 
 -- A user's wallet; its money is a ledger account.
@@ -449,6 +454,7 @@ CREATE TABLE exchange (
     PRIMARY KEY (home, id)
 );
 CREATE INDEX exchange_root ON exchange (home, root);
+CREATE INDEX exchange_quarantined ON exchange (at) WHERE state = 'quarantined';
 
 -- Where a merchant wants to be told.
 CREATE TABLE webhook_endpoint (

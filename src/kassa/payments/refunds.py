@@ -16,9 +16,11 @@ from kassa.errors import (
     AmountInvalid,
     ChannelMismatch,
     KassaError,
+    PaymentNotFound,
     RefundExceedsPaid,
     RefundNotFound,
     RefundNotRefundable,
+    TopupNotFound,
 )
 from kassa.ids import Id
 from kassa.journal.change import Aggregate, Change
@@ -105,7 +107,7 @@ def ask(aggregate: Aggregate, now: datetime, request: Ask) -> Change | KassaErro
 def _refusal(payment: Payment, request: Ask, amount: int, left: int, limits: RefundLimits | None) -> KassaError | None:
     name = render.payment_name(payment)
     if payment.kind != request.kind:
-        return RefundNotFound(payment=name)
+        return TopupNotFound() if request.kind == "topup" else PaymentNotFound()
     if request.amount is not None and amount < 1:
         return AmountInvalid(amount=amount)
     if payment.state != "succeeded":
