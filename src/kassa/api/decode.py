@@ -53,6 +53,10 @@ class BodyDecoder(Generic[Body]):
             raise MediaTypeUnsupported(content_type=kind[:_FIELD_MAX])
         return self.read(request.body)
 
+    def optional(self, request: Request) -> Body:
+        """The same where the body may be left out. Raises MediaTypeUnsupported, RequestInvalid."""
+        return self(request) if request.body else self.read(b"{}")
+
     def read(self, raw: bytes) -> Body:
         """A body from its bytes. Raises RequestInvalid."""
         try:

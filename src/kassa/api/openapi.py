@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from kassa.api.http import Router
 from kassa.api.problem import CONTENT_TYPE as PROBLEM
 from kassa.api.problem import problem
+from kassa.api.rest.fields import Nothing
 from kassa.api.route import Route
 from kassa.errors import (
     AuthForbidden,
@@ -64,14 +64,16 @@ class Problem(msgspec.Struct):
     request_id: str | None
 
 
-def document(routes: Sequence[Route], *, version: str, raw: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The document of all routes. raw: schemas of fields that are ready-made JSON, by type and field."""
+def document(routes: Sequence[Route], *, version: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of all routes. raw: schemas of fields that travel as ready-made JSON, by name."""
     types = _types(routes)
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = dict(zip(types, schemas, strict=True))
-    for name, fields in raw.items():
-        if name in components:
-            components[name]["properties"].update(fields)
+    for component in components.values():
+        properties = component.get("properties", {})
+        for name in properties.keys() & raw.keys():
+            if not properties[name]:
+                properties[name] = raw[name]
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.pattern, {})[route.method.lower()] = _operation(route, schema_of, components)
@@ -100,11 +102,6 @@ def document(routes: Sequence[Route], *, version: str, raw: Mapping[str, Mapping
     return read
 
 
-def route_patterns(router: Router) -> set[tuple[str, str]]:
-    """What the router really answers, to be compared with the document."""
-    return set(router.routes())
-
-
 def _types(routes: Iterable[Route]) -> list[Any]:
     types: dict[Any, None] = {Problem: None}
     for route in routes:
@@ -119,7 +116,7 @@ def _operation(route: Route, schema_of: Mapping[Any, Any], components: Mapping[s
         "operationId": _operation_id(route),
         "summary": route.says,
         "tags": [_tag(route)],
-        "parameters": [*_path_parameters(route), *_query_parameters(route, components), *_headers(route)],
+        "parameters": [*_path_parameters(route), *_query_parameters(route, schema_of, components), *_headers(route)],
         "responses": _responses(route, schema_of),
     }
     if route.scope is not None:
@@ -128,7 +125,7 @@ def _operation(route: Route, schema_of: Mapping[Any, Any], components: Mapping[s
         media: dict[str, Any] = {"schema": {} if isinstance(route.body, str) else schema_of[route.body]}
         if route.example is not None:
             media["example"] = route.example
-        operation["requestBody"] = {"required": True, "content": {"application/json": media}}
+        operation["requestBody"] = {"required": route.body is not Nothing, "content": {"application/json": media}}
     return operation
 
 
@@ -150,10 +147,12 @@ def _path_parameters(route: Route) -> list[dict[str, Any]]:
     ]
 
 
-def _query_parameters(route: Route, components: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _query_parameters(
+    route: Route, schema_of: Mapping[Any, Any], components: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     if route.query is None:
         return []
-    schema = components[route.query.__name__]
+    schema = components[schema_of[route.query]["$ref"].rpartition("/")[2]]
     required = schema.get("required", [])
     return [
         {"name": name, "in": "query", "required": name in required, "schema": _without_null(field)}

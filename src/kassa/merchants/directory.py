@@ -7,14 +7,16 @@ database cannot be read, nothing is held to be true for longer than that: then e
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
 import structlog
 
 from kassa.channels.channel import Channel
+from kassa.channels.registry import Opened
 from kassa.errors import ChannelNotFound, DatabaseUnreachable
+from kassa.ids import Id
 from kassa.merchants.model import Caller, hash_key
 from kassa.merchants.store import MerchantStore
 from kassa.merchants.vault import Vault
@@ -35,13 +37,6 @@ Read = TypeVar("Read")
 log = structlog.get_logger("kassa.merchants.directory")
 
 
-class Reach(NamedTuple):
-    """A merchant's channel, ready to talk to."""
-
-    channel: Channel
-    base_url: str
-
-
 class _Held:
     """One key: who it belongs to (None: nobody), and when somebody last asked."""
 
@@ -52,7 +47,7 @@ class _Held:
         self.asked_at = asked_at
 
 
-ChannelMaker = Callable[[str, dict[str, Any]], Reach]
+ChannelMaker = Callable[[str, dict[str, Any]], Opened]
 """Makes a channel of its name and its credentials."""
 
 
@@ -71,7 +66,8 @@ class Directory:
         self._make_channel = make_channel
         self._clock = clock
         self._keys: dict[bytes, _Held] = {}
-        self._channels: dict[tuple[int, str], tuple[int, Reach]] = {}
+        self._channels: dict[tuple[int, str], tuple[int, Opened]] = {}
+        self._homes: dict[Id, int] = {}
         self._fresh_until = 0.0
         self._refreshing: asyncio.Task[None] | None = None
         self._epoch = 0
@@ -101,7 +97,7 @@ class Directory:
             self._hold(digest, found)
         return found
 
-    async def for_merchant(self, home: int, channel: str) -> Reach:
+    async def for_merchant(self, home: int, channel: str) -> Opened:
         """A merchant's channel, ready to talk to. Raises ChannelNotFound, DatabaseUnreachable."""
         held = self._channels.get((home, channel))
         if held is not None and self._clock() <= self._fresh_until:
@@ -113,17 +109,27 @@ class Directory:
         if held is not None and held[0] == account.version:
             return held[1]
         credentials = msgspec.json.decode(self._vault.open(home, channel, account.credentials), type=dict[str, Any])
-        reach = self._make_channel(channel, credentials)
+        opened = self._make_channel(channel, credentials)
         if epoch == self._epoch:
-            self._channels[home, channel] = (account.version, reach)
-        return reach
+            self._channels[home, channel] = (account.version, opened)
+        return opened
+
+    async def home_of(self, merchant_id: Id) -> int | None:
+        """A merchant's home, which never changes; None when there is no such merchant. Raises DatabaseUnreachable."""
+        home = self._homes.get(merchant_id)
+        if home is None:
+            merchant = await self._read(self._store.merchant(merchant_id))
+            if merchant is None:
+                return None
+            home = self._homes[merchant_id] = merchant.home
+        return home
 
     def learn(self, home: int, channel: str, fresh: Channel) -> None:
         """A channel learnt something (new provider keys): the same account from now on with this object."""
         held = self._channels.get((home, channel))
         if held is not None:
-            version, reach = held
-            self._channels[home, channel] = (version, Reach(fresh, reach.base_url))
+            version, opened = held
+            self._channels[home, channel] = (version, Opened(fresh, opened.base_url))
 
     def forget_key(self, digest: bytes) -> None:
         """The key is nobody's from now on in this process."""

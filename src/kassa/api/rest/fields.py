@@ -1,7 +1,7 @@
 """The fields that bodies and answers of several routes share, with their limits and descriptions."""
 
 from datetime import datetime
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -42,6 +42,10 @@ class Payer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """For jsapi."""
     ip: Ip | None = None
     """For h5."""
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No fields; the body may be left out."""
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +91,3 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     version: int
     resource: str | None
     """What it was for."""
-
-
-RefundCause = Literal["asked", "late", "duplicate"]

@@ -4,11 +4,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
-from kassa.api import metrics
 from kassa.api.http import Request, Response
 from kassa.api.route import Answer, Route
+from kassa.observability.metrics import CONTENT_TYPE, Metrics
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -48,7 +47,7 @@ _FILES = {
 }
 
 
-def routes(checks: Checks, registry: CollectorRegistry) -> list[Route]:
+def routes(checks: Checks, metrics: Metrics) -> list[Route]:
     """Health, readiness and metrics."""
 
     async def ready(request: Request) -> Response:
@@ -57,7 +56,7 @@ def routes(checks: Checks, registry: CollectorRegistry) -> list[Route]:
         return Response(200 if is_ready else 503, msgspec.json.encode(Readiness(is_ready, found)), _NO_STORE)
 
     def numbers(request: Request) -> Response:
-        return Response(200, metrics.page(registry), content_type=metrics.CONTENT_TYPE)
+        return Response(200, metrics.render(), content_type=CONTENT_TYPE)
 
     return [
         Route("GET", "/healthz", "Whether the process runs.", lambda request: _ALIVE, {200: Answer(Health, "It runs")}),

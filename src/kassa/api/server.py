@@ -1,0 +1,142 @@
+"""The API of an App: its routes, its document, its server."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from kassa.api import openapi
+from kassa.api.answers import Answers
+from kassa.api.http import Limits, Request, Router, Server
+from kassa.api.rest import balances, callbacks, meta
+from kassa.api.rest.events import EventRoutes
+from kassa.api.rest.meta import Check
+from kassa.api.rest.payments import PaymentRoutes
+from kassa.api.rest.refunds import RefundRoutes
+from kassa.api.rest.wallets import WalletRoutes
+from kassa.api.rest.webhook_endpoints import WebhookRoutes
+from kassa.api.route import GONE, Guard, Route
+from kassa.app import App
+from kassa.db.migrate import require_current
+from kassa.errors import KassaError
+from kassa.journal.change import SYSTEM_HOME, Change
+
+CHECK_S = 2.0
+"""A database that does not say `1` in that time is not one that can take a payment."""
+
+_RAW: dict[str, Any] = {
+    "next_action": {
+        "anyOf": [
+            {"type": "null"},
+            {
+                "type": "object",
+                "properties": {"type": {"enum": ["qr_code", "redirect", "jsapi", "app"]}},
+                "required": ["type"],
+                "examples": [{"type": "qr_code", "code_url": "weixin://wxpay/bizpayurl?pr=1"}],
+            },
+        ]
+    },
+    "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    "data": {"type": "object", "description": "The object as it was then"},
+}
+"""What the fields are that travel as ready-made JSON."""
+
+
+class Api:
+    """The API. Made of an App that has started."""
+
+    def __init__(self, app: App, *, idle_workers: Callable[[], Sequence[str]] = tuple) -> None:
+        """idle_workers: the names of loops of this process that should run and do not."""
+        self._app = app
+        self._idle_workers = idle_workers
+        self.routes = self._routes()
+        self.document = openapi.document(self.routes, version=version("kassa"), raw=_RAW)
+        guard, router = Guard(app.directory), Router()
+        for route in (*self.routes, *meta.documentation(msgspec.json.encode(self.document))):
+            router.add(route.method, route.pattern, guard.handler(route))
+        settings = app.settings
+        self.server = Server(
+            router,
+            settings.host,
+            settings.port,
+            limits=Limits(body_bytes_max=settings.body_bytes_max, connections_max=settings.connections_max),
+            observer=self._observe,
+        )
+
+    def _routes(self) -> list[Route]:
+        app = self._app
+        answers = Answers(
+            app.journal,
+            channel_wait_s=app.settings.channel_wait_s,
+            repeat_wait_s=app.settings.idempotency_wait_s,
+        )
+        return [
+            *PaymentRoutes(app.journal, app.payments, app.payments_store, answers, app.clock).routes(),
+            *RefundRoutes(app.payments, app.payments_store, answers).routes(),
+            *WalletRoutes(app.journal, app.payments, app.payments_store, app.ledger).routes(),
+            *EventRoutes(app.events, app.webhooks).routes(),
+            *WebhookRoutes(app.webhooks).routes(),
+            *balances.routes(app.ledger),
+            *callbacks.routes(app.payments, app.directory),
+            *meta.routes(self.checks, app.metrics),
+        ]
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = self._app.settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.server.port}"
+
+    async def start(self) -> None:
+        """Listens. Raises OSError when the address is taken."""
+        await self.server.start()
+
+    async def stop(self) -> None:
+        """Takes nothing new, and lets what is running finish."""
+        await self.server.stop(self._app.settings.stop_grace_s)
+
+    async def checks(self) -> list[Check]:
+        """What must be so before a payment can be taken."""
+        return [await self._check_database(), await self._check_journal(), self._check_workers()]
+
+    async def _check_database(self) -> Check:
+        try:
+            async with self._app.pool.acquire(timeout=CHECK_S) as connection:
+                await connection.fetchval("SELECT 1", timeout=CHECK_S)
+                await require_current(connection)
+        except KassaError as error:
+            return Check("database", False, error.detail)
+        except (*GONE, asyncpg.PostgresError) as error:
+            return Check("database", False, f"It cannot be reached ({type(error).__name__}).")
+        return Check("database", True, "It answers, and its migrations are those of this program.")
+
+    async def _check_journal(self) -> Check:
+        journal, most = self._app.journal, self._app.settings.journal_queue_max
+        waiting = journal.queue_length
+        if not journal.is_writable and not await self._journal_recovers():
+            return Check("journal", False, "Its last try to reach the database failed.")
+        if waiting >= most:
+            return Check("journal", False, f"{waiting} changes wait, and no more are taken.")
+        return Check("journal", True, f"{waiting} changes wait.")
+
+    async def _journal_recovers(self) -> bool:
+        """A change with nothing in it makes the journal look for the database; without it, it would wait for a request
+        that nobody sends to a process which is not ready."""
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await self._app.journal.commit(Change(home=SYSTEM_HOME))
+        except (KassaError, TimeoutError):
+            return False
+        return True
+
+    def _check_workers(self) -> Check:
+        idle = self._idle_workers()
+        if idle:
+            return Check("workers", False, f"Not running: {', '.join(idle)}.")
+        return Check("workers", True, "All that belong to this process run.")
+
+    def _observe(self, request: Request, status: int, seconds: float) -> None:
+        self._app.metrics.http_answered(request.route, request.method, status, seconds)

@@ -1,0 +1,141 @@
+"""The composition root: Settings in, a running App out. Nothing else builds things."""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+import structlog
+
+from kassa.channels.registry import open_channel
+from kassa.channels.runner import Runner
+from kassa.clock import Clock, SystemClock
+from kassa.db.pool import connect, open_pool
+from kassa.errors import KassaError, SettingInvalid
+from kassa.journal.writer import PostgresJournal
+from kassa.ledger.store import LedgerStore
+from kassa.merchants.directory import CHANGES, Directory
+from kassa.merchants.service import Merchants
+from kassa.merchants.store import MerchantStore
+from kassa.merchants.vault import Vault
+from kassa.messaging.log import EventLog
+from kassa.messaging.wake import Wakeups
+from kassa.messaging.work import TimerWork
+from kassa.notifications.service import Webhooks
+from kassa.notifications.store import WebhookStore
+from kassa.observability.metrics import Metrics
+from kassa.payments.service import Payments
+from kassa.payments.store import PaymentStore
+from kassa.settings import Settings, secrets_key
+from kassa.tables import TABLES
+
+LISTEN_PAUSE_S = 1.0
+"""Before listening again after the connection was lost. Nothing depends on it: everybody who listens also looks."""
+
+log = structlog.get_logger("kassa.app")
+
+
+class App:
+    """All parts, built from Settings. `start` before use; `stop` finishes what was begun.
+
+    Settings must name a database; it is migrated already.
+    """
+
+    pool: Any
+    journal: PostgresJournal
+    wakeups: Wakeups
+    directory: Directory
+    merchants: Merchants
+    ledger: LedgerStore
+    payments_store: PaymentStore
+    runner: Runner
+    payments: Payments
+    events: EventLog
+    timers: TimerWork
+    webhooks: Webhooks
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        if settings.database_url is None:
+            raise SettingInvalid(
+                "No database is named: set KASSA_DATABASE_URL, or use `kassa up`.", name="database_url"
+            )
+        self.settings = settings
+        self.database_url = settings.database_url
+        self.clock = clock or SystemClock()
+        self.vault = Vault(secrets_key(settings))
+        self.metrics = Metrics()
+        self._background: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Connects and builds. Raises DatabaseUnreachable, DatabaseRefused."""
+        settings = self.settings
+        self.pool = await open_pool(
+            self.database_url, application="kassa", size_min=settings.pool_min, size_max=settings.pool_max
+        )
+        self.journal = PostgresJournal(
+            lambda: connect(self.database_url, application="kassa journal"),
+            TABLES,
+            clock=self.clock,
+            queue_max=settings.journal_queue_max,
+            observe=self.metrics.journal_committed,
+        )
+        await self.journal.start()
+        self._build()
+        self._background = [
+            asyncio.create_task(self.wakeups.run(), name="wakeups"),
+            asyncio.create_task(self.directory.run(), name="directory"),
+            asyncio.create_task(self._listen(), name="configuration"),
+        ]
+
+    def _build(self) -> None:
+        settings, pool = self.settings, self.pool
+        merchants = MerchantStore(pool)
+        self.wakeups = Wakeups(lambda: connect(self.database_url, application="kassa wakeups"))
+        self.wakeups.follow(self.journal)
+        self.ledger = LedgerStore(pool)
+        self.directory = Directory(merchants, self.vault, open_channel)
+        self.merchants = Merchants(self.journal, merchants, self.directory, self.vault, self.ledger.currencies)
+        self.payments_store = PaymentStore(pool)
+        self.runner = Runner()
+        self.payments = Payments(
+            self.journal, self.payments_store, self.directory, self.runner, self.clock, settings.base_url
+        )
+        self.events = EventLog(pool)
+        self.timers = TimerWork(pool)
+        self.webhooks = Webhooks(
+            self.journal,
+            WebhookStore(pool),
+            self.events,
+            self.vault,
+            self.clock,
+            allow_private=settings.webhook_allow_private,
+        )
+
+    async def stop(self) -> None:
+        """Lets conversations and commits end, then lets go of everything."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.payments.stop()
+        await self.runner.close()
+        await self.journal.stop()
+        await self.pool.close()
+
+    async def _listen(self) -> None:
+        """Hears from other processes that a merchant changed. Only makes it quicker: the directory looks by itself."""
+        while True:
+            try:
+                connection = await connect(self.database_url, application="kassa configuration")
+            except KassaError as error:
+                log.warning("configuration.unreachable", reason=error.code)
+                await asyncio.sleep(LISTEN_PAUSE_S)
+                continue
+            try:
+                await connection.add_listener(CHANGES, lambda _c, _p, _n, payload: self.directory.heard(payload))
+                while not connection.is_closed():
+                    # Asking shows a connection that is only half there.
+                    await connection.execute("SELECT 1")
+                    await asyncio.sleep(LISTEN_PAUSE_S)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                log.warning("configuration.lost", reason=type(error).__name__)
+            finally:
+                connection.terminate()
