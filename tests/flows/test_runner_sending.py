@@ -283,19 +283,29 @@ async def test_a_connection_closed_at_once_leaves_a_doubt(runner: Runner, trace:
     assert type(outcome) is Unknown
 
 
-async def test_a_kept_connection_that_dies_under_a_post_leaves_a_doubt(runner: Runner, trace: list[Exchange]) -> None:
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_a_kept_connection_that_dies_leaves_a_doubt_and_nothing_is_sent_twice(
+    method: str, runner: Runner, trace: list[Exchange]
+) -> None:
+    """A request that goes out again carries a nonce that was used; a provider takes that for a replay."""
+    heard = 0
+
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal heard
         await read_request(reader)
+        heard += 1
         writer.write(ANSWER)
         await read_request(reader)
+        heard += 1
         writer.transport.abort()
 
     async with peer(talk) as base_url:
-        first = await runner.run(ask(request()), base_url, trace.append)
-        second = await runner.run(ask(request()), base_url, trace.append)
+        first = await runner.run(ask(request(method)), base_url, trace.append)
+        second = await runner.run(ask(request(method)), base_url, trace.append)
 
     assert type(first) is Closed
     assert type(second) is Unknown
+    assert heard == 2
 
 
 async def test_a_later_request_that_cannot_be_sent_leaves_a_doubt(runner: Runner, trace: list[Exchange]) -> None:
