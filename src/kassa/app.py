@@ -11,6 +11,7 @@ from kassa.channels.runner import Runner
 from kassa.clock import Clock, SystemClock
 from kassa.db.pool import connect, open_pool
 from kassa.errors import KassaError, SettingInvalid
+from kassa.ids import Id
 from kassa.journal.writer import PostgresJournal
 from kassa.ledger.store import LedgerStore
 from kassa.merchants.directory import CHANGES, Directory
@@ -20,11 +21,13 @@ from kassa.merchants.vault import Vault
 from kassa.messaging.log import EventLog
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import TimerWork
+from kassa.notifications.sender import Sender
 from kassa.notifications.service import Webhooks
 from kassa.notifications.store import WebhookStore
 from kassa.observability.metrics import Metrics
 from kassa.payments.service import Payments
 from kassa.payments.store import PaymentStore
+from kassa.payments.timeline import Delivery, Timeline
 from kassa.settings import Settings, secrets_key
 from kassa.tables import TABLES
 
@@ -51,7 +54,10 @@ class App:
     payments: Payments
     events: EventLog
     timers: TimerWork
+    webhook_store: WebhookStore
+    webhook_sender: Sender
     webhooks: Webhooks
+    timeline: Timeline
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         if settings.database_url is None:
@@ -80,6 +86,7 @@ class App:
         )
         await self.journal.start()
         self._build()
+        await self.webhook_sender.start()
         self._background = [
             asyncio.create_task(self.wakeups.run(), name="wakeups"),
             asyncio.create_task(self.directory.run(), name="directory"),
@@ -101,9 +108,12 @@ class App:
         )
         self.events = EventLog(pool)
         self.timers = TimerWork(pool)
+        self.webhook_store = WebhookStore(pool)
+        self.webhook_sender = Sender(allow_private=settings.webhook_allow_private)
+        self.timeline = Timeline(pool, self._deliveries)
         self.webhooks = Webhooks(
             self.journal,
-            WebhookStore(pool),
+            self.webhook_store,
             self.events,
             self.vault,
             self.clock,
@@ -117,8 +127,25 @@ class App:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.payments.stop()
         await self.runner.close()
+        await self.webhook_sender.close()
         await self.journal.stop()
         await self.pool.close()
+
+    async def _deliveries(self, home: int, root: Id) -> list[Delivery]:
+        """What of a payment's story reached the merchant, in the words of the timeline."""
+        return [
+            Delivery(
+                one.last_at or one.created_at,
+                one.event,
+                one.event_type,
+                f"whe_{one.endpoint}",
+                one.state,
+                one.tries,
+                one.last_status,
+                one.last_error,
+            )
+            for one in await self.webhook_store.of_root(home, root)
+        ]
 
     async def _listen(self) -> None:
         """Hears from other processes that a merchant changed. Only makes it quicker: the directory looks by itself."""

@@ -10,6 +10,7 @@ import os
 import secrets
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -48,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Days for which answers are kept under their Idempotency-Key; a day more than promised."""
     idempotency_wait_s: Annotated[float, msgspec.Meta(ge=0, le=30)] = 2.0
     """Seconds that a repeat waits for the first request of its key before it is told 409."""
-    channel_wait_s: Annotated[float, msgspec.Meta(ge=0, le=30)] = 8.0
+    channel_wait_s: Annotated[float, msgspec.Meta(ge=0, le=30)] = 10.0
     """Seconds that a request waits for the channel's first answer; then the attempt is shown as it stands."""
     journal_queue_max: Annotated[int, msgspec.Meta(ge=1)] = 8192
     """Changes that may wait for the journal; past it the API answers 503 at once, so nobody times out."""
@@ -115,12 +116,8 @@ def load(
     origins: list[Origin] = []
     for name, kind in _kinds().items():
         value, source = _choose(name, given, environ, written, file)
-        if source is None:
-            value = folder if name == "dir" else getattr(_DEFAULTS, name)
-        else:
-            value = _convert(name, value, kind, source)
-        values[name] = value
-        origins.append(Origin(name, masked(name, value), source or "default"))
+        values[name] = _default(name, folder) if source is None else _convert(name, value, kind, source)
+        origins.append(Origin(name, masked(name, values[name]), source or "default"))
     settings = Settings(**values)
     if settings.pool_min > settings.pool_max:
         raise SettingInvalid("pool_min is larger than pool_max.", name="pool_min")
@@ -128,6 +125,10 @@ def load(
 
 
 _DEFAULTS = Settings()
+
+
+def _default(name: str, folder: str) -> Any:
+    return folder if name == "dir" else getattr(_DEFAULTS, name)
 
 
 def _kinds() -> dict[str, Any]:
@@ -203,36 +204,56 @@ def secrets_key(settings: Settings) -> bytes:
         return read_key(settings.secrets_key, "secrets_key")
     file = settings.path(settings.secrets_key_file)
     try:
-        return read_key(file.read_text(encoding="ascii"), str(file))
+        return read_key(file.read_text(encoding="ascii", errors="replace"), str(file))
     except OSError:
         raise SettingInvalid(
             f"There is no key for secrets at rest: set KASSA_SECRETS_KEY, or write 32 bytes as base64 to {file}.",
             name="secrets_key",
         ) from None
-    except UnicodeDecodeError:
-        raise SettingInvalid(f"{file} does not hold a key in base64 or hex.", name="secrets_key") from None
 
 
 def make_secrets_key(settings: Settings) -> bytes:
     """Like `secrets_key`, but makes the file (mode 0600) if there is none. Two processes get the same key."""
     if settings.secrets_key is None:
-        file = settings.path(settings.secrets_key_file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # The key goes to a file of its own first and is linked into place, so that nobody can ever read half of one.
-        fresh = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-        if not file.exists():
-            handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(handle, "w", encoding="ascii") as opened:
-                    opened.write(base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
-                    opened.flush()
-                    os.fsync(opened.fileno())
-                os.link(fresh, file)
-            except FileExistsError:
-                pass  # Another process was first; its key counts.
-            finally:
-                fresh.unlink()
+        _make_key_file(settings.path(settings.secrets_key_file))
     return secrets_key(settings)
+
+
+def anchor_key(settings: Settings) -> bytes | None:
+    """The 32 bytes of the Ed25519 key that signs anchors; None when there is no such file: then nothing is anchored.
+
+    Raises SettingInvalid when the file does not hold a key.
+    """
+    file = settings.path(settings.anchor_key_file)
+    try:
+        return read_key(file.read_text(encoding="ascii", errors="replace"), str(file))
+    except OSError:
+        return None
+
+
+def make_anchor_key(settings: Settings) -> bytes | None:
+    """Like `anchor_key`, but makes the file (mode 0600) if there is none."""
+    _make_key_file(settings.path(settings.anchor_key_file))
+    return anchor_key(settings)
+
+
+def _make_key_file(file: Path) -> None:
+    """The key goes to a file of its own first and is linked into place, so that nobody can ever read half of one."""
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as opened:
+            opened.write(base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode() + "\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+        with suppress(FileExistsError):
+            # Perhaps another process was first; then its key counts.
+            os.link(fresh, file)
+    finally:
+        fresh.unlink()
 
 
 def read_key(text: str, source: str) -> bytes:

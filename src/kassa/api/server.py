@@ -74,7 +74,7 @@ class Api:
             repeat_wait_s=app.settings.idempotency_wait_s,
         )
         return [
-            *PaymentRoutes(app.journal, app.payments, app.payments_store, answers, app.clock).routes(),
+            *PaymentRoutes(app.journal, app.payments, app.payments_store, app.timeline, answers, app.clock).routes(),
             *RefundRoutes(app.payments, app.payments_store, answers).routes(),
             *WalletRoutes(app.journal, app.payments, app.payments_store, app.ledger).routes(),
             *EventRoutes(app.events, app.webhooks).routes(),

@@ -57,6 +57,7 @@ from kassa.payments.model import Order, Way
 from kassa.payments.records import Attempt, Payment
 from kassa.payments.render import PaymentView, TopupView
 from kassa.payments.service import Payments
+from kassa.payments.timeline import Entry, Timeline
 
 EXPIRES_S = 900
 """A quarter of an hour, unless the merchant says otherwise."""
@@ -113,6 +114,12 @@ class Resolve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reason: Annotated[str, Meta(min_length=1, max_length=200, description="Why; kept for ever")]
 
 
+class Story(msgspec.Struct, frozen=True):
+    """What happened to it, in order."""
+
+    data: list[Entry]
+
+
 class PaymentReads(Protocol):
     """What lists need of the store."""
 
@@ -134,11 +141,18 @@ class PaymentRoutes:
     """The handlers."""
 
     def __init__(
-        self, journal: Journal, payments: Payments, store: PaymentReads, answers: Answers, clock: Clock
+        self,
+        journal: Journal,
+        payments: Payments,
+        store: PaymentReads,
+        timeline: Timeline,
+        answers: Answers,
+        clock: Clock,
     ) -> None:
         self._journal = journal
         self._payments = payments
         self._store = store
+        self._timeline = timeline
         self._answers = answers
         self._clock = clock
         self._create = BodyDecoder(CreatePayment)
@@ -237,6 +251,12 @@ class PaymentRoutes:
         following = write_cursor(found[-1][0].id) if len(found) == query.limit else None
         return Response(200, _encode(Listed(views, following)))
 
+    async def timeline(self, request: Request, caller: Caller, kind: str) -> Response:
+        """The whole story of one payment or top-up, in order."""
+        home, payment_id = caller.merchant.home, _read_name(request, kind)
+        await self._payments.get_payment(home, payment_id, kind=kind)
+        return Response(200, _encode(Story(await self._timeline.of(home, payment_id) or [])))
+
     # Change
 
     async def add_attempt(self, request: Request, caller: Caller, kind: str) -> Response:
@@ -332,6 +352,8 @@ class PaymentRoutes:
                   {200: Answer(listed, "A page")}, Scope.READ | scope, query=Filters),
             Route("GET", path + "{id}", f"One {noun} as it stands.", partial(self.get, kind=kind),
                   one, Scope.READ | scope, problems=(missing,)),
+            Route("GET", path + "{id}/timeline", "The whole story, in order.", partial(self.timeline, kind=kind),
+                  {200: Answer(Story, "What happened")}, Scope.READ | scope, problems=(missing,)),
             Route("POST", path + "{id}/close", f"Give up a {noun} that is not paid.", partial(self.close, kind=kind),
                   one | later, scope, body=Nothing, is_keyed=True, needs_key=True, prefers=True,
                   problems=(missing, PaymentNotClosable, PaymentNotFound, ChannelNotFound), example={}),
