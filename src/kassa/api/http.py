@@ -48,7 +48,7 @@ class Limits:
     head_bytes_max: int = 32 * 1024
     """Request line and headers; more is 431."""
     headers_max: int = 100
-    """Header lines; more is 431."""
+    """Header lines; more is 431. Trailers are not kept, and count by their bytes alone."""
     body_bytes_max: int = 1024 * 1024
     """More is 413."""
     read_s: float = 15.0
@@ -314,6 +314,25 @@ def _encoded(request: Request, response: Response, date: bytes, *, is_last: bool
     return b"".join((head, length, date, request.id.encode(), lines, b"\r\n\r\n", body))
 
 
+_COMMON_NAMES = {
+    spelling.encode("ascii"): name
+    for name in (
+        "accept",
+        "accept-encoding",
+        "authorization",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+        "prefer",
+        "user-agent",
+    )
+    for spelling in (name, name.title())
+}
+"""Header names as nearly everybody writes them: found sooner than made lower case."""
+
+
 class _Fault:
     """A request that could not be read: it gets its answer in its turn, and nothing after it is read."""
 
@@ -351,11 +370,10 @@ class _Connection(asyncio.Protocol):
         # The message being read.
         self._in_message = False
         self._in_head = False
-        self._head_bytes = 0
         self._head_fed = 0
+        self._trailers_bytes = 0
         self._target = b""
-        self._headers: dict[str, str] = {}
-        self._headers_count = 0
+        self._head: list[tuple[bytes, bytes]] = []
         self._reading: Request | None = None
         self._body: bytes | bytearray = b""
         self._raw_left = 0
@@ -450,27 +468,23 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._in_message = True
         self._in_head = True
-        self._head_bytes = 0
         self._head_fed = 0
+        self._trailers_bytes = 0
         self._target = b""
-        self._headers = {}
-        self._headers_count = 0
+        self._head = []
         self._since = self._server.now
 
     def on_url(self, target: bytes) -> None:
         self._target += target
-        self._count_head(len(target))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers_count += 1
-        self._count_head(len(name) + len(value) + 4)
-        if not self._in_head or self._fault is not None:
-            return
-        key = name.decode("latin-1").lower()
-        text = value.decode("latin-1")
-        if key in self._headers:
-            text = self._headers[key] + ("; " if key == "cookie" else ", ") + text
-        self._headers[key] = text
+        # Only collected here, and looked at all together: this runs once for every header of every request.
+        if self._in_head:
+            self._head.append((name, value))
+        else:
+            self._trailers_bytes += len(name) + len(value) + 4
+            if self._trailers_bytes > self._server.limits.head_bytes_max:
+                self._fault = self._fault or HeadersTooLarge()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -499,26 +513,38 @@ class _Connection(asyncio.Protocol):
         if self._fault is None and not self._raw_left:
             self._complete()
 
-    def _count_head(self, length: int) -> None:
-        self._head_bytes += length
+    def _read_headers(self) -> tuple[dict[str, str], bool]:
+        """(the headers, whether they keep within the limits)."""
+        headers: dict[str, str] = {}
+        size = len(self._target)
+        for name, value in self._head:
+            size += len(name) + len(value) + 4
+            key = _COMMON_NAMES.get(name) or name.decode("latin-1").lower()
+            text = value.decode("latin-1")
+            if key in headers:
+                text = headers[key] + ("; " if key == "cookie" else ", ") + text
+            headers[key] = text
         limits = self._server.limits
-        if self._head_bytes > limits.head_bytes_max or self._headers_count > limits.headers_max:
-            self._fault = self._fault or HeadersTooLarge()
+        return headers, size <= limits.head_bytes_max and len(self._head) <= limits.headers_max
 
     def _start_request(self) -> KassaError | None:
         """Reads the head. Returns what is wrong with it."""
-        headers = self._headers
+        headers, is_within = self._read_headers()
         target = self._target.decode("latin-1")
         if not target.startswith("/"):
             target = _origin_form(target)
         path, _, query = target.partition("?")
         request = Request(_method(self._parser.get_method()), path, query, headers, peer=self._peer)
         request.id = self._server.next_request_id()
-        request.version = self._parser.get_http_version()
         request.keep_alive = self._parser.should_keep_alive()
+        # Whoever speaks 1.0 shows it by one of these; asking the parser builds a text each time.
+        if not request.keep_alive or "connection" in headers or "host" not in headers:
+            request.version = self._parser.get_http_version()
         self._reading = request
         self._body = b""
         self._since = self._server.now
+        if not is_within:
+            return HeadersTooLarge()
         if "host" not in headers and request.version != "1.0":
             return RequestInvalid(errors=[{"field": "Host", "message": "is required in HTTP/1.1"}])
         if "transfer-encoding" in headers or "content-length" in headers or "expect" in headers:
