@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +235,11 @@ class Books:
         for refund in refunds:
             if refund.state == "SUCCESS":
                 refunded[refund.out_trade_no] = refunded.get(refund.out_trade_no, 0) + refund.amount
-        numbers = {charge.out_trade_no for charge in charges} | {refund.out_refund_no for refund in refunds}
+        numbers = [*(charge.out_trade_no for charge in charges), *(refund.out_refund_no for refund in refunds)]
         return {
             "charges": [_shown_charge(charge, refunded.get(charge.out_trade_no, 0)) for charge in charges],
             "refunds": [_shown_refund(refund) for refund in refunds],
-            "callbacks": [shown for shown in self._shown_notices() if not out_trade_no or shown["number"] in numbers],
+            "callbacks": list(self._shown_notices(numbers if out_trade_no else None)),
         }
 
     def totals(self) -> dict[str, Any]:
@@ -251,27 +251,26 @@ class Books:
         callbacks = dict(self._db.execute("SELECT state, count(*) FROM notice GROUP BY state").fetchall())
         return {"charges": shown_charges, "refunds": shown_refunds, "callbacks": callbacks}
 
-    def _shown_notices(self) -> Iterator[dict[str, Any]]:
-        tries: dict[str, list[dict[str, Any]]] = {}
-        for notice_id, at, what, status in self._db.execute(
-            "SELECT notice, at, what, status FROM delivery ORDER BY at"
-        ):
-            tries.setdefault(notice_id, []).append({"at": at, "what": what, "status": status})
-        columns = "id, kind, number, event_type, state, tries FROM notice ORDER BY id"
-        for notice_id, kind, number, event_type, state, count in self._db.execute(f"SELECT {columns}"):
+    def _shown_notices(self, numbers: list[str] | None) -> Iterator[dict[str, Any]]:
+        """Callbacks about these numbers, or all, each with every try."""
+        where = "" if numbers is None else f" WHERE number IN ({', '.join('?' * len(numbers))})"
+        for row in self._db.execute(f"SELECT * FROM notice{where} ORDER BY id", numbers or ()).fetchall():
+            notice = Notice(*row)
+            tries = self._db.execute("SELECT at, what, status FROM delivery WHERE notice = ? ORDER BY at", (notice.id,))
             yield {
-                "id": notice_id,
-                "kind": kind,
-                "number": number,
-                "event_type": event_type,
-                "state": state,
-                "tries": count,
-                "deliveries": tries.get(notice_id, []),
+                "id": notice.id,
+                "kind": notice.kind,
+                "number": notice.number,
+                "event_type": notice.event_type,
+                "state": notice.state,
+                "tries": notice.tries,
+                "deliveries": [{"at": at, "what": what, "status": status} for at, what, status in tries],
             }
 
     def _put(self, table: str, row: Charge | Refund | Notice) -> None:
-        marks = ", ".join("?" * len(fields(row)))
-        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", astuple(row))
+        values = [getattr(row, name) for name in row.__slots__]
+        marks = ", ".join("?" * len(values))
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
 
 
 def _shown_charge(charge: Charge, refunded: int) -> dict[str, Any]:

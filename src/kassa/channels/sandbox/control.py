@@ -71,13 +71,10 @@ class Control:
 
     def _pay(self, asked: Body, query: str) -> Body:
         _only(asked, "code_url", "out_trade_no", "payer", "after_close")
+        openid, after_close = _text(asked, "payer"), _flag(asked, "after_close")
         charge = self._find(asked)
-        paid = self._operations.pay(
-            charge,
-            openid=_text(asked, "payer"),
-            after_close=_flag(asked, "after_close"),
-            by_code=asked.get("code_url") is not None,
-        )
+        by_code = asked.get("code_url") is not None
+        paid = self._operations.pay(charge, openid=openid, after_close=after_close, by_code=by_code)
         self._wake()
         return _charge_shown(paid)
 

@@ -221,7 +221,7 @@ async def post(url: str, headers: Mapping[str, str], body: bytes, *, timeout_s: 
     try:
         async with asyncio.timeout(timeout_s):
             return await _post(url, headers, body, reads_reply=True)
-    except (OSError, TimeoutError, ValueError, httptools.HttpParserError, asyncio.IncompleteReadError):
+    except (OSError, TimeoutError, ValueError, httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
 
 

@@ -189,7 +189,9 @@ class Wire:
             case "refund_query":
                 return operations.refund_query(names["out_refund_no"])
             case "abnormal_refund":
-                refund = operations.abnormal_refund(names["refund_id"], read_body(call.request.body))
+                refund = operations.abnormal_refund(
+                    names["refund_id"], read_body(call.request.body), serial=call.serial
+                )
                 self._wake()
                 return refund
         return _certificates(operations.identity)

@@ -5,17 +5,23 @@ Each operation is one transaction of the books. Refusals are the provider's own 
 
 import json
 import secrets
+from base64 import b64decode
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
+from cryptography.hazmat.primitives.hashes import SHA1
 
 from kassa.channels.sandbox import wechat_rules as rules
 from kassa.channels.sandbox.books import Books, Charge, Notice, Refund
 from kassa.channels.sandbox.identity import Identity
 
+_OAEP = OAEP(mgf=MGF1(SHA1()), algorithm=SHA1(), label=None)
+"""The provider's padding for sensitive fields."""
+
 CODE_LIFE_S = 2 * 3600
 """Of a code_url and a prepay_id; placing the same order again renews it."""
-_CODE_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _STATES = {"NOTPAY": "订单未支付", "SUCCESS": "支付成功", "REFUND": "订单发生过退款", "CLOSED": "订单已关闭"}
 
 Wire = dict[str, Any]
@@ -96,10 +102,16 @@ class Operations:
             raise rules.Refusal(404, "RESOURCE_NOT_EXISTS", "退款单不存在")
         return self._refund(refund, self._charge_of(refund))
 
-    def abnormal_refund(self, refund_id: str, request: Wire) -> Wire:
-        """Try an ABNORMAL refund another way: to the payer's bank card, or to the merchant's own."""
+    def abnormal_refund(self, refund_id: str, request: Wire, *, serial: str) -> Wire:
+        """Try an ABNORMAL refund another way: to the payer's bank card, or to the merchant's own.
+
+        serial: the platform key that names and card numbers are encrypted for.
+        """
         if request.get("type") not in ("USER_BANK_CARD", "MERCHANT_BANK_CARD"):
             raise rules.parameter("/type", "must be USER_BANK_CARD or MERCHANT_BANK_CARD", request.get("type"))
+        for name in ("bank_account", "real_name"):
+            if request.get(name) is not None and not self._can_read(request[name], serial):
+                raise rules.parameter(f"/{name}", "is not encrypted for the key that Wechatpay-Serial names")
         with self.books.transaction():
             refund = self.books.refund_by_id(refund_id)
             if refund is None or refund.out_refund_no != request.get("out_refund_no"):
@@ -184,6 +196,17 @@ class Operations:
 
     # Inside
 
+    def _can_read(self, secret: object, serial: str) -> bool:
+        """Whether a sensitive field was encrypted for our key. What it says does not matter here."""
+        key = self.identity.signing_keys.get(serial)
+        if key is None or not isinstance(secret, str):
+            return False
+        try:
+            key.decrypt(b64decode(secret, validate=True), _OAEP)
+        except ValueError:
+            return False
+        return True
+
     def _current(self, out_trade_no: str) -> Charge | None:
         """The order; one that nobody paid for seven days after its end is closed by the provider itself."""
         charge = self.books.charge(out_trade_no)
@@ -201,7 +224,7 @@ class Operations:
             total=order["amount"]["total"] + extra,
             request=request,
             prepay_id=f"wx{_stamp(now)}{secrets.token_hex(10)}",
-            code_url="weixin://wxpay/bizpayurl?pr=" + "".join(secrets.choice(_CODE_LETTERS) for _ in range(11)),
+            code_url=f"weixin://wxpay/bizpayurl?pr={secrets.token_hex(8)}",
             code_until=now,
             serial=serial,
             created_at=now,
