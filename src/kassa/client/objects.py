@@ -167,11 +167,13 @@ class WebhookEndpoint(Object, frozen=True, kw_only=True):
     object: str = "webhook_endpoint"
     url: str
     events: tuple[str, ...]
+    description: str = ""
     state: str
+    created_at: datetime
+    failing_since: datetime | None = None
+    paused_reason: str | None = None
     secret: str | None = None
     """Shown when the endpoint is made and when the secret is rotated, and never again."""
-    description: str | None = None
-    created_at: datetime | None = None
 
 
 class Delivery(Object, frozen=True, kw_only=True):
@@ -179,30 +181,55 @@ class Delivery(Object, frozen=True, kw_only=True):
 
     id: str
     object: str = "webhook_delivery"
+    endpoint: str
     event: str
+    type: str
+    """Of the event."""
     state: str
+    replay: int = 0
+    """0 for the first delivery of the event to the endpoint."""
     tries: int = 0
+    created_at: datetime
     next_at: datetime | None = None
     last_at: datetime | None = None
     last_status: int | None = None
     last_error: str | None = None
+    last_duration_ms: int | None = None
 
 
 class Replay(Object, frozen=True, kw_only=True):
-    """Events that will be delivered again."""
+    """A time whose events are delivered again. States: running, done."""
 
-    deliveries: int | None = None
+    id: str
+    object: str = "webhook_replay"
+    endpoint: str
+    state: str
+    created_from: datetime
+    created_to: datetime
+    created_at: datetime
+    deliveries: int = 0
 
 
 class Entry(Object, frozen=True, kw_only=True):
-    """One thing that happened to a payment, in the order in which it happened."""
+    """One thing that happened to a payment. Fields that a kind does not have are None."""
 
     at: datetime
     kind: str
-    """request, exchange (with the channel), move, posting, event, delivery …"""
+    """created, request, callback, decision, move, posting, event, delivery or due."""
+    subject: str = ""
+    """The id of what it is about."""
     text: str = ""
-    """A sentence for people."""
-    data: dict[str, Any] = {}
+    """The line for people."""
+    event: str | None = None
+    from_state: str | None = None
+    to_state: str | None = None
+    status: int | None = None
+    outcome: str | None = None
+    debit: str | None = None
+    credit: str | None = None
+    amount: int | None = None
+    currency: str | None = None
+    duration_ms: int | None = None
 
 
 Item = TypeVar("Item")

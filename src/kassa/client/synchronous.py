@@ -256,15 +256,14 @@ class Payments:
         payment: str,
         *,
         channel: str,
-        method: str | None = None,
-        wallet: str | None = None,
+        method: str,
         openid: str | None = None,
         payer_ip: str | None = None,
         prefer: str | None = None,
         idempotency_key: str | None = None,
     ) -> Payment:
         """Lets the payer pay the same order another way. Raises AttemptInDoubt, PaymentNotPayable."""
-        payer = _given(wallet=wallet, openid=openid, ip=payer_ip) or None
+        payer = _given(openid=openid, ip=payer_ip) or None
         body = _given(channel=channel, method=method, payer=payer)
         path = f"/v1/payments/{_part(payment)}/attempts"
         return self._kassa.post(path, Payment, body, key=idempotency_key, prefer=prefer)
@@ -296,12 +295,13 @@ class Refunds:
         prefer: str | None = None,
         idempotency_key: str | None = None,
     ) -> Refund:
-        """Gives back part or all of a payment. refund_id: the merchant's own number for it, used once.
+        """Gives back part or all of a payment or top-up. refund_id: the merchant's own number for it, used once.
 
         Raises RefundExceedsPaid, RefundNotRefundable, RefundIdExists, RefundInsufficientBalance.
         """
         body = _given(amount=amount, refund_id=refund_id, reason=reason, metadata=metadata)
-        path = f"/v1/payments/{_part(payment)}/refunds"
+        noun = "topups" if payment.startswith("top_") else "payments"
+        path = f"/v1/{noun}/{_part(payment)}/refunds"
         return self._kassa.post(path, Refund, body, key=idempotency_key, prefer=prefer)
 
     def get(self, refund: str) -> Refund:
@@ -365,6 +365,27 @@ class Topups:
         """A top-up as it stands now. Raises TopupNotFound."""
         return self._kassa.get(f"/v1/topups/{_part(topup)}", Topup)
 
+    def list(
+        self,
+        *,
+        state: str | None = None,
+        created_from: datetime | None = None,
+        created_to: datetime | None = None,
+        limit: int = 100,
+    ) -> Iterator[Topup]:
+        """All top-ups, newest first. limit: how many are fetched at a time."""
+        query = {"state": state, "created_from": created_from, "created_to": created_to, "limit": limit}
+        return self._kassa.each("/v1/topups", Topup, query)
+
+    def close(self, topup: str, *, prefer: str | None = None, idempotency_key: str | None = None) -> Topup:
+        """Wants no more money for it. Raises PaymentNotClosable when it is paid."""
+        path = f"/v1/topups/{_part(topup)}/close"
+        return self._kassa.post(path, Topup, key=idempotency_key, prefer=prefer)
+
+    def timeline(self, topup: str) -> tuple[Entry, ...]:
+        """Everything that happened to a top-up, in order. Raises TopupNotFound."""
+        return (self._kassa.get(f"/v1/topups/{_part(topup)}/timeline", Page[Entry])).data
+
 
 class Wallets:
     """Wallets: what the merchant's users have with it."""
@@ -395,17 +416,19 @@ class Events:
     def list(
         self,
         *,
+        type: str | None = None,
         created_from: datetime | None = None,
         created_to: datetime | None = None,
         limit: int = 100,
     ) -> Iterator[Event]:
-        """All events, newest first. limit: how many are fetched at a time."""
-        query = {"created_from": created_from, "created_to": created_to, "limit": limit}
+        """All events, newest first. type: one, or `payment.*`. limit: how many are fetched at a time."""
+        query = {"type": type, "created_from": created_from, "created_to": created_to, "limit": limit}
         return self._kassa.each("/v1/events", Event, query)
 
-    def redeliver(self, event: str, *, idempotency_key: str | None = None) -> Replay:
+    def redeliver(self, event: str, *, idempotency_key: str | None = None) -> tuple[Delivery, ...]:
         """Delivers one event again to the webhook endpoints that want it. Raises EventNotFound."""
-        return self._kassa.post(f"/v1/events/{_part(event)}/redeliver", Replay, key=idempotency_key)
+        path = f"/v1/events/{_part(event)}/redeliver"
+        return (self._kassa.post(path, Page[Delivery], key=idempotency_key)).data
 
 
 class WebhookEndpoints:
@@ -451,9 +474,10 @@ class WebhookEndpoints:
         """Nothing is delivered to it any more. Raises WebhookEndpointNotFound."""
         self._kassa.delete(f"/v1/webhook_endpoints/{_part(endpoint)}")
 
-    def deliveries(self, endpoint: str, *, limit: int = 100) -> Iterator[Delivery]:
+    def deliveries(self, endpoint: str, *, state: str | None = None, limit: int = 100) -> Iterator[Delivery]:
         """What was sent to it and what it answered, newest first. limit: how many are fetched at a time."""
-        return self._kassa.each(f"/v1/webhook_endpoints/{_part(endpoint)}/deliveries", Delivery, {"limit": limit})
+        path = f"/v1/webhook_endpoints/{_part(endpoint)}/deliveries"
+        return self._kassa.each(path, Delivery, {"state": state, "limit": limit})
 
     def rotate_secret(self, endpoint: str, *, idempotency_key: str | None = None) -> WebhookEndpoint:
         """A new `secret`; for a while webhooks are signed with the old one too. Raises WebhookEndpointNotFound."""
