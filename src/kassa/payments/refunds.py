@@ -6,12 +6,12 @@ keeps its number for ever, and is asked after for as long as it takes; it is nev
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import NamedTuple
 
 import msgspec
 
 from kassa.channels import model as channel
 from kassa.channels.model import Abnormal, Closed, Failed, NotFound, NotSent, Pending, Succeeded
+from kassa.channels.registry import CHANNELS, ChannelKind
 from kassa.errors import (
     AmountInvalid,
     ChannelMismatch,
@@ -40,16 +40,8 @@ from kassa.payments.fees import fee_of, fee_part
 from kassa.payments.records import Attempt, Payment, Refund
 from kassa.payments.states import REFUND_OPEN, PaymentEvent, RefundEvent
 
-
-class RefundLimits(NamedTuple):
-    """What a channel bears of one payment."""
-
-    count_max: int
-    apart: timedelta
-
-
-LIMITS = {"wechat": RefundLimits(50, timedelta(seconds=61))}
-"""WeChat Pay: 50 refunds of one order, a minute apart; a second more, because clocks differ."""
+GAP_SLACK = timedelta(seconds=1)
+"""Added to the time that a channel wants between two refunds of one payment, because clocks differ."""
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -78,8 +70,8 @@ def ask(aggregate: Aggregate, now: datetime, request: Ask) -> Change | KassaErro
     left = payment.amount - payment.amount_refunded - payment.amount_refunding
     amount = left if request.amount is None else request.amount
     paid = draft.attempts.get(payment.paid_attempt or Id(""))
-    limits = LIMITS.get(paid.channel) if paid is not None else None
-    refusal = _refusal(payment, request, amount, left, limits)
+    kind = CHANNELS.get(paid.channel) if paid is not None else None
+    refusal = _refusal(payment, request, amount, left, kind)
     if refusal is not None:
         return refusal
     fee = _fee_of_refund(payment, amount)
@@ -92,7 +84,7 @@ def ask(aggregate: Aggregate, now: datetime, request: Ask) -> Change | KassaErro
         amount_refunding=payment.amount_refunding + amount,
         fee_refunding=payment.fee_refunding + fee,
         refunds=payment.refunds + 1,
-        refund_slot_at=slot + limits.apart if limits is not None else payment.refund_slot_at,
+        refund_slot_at=slot + timedelta(seconds=kind.refund_gap_s) + GAP_SLACK if kind is not None else None,
     )
     draft.add(refund)
     draft.post(postings.refund_reserved(payment, refund))
@@ -104,7 +96,7 @@ def ask(aggregate: Aggregate, now: datetime, request: Ask) -> Change | KassaErro
     return draft.decided(refund=refund, act=Operation.REFUND, subject=refund)
 
 
-def _refusal(payment: Payment, request: Ask, amount: int, left: int, limits: RefundLimits | None) -> KassaError | None:
+def _refusal(payment: Payment, request: Ask, amount: int, left: int, kind: ChannelKind | None) -> KassaError | None:
     name = render.payment_name(payment)
     if payment.kind != request.kind:
         return TopupNotFound() if request.kind == "topup" else PaymentNotFound()
@@ -112,9 +104,9 @@ def _refusal(payment: Payment, request: Ask, amount: int, left: int, limits: Ref
         return AmountInvalid(amount=amount)
     if payment.state != "succeeded":
         return RefundNotRefundable(payment=name, state=payment.state)
-    if limits is not None and payment.refunds >= limits.count_max:
+    if kind is not None and payment.refunds >= kind.refunds_max:
         return RefundNotRefundable(
-            f"The channel takes at most {limits.count_max} refunds of one payment.", payment=name, state=payment.state
+            f"The channel takes at most {kind.refunds_max} refunds of one payment.", payment=name, state=payment.state
         )
     if amount > left or left == 0:
         return RefundExceedsPaid(

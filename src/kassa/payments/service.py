@@ -121,15 +121,29 @@ class Payments:
     """Payments, top-ups, refunds and wallets."""
 
     def __init__(
-        self, journal: Journal, store: Reads, channels: Channels, runner: Runner, clock: Clock, public_url: str
+        self,
+        journal: Journal,
+        store: Reads,
+        channels: Channels,
+        runner: Runner,
+        clock: Clock,
+        public_url: str,
+        *,
+        fresh_id: Callable[[], Id] = new_id,
+        chance: Callable[[], float] = random.random,
     ) -> None:
-        """public_url: where channels reach the callbacks, without a slash at the end."""
+        """public_url: where channels reach the callbacks, without a slash at the end.
+
+        fresh_id, chance (0 <= x < 1): passed in, so that a simulation can be repeated from its seed.
+        """
         self._journal = journal
         self._store = store
         self._channels = channels
         self._runner = runner
         self._clock = clock
         self._public_url = public_url
+        self._fresh_id = fresh_id
+        self._chance = chance
         self._running: set[asyncio.Task[Decided]] = set()
         self._keys_asked_at: dict[tuple[int, str], datetime] = {}
 
@@ -151,7 +165,7 @@ class Payments:
 
     async def pay_from_wallet(self, merchant: Merchant, order: Order, once: OnceKey | None) -> Answer:
         """A payment from a wallet, final in one commit; reads nothing. The hot path."""
-        payment_id = new_id()
+        payment_id = self._fresh_id()
         verdict = await self._journal.submit(model.wallet_payment(order, merchant, payment_id, self._clock.now(), once))
         if type(verdict) is Committed:
             return Answer(201, verdict.result, "pay_" + payment_id)
@@ -180,7 +194,7 @@ class Payments:
     ) -> Answer:
         """Pay the same order another way. Raises PaymentNotPayable, AttemptInDoubt, ChannelNotFound."""
         await self._channels.for_merchant(merchant.home, way.channel)
-        attempt_id, notify_url = new_id(), self._notify_url(way.channel, merchant)
+        attempt_id, notify_url = self._fresh_id(), self._notify_url(way.channel, merchant)
 
         def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
             return model.add_attempt(aggregate, now, attempt_id=attempt_id, way=way, kind=kind, notify_url=notify_url)
@@ -216,7 +230,7 @@ class Payments:
         kind: str = "payment",
     ) -> Answer:
         """A person decides about held money: `accept` or `refund`. Raises PaymentNotHeld, PaymentNotFound."""
-        spare, exchange_id = new_id(), new_id()
+        spare, exchange_id = self._fresh_id(), self._fresh_id()
 
         def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
             return model.resolve(
@@ -273,7 +287,7 @@ class Payments:
 
     async def create_wallet(self, merchant: Merchant, user: str, currency: str, once: OnceKey | None) -> Answer:
         """A wallet for a user. Raises WalletExists."""
-        wallet_id = new_id()
+        wallet_id = self._fresh_id()
         change = model.new_wallet(merchant, wallet_id, user, currency, self._clock.now(), once)
         verdict = await self._journal.commit(change)
         if isinstance(verdict, Committed):
@@ -336,7 +350,8 @@ class Payments:
         if root is None:
             # Not stored here (yet): the channel shall send it again.
             raise ChannelMismatch("The channel speaks of a number that is not ours.", number=number)
-        exchange = _exchange(home, root, number, Operation.CALLBACK, notice.outcome, None, self._clock.now())
+        at = self._clock.now()
+        exchange = _exchange(self._fresh_id(), home, root, number, Operation.CALLBACK, notice.outcome, None, at)
         news = News(Operation.CALLBACK, notice.outcome, (exchange,))
         decided = await self._record(home, root, number, news, is_refund=notice.kind is NoticeKind.REFUND)
         if decided.act is not None or decided.late:
@@ -365,7 +380,7 @@ class Payments:
         """Asks the channel about an attempt, sends it again or closes it, as what is stored demands."""
 
         def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
-            return model.look_at_attempt(aggregate, now, attempt_id=attempt_id, jitter=random.random())
+            return model.look_at_attempt(aggregate, now, attempt_id=attempt_id, jitter=self._chance())
 
         return await self._go_on(await self._decide(_ruled(home, payment_id, decide)))
 
@@ -383,7 +398,7 @@ class Payments:
 
     async def apply_late_policy(self, home: int, payment_id: Id) -> Decided:
         """Accepts, gives back or holds money that came after the close."""
-        spare = new_id()
+        spare = self._fresh_id()
 
         def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
             return model.apply_late_policy(aggregate, now, spare=spare)
@@ -394,7 +409,7 @@ class Payments:
         """Sets the timers of everything that is not final; for what the sweeper found without one."""
 
         def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
-            return model.rearmed(aggregate, now, jitter=random.random())
+            return model.rearmed(aggregate, now, jitter=self._chance())
 
         await self._decide(_ruled(home, payment_id, decide, children=(ATTEMPT, REFUND)))
 
@@ -407,8 +422,8 @@ class Payments:
         change = model.channel_payment(
             order,
             merchant,
-            new_id(),
-            new_id(),
+            self._fresh_id(),
+            self._fresh_id(),
             self._clock.now(),
             kind=kind,
             notify_url=self._notify_url(order.channel, merchant),
@@ -478,7 +493,7 @@ class Payments:
         if isinstance(outcome, Unknown) and outcome.advice is Advice.REFRESH_KEYS and isinstance(channel, Callbacks):
             # What it meant will be known when the timer asks again, with the new keys.
             await self._with_fresh_keys(payment.home, act.channel, channel)
-        exchanges = _exchanges(payment, subject.id, act.operation, outcome, trace, self._clock.now())
+        exchanges = self._exchanges(act, outcome, trace)
         news = News(act.operation, outcome, exchanges)
         return await self._record(payment.home, payment.id, subject.id, news, is_refund=isinstance(subject, Refund))
 
@@ -498,8 +513,22 @@ class Payments:
             return channel.refund(refunds.read_command(subject), nonces)
         return channel.query_refund(subject.id, nonces)
 
+    def _exchanges(self, act: Act, outcome: Outcome, trace: Sequence[Sent]) -> tuple[Exchange, ...]:
+        """The rows of a conversation; the last one says what we took it to mean."""
+        home, root, subject, operation = act.payment.home, act.payment.id, act.subject.id, act.operation
+        if not trace:
+            return (_exchange(self._fresh_id(), home, root, subject, operation, outcome, None, self._clock.now()),)
+        *before, last = trace
+        return (
+            *(
+                _exchange(self._fresh_id(), home, root, subject, operation, None, sent, sent.started_at)
+                for sent in before
+            ),
+            _exchange(self._fresh_id(), home, root, subject, operation, outcome, last, last.started_at),
+        )
+
     async def _record(self, home: int, payment_id: Id, subject: Id, news: News, *, is_refund: bool) -> Decided:
-        spare, jitter = new_id(), random.random()
+        spare, jitter = self._fresh_id(), self._chance()
 
         def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
             if is_refund:
@@ -577,7 +606,7 @@ class Payments:
         return f"{self._public_url}/v1/callbacks/{channel}/mch_{merchant.id}"
 
     def _nonces(self) -> Nonces:
-        return lambda: Nonce(self._clock.now(), new_id())
+        return lambda: Nonce(self._clock.now(), self._fresh_id())
 
 
 def _ruled(
@@ -615,26 +644,20 @@ def _refund_answered(decided: Decided, *, running: bool) -> Answer:
     return Answer(201, render.refund_json(refund, decided.payment), f"rfd_{refund.id}", running)
 
 
-def _exchanges(
-    payment: Payment, subject: Id, operation: Operation, outcome: Outcome, trace: Sequence[Sent], now: datetime
-) -> tuple[Exchange, ...]:
-    """The rows of a conversation; the last one says what we took it to mean."""
-    if not trace:
-        return (_exchange(payment.home, payment.id, subject, operation, outcome, None, now),)
-    *before, last = trace
-    return (
-        *(_exchange(payment.home, payment.id, subject, operation, None, sent, sent.started_at) for sent in before),
-        _exchange(payment.home, payment.id, subject, operation, outcome, last, last.started_at),
-    )
-
-
 def _exchange(
-    home: int, root: Id, subject: Id, operation: Operation, outcome: Outcome | None, sent: Sent | None, at: datetime
+    exchange_id: Id,
+    home: int,
+    root: Id,
+    subject: Id,
+    operation: Operation,
+    outcome: Outcome | None,
+    sent: Sent | None,
+    at: datetime,
 ) -> Exchange:
     evidence = outcome.evidence if outcome is not None else None
     status = evidence.status if evidence is not None else None
     return Exchange(
-        home, new_id(), 0, root, "received" if operation is Operation.CALLBACK else "sent", subject, operation.value,
+        home, exchange_id, 0, root, "received" if operation is Operation.CALLBACK else "sent", subject, operation.value,
         sent.method if sent is not None else None,
         sent.path if sent is not None else None,
         sent.status if sent is not None else status,
