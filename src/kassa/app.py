@@ -1,6 +1,7 @@
 """The composition root: Settings in, a running App out. Nothing else builds things."""
 
 import asyncio
+import gc
 from typing import Any
 
 import asyncpg
@@ -92,6 +93,10 @@ class App:
             asyncio.create_task(self.directory.run(), name="directory"),
             asyncio.create_task(self._listen(), name="configuration"),
         ]
+        # What was built stays for good; collecting it again and again cost 7 % of the time of a payment.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
 
     def _build(self) -> None:
         settings, pool = self.settings, self.pool

@@ -31,6 +31,24 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> None:
         seen.add(name)
 
 
+_KEYS = re.compile(rb'"[ \t\r\n]*:')
+
+
+def _is_surely_without_repeats(raw: bytes) -> bool:
+    """Whether as many names are left after decoding as stand in the text. Tells in 2 µs what the exact look needs 10 for.
+
+    Without a backslash no string holds a quote, so a quote before a colon ends a name and nothing else.
+    """
+    return b"\\" not in raw and len(_KEYS.findall(raw)) == _names(msgspec.json.decode(raw))
+
+
+def _names(value: object) -> int:
+    """How many names an object has, with those of the objects in it; lists are left to the exact look."""
+    if isinstance(value, dict):
+        return len(value) + sum(_names(inner) for inner in value.values() if isinstance(inner, dict | list))
+    return -1
+
+
 class _Repeated(Exception):
     def __init__(self, field: str) -> None:
         self.field = field
@@ -62,7 +80,8 @@ class BodyDecoder(Generic[Body]):
         try:
             body = self._decode(raw)
             # Only now: what has passed its type is neither deep nor large.
-            self._pairs(raw.decode())
+            if not _is_surely_without_repeats(raw):
+                self._pairs(raw.decode())
         except msgspec.ValidationError as error:
             raise _refusal(str(error)) from None
         except _Repeated as repeated:
