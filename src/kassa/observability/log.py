@@ -98,6 +98,13 @@ def configure_logging(
             foreign_pre_chain=_before_output(),
         )
     )
+    # Loggers made by structlog itself would write to standard output, with local variables: keys among them.
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *_before_output(), _for_standard_logging()],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
     root = logging.getLogger()
     for known in [known for known in root.handlers if known.name == "kassa"]:
         root.removeHandler(known)
