@@ -72,7 +72,7 @@ class Guard:
 
         def guarded(request: Request) -> Awaitable[Response] | Response:
             header = request.headers.get("authorization", "")
-            if header[:7] != "Bearer ":
+            if header[:7].lower() != "bearer ":
                 return _refuse(request, header)
             caller = known(header[7:])
             if caller is None:

@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from kassa.ledger.chart import Posting
 from kassa.ledger.model import single
 from kassa.merchants.records import Merchant
 from kassa.settings import Settings
+from kassa.workers.loops import supervisor
 
 _numbers = itertools.count(1)
 
@@ -26,7 +28,7 @@ def settings_for(database_url: str, **given: Any) -> Settings:
     key = base64.b64encode(b"k" * 32).decode()
     defaults: dict[str, Any] = {
         "database_url": database_url,
-        "port": 0,
+        "port": _free_port(),
         "secrets_key": key,
         "webhook_allow_private": True,
         "idempotency_wait_s": 0.3,
@@ -35,6 +37,13 @@ def settings_for(database_url: str, **given: Any) -> Settings:
         "pool_min": 1,
     }
     return Settings(**(defaults | given))
+
+
+def _free_port() -> int:
+    """A port that is free now: the callbacks' address must be known before the server listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Shop:
@@ -96,9 +105,7 @@ class House:
     async def shop_of(self, merchant: Merchant, *, scopes: str = "all") -> Shop:
         """One more key of a merchant."""
         made = await self.app.merchants.create_key(merchant.id, scopes=scopes)
-        client = httpx.AsyncClient(
-            base_url=self.api.url, headers={"Authorization": f"Bearer {made.key}"}, timeout=20.0
-        )
+        client = httpx.AsyncClient(base_url=self.api.url, headers={"Authorization": f"Bearer {made.key}"}, timeout=20.0)
         self._clients.append(client)
         return Shop(self.app, merchant, made.key, client)
 
@@ -113,7 +120,9 @@ async def running(database_url: str, **given: Any) -> AsyncIterator[House]:
     """An API that runs as long as the block."""
     app = App(settings_for(database_url, **given))
     await app.start()
-    api = Api(app)
+    workers = supervisor(app)
+    api = Api(app, idle_workers=lambda: [worker.name for worker in workers.idle])
+    workers.start()
     await api.start()
     async with httpx.AsyncClient(base_url=api.url, timeout=20.0) as http:
         house = House(app, api, http)
@@ -122,4 +131,5 @@ async def running(database_url: str, **given: Any) -> AsyncIterator[House]:
         finally:
             await house.close()
             await api.stop()
+            await workers.stop()
             await app.stop()

@@ -167,9 +167,10 @@ class PaymentRoutes:
         """A payment. From a wallet: one look at the body, one change, one answer, and nothing is awaited in between."""
         body = self._create(request)
         once = require_once(request, body)
-        order = _order(body, _payer_wallet(body))
         if body.channel != "wallet":
             _check_way(body.channel, body.method, body.payer, body.currency)
+        order = _order(body, _payer_wallet(body))
+        if body.channel != "wallet":
             return self._through_channel(request, caller, order, once)
         change = model.wallet_payment(order, caller.merchant, new_id(), self._clock.now(), once)
         answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
