@@ -631,9 +631,11 @@ def _free_recycled_pid(place: Place) -> None:
     command = _command_line(lines.pid)
     if not command or Path(command[0]).name in ("postgres", "postmaster"):
         return
-    file = place.data / "postmaster.pid"
-    _, _, rest = file.read_text().partition("\n")
-    file.write_text(f"{_PID_OF_NOBODY}\n{rest}")
+    # A killed server that nobody has buried yet still counts as alive for PostgreSQL, in both of its lock files.
+    for file in (place.data / "postmaster.pid", lines.socket_directory / f".s.PGSQL.{lines.port}.lock"):
+        if file.exists():
+            _, _, rest = file.read_text().partition("\n")
+            file.write_text(f"{_PID_OF_NOBODY}\n{rest}")
 
 
 def _is_kassas(place: Place, lines: PidFile) -> bool:
