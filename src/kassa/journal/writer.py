@@ -123,6 +123,7 @@ class PostgresJournal:
         *,
         clock: Clock | None = None,
         lanes: int = 1,
+        batch_max: int = BATCH_MAX,
         queue_max: int = QUEUE_MAX,
         settle_s: float = SETTLE_S,
         observe: Callable[[int, float], None] | None = None,
@@ -130,6 +131,7 @@ class PostgresJournal:
         """connect: a coroutine function that opens an asyncpg connection; observe(batch size, seconds) after each commit."""
         self.tables = tables
         self.clock = clock or SystemClock()
+        self.batch_max = batch_max
         self.queue_max = queue_max
         self.settle_s = settle_s
         self.queue: deque[_Waiting] = deque()
@@ -231,7 +233,7 @@ class _Lane:
                 self.journal.arrived.clear()
                 await self.journal.arrived.wait()
                 continue
-            taken = [queue.popleft() for _ in range(min(len(queue), BATCH_MAX))]
+            taken = [queue.popleft() for _ in range(min(len(queue), self.journal.batch_max))]
             self.in_flight = len(taken)
             await self._commit_all(taken)
             self.in_flight = 0
@@ -262,7 +264,7 @@ class _Lane:
             except _CONNECTION_LOST as error:
                 log.warning("journal.connection_lost", error=repr(error), waiting=len(taken))
                 self._drop_connection()
-            except (asyncpg.PostgresError, ValueError, TypeError, OverflowError, KassaError) as error:
+            except (asyncpg.PostgresError, ValueError, TypeError, LookupError, OverflowError, KassaError) as error:
                 await self._roll_back()
                 await self._bisect(taken, error)
                 return
@@ -554,7 +556,8 @@ class _Lane:
 
     async def _set_limits(self, judge: Judge) -> None:
         rows = [
-            (judge.read.accounts[opening.key].id, opening.limit, opening.overdraft) for opening in judge.writes.limits
+            (judge.read.accounts[opening.key].id, int(opening.limit), opening.overdraft)
+            for opening in judge.writes.limits
         ]
         if rows:
             statement = sql.Statement()
