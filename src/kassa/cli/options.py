@@ -1,6 +1,7 @@
 """The options that many commands share, and how a command gets at the system that they name."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from kassa.cli.database import database
 from kassa.cli.output import note
 from kassa.errors import MerchantNotFound
 from kassa.ids import Id, read_id
+from kassa.observability.log import configure_logging
 from kassa.settings import Loaded, load, make_secrets_key
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -57,6 +59,7 @@ async def opened(directory: str | None, database_url: str | None) -> AsyncIterat
     from kassa.db.migrate import require_current
     from kassa.db.pool import connect
 
+    configure_logging(level=logging.WARNING)
     settings = settings_of(directory, database_url).settings
     with database(Path(settings.dir), settings.database_url, note) as found:
         connection = await connect(found.url, application="kassa command")

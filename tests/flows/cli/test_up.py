@@ -1,0 +1,115 @@
+"""`kassa up` for real: a payment through it, a kill of everything, and on it goes."""
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.cli.house import Up, kassa, sandbox_pid, set_up, wait_until
+from kassa.cli.sandboxes import is_alive
+from kassa.db import embedded
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with set_up() as place:
+        yield place
+
+
+def test_a_payment_survives_a_kill_of_everything(directory: Path) -> None:
+    first = Up(directory)
+    with first.client() as client:
+        paid = client.payments.create(
+            order_id="1", amount=100, currency="CNY", channel="wechat", method="native", description="Two coffees"
+        )
+        assert paid.state == "processing" and paid.next_action is not None
+        first.pay(paid.next_action.code_url)
+        wait_until(lambda: client.payments.get(paid.id).state == "succeeded")
+        waiting = client.payments.create(order_id="2", amount=250, currency="CNY", channel="wechat", method="native")
+        assert waiting.next_action is not None
+
+    first.kill()
+    server = embedded.find(directory)
+    assert server is not None, "PostgreSQL is a process of its own"
+    os.kill(server.pid, signal.SIGKILL)
+    os.kill(sandbox_pid(directory), signal.SIGKILL)
+    wait_until(lambda: not is_alive(server.pid))
+
+    second = Up(directory)
+    assert second.said["api"] == first.said["api"]
+    assert second.said["api_key"] == first.said["api_key"]
+    assert second.said["merchant"] == first.said["merchant"]
+    assert second.sandbox == first.sandbox
+    with second.client() as client:
+        assert client.payments.get(paid.id).state == "succeeded"
+        second.pay(waiting.next_action.code_url)
+        wait_until(lambda: client.payments.get(waiting.id).state == "succeeded")
+        [balance] = client.balances.get()
+        assert balance.balance == 350
+    code, rest = second.stop()
+
+    assert (code, rest) == (0, b"")
+    assert embedded.find(directory) is None
+    assert not is_alive(sandbox_pid(directory)) if (directory / "sandboxes/wechat.json").exists() else True
+
+
+def test_what_survived_is_adopted_and_what_died_meanwhile_is_started_again(directory: Path) -> None:
+    first = Up(directory)
+    server, sandbox = embedded.find(directory), sandbox_pid(directory)
+    assert server is not None
+    first.kill()
+
+    second = Up(directory)
+    again = embedded.find(directory)
+    assert again is not None
+    assert again.pid == server.pid
+    assert sandbox_pid(directory) == sandbox
+
+    os.kill(again.pid, signal.SIGKILL)
+    os.kill(sandbox, signal.SIGKILL)
+    wait_until(lambda: sandbox_pid(directory) != sandbox)
+
+    def is_ready() -> bool:
+        try:
+            return httpx.get(f"{second.said['api']}/readyz", trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    wait_until(is_ready)
+    with second.client() as client:
+        payment = client.payments.create(order_id="1", amount=1, currency="CNY", channel="wechat", method="native")
+        assert payment.next_action is not None
+        second.pay(payment.next_action.code_url)
+        wait_until(lambda: client.payments.get(payment.id).state == "succeeded")
+    assert second.stop(signal.SIGINT) == (0, b"")
+
+
+def test_two_on_one_directory_do_not_fight(directory: Path) -> None:
+    first = Up(directory)
+
+    refused = kassa("up", "--dir", str(directory), "--port", "0", "--json", expect=1)
+
+    assert refused.stdout == ""
+    assert f"pid {first.process.pid}" in refused.stderr
+    with first.client() as client:
+        assert client.balances.get() == ()
+    assert first.stop()[0] == 0
+
+
+def test_keys_and_books_are_for_their_owner_alone(directory: Path) -> None:
+    run = Up(directory)
+    files = [file for file in directory.rglob("*") if file.is_file() and "data" not in file.parts]
+    open_to_others = [str(file) for file in files if stat.S_IMODE(file.stat().st_mode) & 0o077]
+    secret = run.said["api_key"]
+    run.stop()
+
+    readable = [file for file in open_to_others if secret in Path(file).read_text(errors="replace")]
+    assert readable == []
+    assert stat.S_IMODE((directory / "up.json").stat().st_mode) == 0o600
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (directory / "sandboxes" / "wechat").iterdir()} == {0o600}
+    log = run.errors.read_text()
+    assert secret not in log
