@@ -38,7 +38,9 @@ def supervisor(app: App, names: Iterable[str] = NAMES) -> Supervisor:
 
 def _loops(app: App) -> dict[str, Loop]:
     dispatcher = Dispatcher(app.journal, app.webhook_store, app.clock)
-    webhooks = WebhookWorker(app.journal, app.webhook_store, app.events, app.webhooks, app.webhook_sender, app.clock)
+    webhooks = WebhookWorker(
+        app.journal, app.webhook_store, app.events, app.webhooks, app.webhook_sender, app.timers, app.clock
+    )
     loops: dict[str, Loop] = {
         "payments": PaymentWorker(app.timers, app.payments, app.wakeups.watch(TIMERS)).run,
         "sweeper": partial(sweep_for_ever, app.payments_store, app.payments),
