@@ -82,6 +82,8 @@ class App:
             lambda: connect(self.database_url, application="kassa journal"),
             TABLES,
             clock=self.clock,
+            lanes=settings.journal_lanes,
+            batch_max=settings.journal_batch_max,
             queue_max=settings.journal_queue_max,
             observe=self.metrics.journal_committed,
         )
