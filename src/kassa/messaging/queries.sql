@@ -43,6 +43,10 @@ UPDATE timer
    AND kind = $2
    AND generation = $3;
 
+-- name: timer_is_current
+-- Whether a timer is still as it fired: not set again, cancelled or acted on since.
+SELECT EXISTS (SELECT 1 FROM timer WHERE entity = $1 AND kind = $2 AND generation = $3);
+
 -- name: next_due
 -- Seconds until the next timer of these kinds that nobody holds.
 SELECT extract(epoch FROM min(t.due) - clock_timestamp())::float8

@@ -81,6 +81,11 @@ class TimerWork:
             _SQL.postpone_timer, fired.entity, fired.kind, fired.generation, timedelta(seconds=delay_s)
         )
 
+    async def is_current(self, fired: FiredTimer) -> bool:
+        """Whether the timer was neither set again, cancelled nor acted on since it fired: worth a call before sending."""
+        current: bool = await self._pool.fetchval(_SQL.timer_is_current, fired.entity, fired.kind, fired.generation)
+        return current
+
     async def next_due(self, kinds: Sequence[str]) -> float | None:
         """Seconds until the next timer of these kinds that nobody holds (≤ 0: now); None when there is none."""
         seconds: float | None = await self._pool.fetchval(_SQL.next_due, kinds)

@@ -1,0 +1,185 @@
+"""Sends webhooks: from the event log to deliveries, and from due deliveries to the merchants' servers."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+
+import structlog
+
+from kassa.clock import Clock
+from kassa.errors import Busy, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
+from kassa.ids import Id, read_event_name
+from kassa.journal.change import Aggregate, Change, Committed, Consumed, Refused, Rule, Verdict
+from kassa.journal.journal import Journal
+from kassa.messaging.log import EventLog, Halt, LogRecord, Place, event_body
+from kassa.messaging.work import FiredTimer, TimerWork
+from kassa.notifications import model
+from kassa.notifications.model import DEAD_AFTER, DELIVERY_TIMER, REPLAY_PAGE, REPLAY_TIMER, Answer
+from kassa.notifications.records import WEBHOOK_DELIVERY, WEBHOOK_ENDPOINT, WEBHOOK_REPLAY, WebhookEndpoint
+from kassa.notifications.sender import Sender
+from kassa.notifications.service import Webhooks
+from kassa.notifications.store import WebhookStore
+from kassa.workers.timers import Handler, NotYet
+
+PER_ENDPOINT_MAX = 8
+"""Deliveries to one endpoint at once, so that one that is slow does not take every place."""
+
+log = structlog.get_logger("kassa.workers.webhooks")
+
+
+class Dispatcher:
+    """A reader of the event log: makes a delivery for each endpoint that wants an event."""
+
+    def __init__(self, journal: Journal, store: WebhookStore, clock: Clock) -> None:
+        self._journal = journal
+        self._store = store
+        self._clock = clock
+
+    async def handle(self, records: Sequence[LogRecord]) -> list[str | None]:
+        """The log's Handler. The inbox makes a repeat change nothing. Raises Halt when nothing can be written now."""
+        endpoints = await self._store.enabled(sorted({record.home for record in records}))
+        now = self._clock.now()
+        changes = [model.dispatched(record, endpoints.get(record.home, ()), now) for record in records]
+        try:
+            waiting = [None if change is None else self._journal.submit(change) for change in changes]
+            return [None if one is None else _failure(await one) for one in waiting]
+        except (Busy, DatabaseUnreachable, OutcomeUnknown) as error:
+            raise Halt(error.code) from error
+
+
+def _failure(verdict: Verdict) -> str | None:
+    return None if isinstance(verdict, Committed | Consumed) else type(verdict).__name__
+
+
+class WebhookWorker:
+    """Acts on the timers of deliveries and replays."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        store: WebhookStore,
+        events: EventLog,
+        webhooks: Webhooks,
+        sender: Sender,
+        timers: TimerWork,
+        clock: Clock,
+        *,
+        dead_after: timedelta = DEAD_AFTER,
+    ) -> None:
+        self._journal = journal
+        self._store = store
+        self._events = events
+        self._webhooks = webhooks
+        self._sender = sender
+        self._timers = timers
+        self._clock = clock
+        self._dead_after = dead_after
+        self._in_flight: Counter[Id] = Counter()
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """What the timer loop calls, by kind."""
+        return {DELIVERY_TIMER: self.deliver, REPLAY_TIMER: self.replay}
+
+    async def deliver(self, fired: FiredTimer) -> None:
+        """One try of one delivery. Raises NotYet while an earlier event of the same object is due."""
+        delivery = await self._store.delivery(fired.home, fired.entity)
+        if delivery is None or delivery.state != "due":
+            await self._commit(Change(home=fired.home, done=(fired.done,)))
+            return
+        endpoint = await self._store.endpoint(fired.home, delivery.endpoint)
+        if endpoint is None:
+            raise InvariantBroken("A delivery has no endpoint.", delivery=f"whd_{delivery.id}")
+        neighbours = await self._store.neighbours(delivery)
+        if neighbours.before_s is not None:
+            # The earlier one wakes this one when it is final; this is only in case that wake-up came too early.
+            raise NotYet(min(max(neighbours.before_s, 0.5), 60.0) + random.random())
+        if not await self._timers.is_current(fired):
+            # The earlier one became final just now and woke this one again: that timer will send it, once.
+            return
+        if endpoint.state != "enabled":
+            reason = f"the endpoint was {endpoint.state}"
+
+            def drop(aggregate: Aggregate, now: datetime) -> Change:
+                return model.dropped(aggregate, fired.done, reason, neighbours.behind, now)
+
+            await self._commit(Change(home=fired.home, rule=Rule(WEBHOOK_DELIVERY, delivery.id, drop)))
+            return
+        record = await self._record(fired.home, delivery.event)
+        with self._place_at(endpoint.id):
+            answer = await self._send(endpoint, record)
+        # Looked at again: the next event may have come while this one was on its way.
+        neighbours = await self._store.neighbours(delivery)
+        chance = random.random()
+
+        def settle(aggregate: Aggregate, now: datetime) -> Change:
+            return model.tried(aggregate, fired.done, answer, neighbours.behind, now, chance)
+
+        await self._commit(Change(home=fired.home, rule=Rule(WEBHOOK_DELIVERY, delivery.id, settle)))
+        await self._note_health(endpoint, answer)
+
+    async def replay(self, fired: FiredTimer) -> None:
+        """One page of a replay."""
+        replay = await self._store.replay(fired.home, fired.entity)
+        endpoint = None if replay is None else await self._store.endpoint(fired.home, replay.endpoint)
+        if replay is None or endpoint is None or replay.state != "running":
+            await self._commit(Change(home=fired.home, done=(fired.done,)))
+            return
+        last = await self._record(fired.home, replay.position) if replay.position else None
+        page = await self._events.of_time(fired.home, replay.created_from, replay.created_to, REPLAY_PAGE, after=last)
+
+        def go_on(aggregate: Aggregate, now: datetime) -> Change:
+            return model.replay_continued(aggregate, fired.done, endpoint, replay, page, now)
+
+        await self._commit(Change(home=fired.home, rule=Rule(WEBHOOK_REPLAY, replay.id, go_on)))
+
+    @contextmanager
+    def _place_at(self, endpoint: Id) -> Iterator[None]:
+        """One of the places at an endpoint. Raises NotYet when there is none."""
+        if self._in_flight[endpoint] >= PER_ENDPOINT_MAX:
+            raise NotYet(0.5 + random.random())
+        self._in_flight[endpoint] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[endpoint] -= 1
+            if not self._in_flight[endpoint]:
+                del self._in_flight[endpoint]
+
+    async def _send(self, endpoint: WebhookEndpoint, record: LogRecord) -> Answer:
+        now = self._clock.now()
+        secrets = model.valid_secrets(self._webhooks.secrets_of(endpoint), now)
+        return await self._sender.send(endpoint.url, record.name, secrets, now, event_body(record))
+
+    async def _record(self, home: int, name: str) -> LogRecord:
+        place = read_event_name(name)
+        record = None if place is None else await self._events.event(home, Place(*place))
+        if record is None:
+            raise InvariantBroken("An event that was dispatched is gone.", event=name)
+        return record
+
+    async def _note_health(self, endpoint: WebhookEndpoint, answer: Answer) -> None:
+        """Notes the first failure, the recovery, and the end of patience; most tries change nothing here."""
+        took = answer.error is None
+        if took and endpoint.failing_since is None:
+            return
+
+        def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
+            return model.health(aggregate, took, now, self._dead_after)
+
+        if not took and endpoint.failing_since and self._clock.now() - endpoint.failing_since < self._dead_after:
+            return
+        verdict = await self._journal.commit(
+            Change(home=endpoint.home, rule=Rule(WEBHOOK_ENDPOINT, endpoint.id, decide))
+        )
+        if isinstance(verdict, Committed) and verdict.result.state == "paused":
+            log.warning("webhook.endpoint_paused", endpoint=f"whe_{endpoint.id}", reason=verdict.result.paused_reason)
+
+    async def _commit(self, change: Change) -> None:
+        verdict = await self._journal.commit(change)
+        if isinstance(verdict, Refused):
+            raise verdict.error
+        if not isinstance(verdict, Committed | Consumed):
+            raise InvariantBroken("The journal answered what cannot be here.", verdict=type(verdict).__name__)
