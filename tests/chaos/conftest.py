@@ -1,0 +1,19 @@
+"""Houses of real processes, ended whatever happens."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos.house import House
+
+
+@pytest.fixture
+def house(tmp_path: Path, database_url: str) -> Iterator[House]:
+    """A running Kassa on a database of its own."""
+    house = House(tmp_path / "kassa", database_url)
+    try:
+        house.start()
+        yield house
+    finally:
+        house.stop()

@@ -1,0 +1,174 @@
+"""The program `kassa` as it is, in a process that can be killed at a named point of its path and whose clock can step.
+
+`python -m chaos.node up …`. KASSA_CRASH_FILE names a file; when it appears, its text is a plan such as
+`charge.answered>commit.before`: these points must be reached in this order, and at the last one the process kills itself
+with SIGKILL. SIGUSR1 sets its clock forward by an hour, SIGUSR2 back.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Generator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from kassa.channels.model import Request, Response
+from kassa.channels.runner import Runner
+from kassa.cli.main import main
+from kassa.clock import SystemClock
+from kassa.journal.change import Change
+from kassa.journal.writer import PostgresJournal
+from kassa.notifications.sender import Sender
+from kassa.payments.records import Attempt
+from kassa.payments.service import Payments
+
+POINTS = (
+    "charge.intended",
+    "charge.request",
+    "charge.sent",
+    "charge.answered",
+    "refund.intended",
+    "refund.request",
+    "refund.sent",
+    "refund.answered",
+    "callback.received",
+    "commit.before",
+    "commit.after",
+    "webhook.request",
+    "webhook.sent",
+)
+"""`intended`: handed to the journal, not stored. `request`: stored, not sent. `sent`: on its way. `answered`: not recorded.
+`commit`: around the COMMIT itself. `webhook.sent`: the merchant has it, and that is not recorded."""
+
+SENT_S = 0.06
+"""So long after a request was handed to the socket it has surely left, and a provider that is told to wait has it."""
+
+
+class Plan:
+    """Which points are still to be reached, in order."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._left: list[str] = []
+        self._lock = threading.Lock()
+
+    def reached(self, point: str) -> None:
+        """Ends the process when this is the last point of the plan."""
+        with self._lock:
+            if not self._left and self._file.exists():
+                self._left = self._file.read_text().split(">")
+                self._file.unlink()
+                assert set(self._left) <= set(POINTS), self._left
+            if self._left[:1] != [point]:
+                return
+            self._left.pop(0)
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watch(plan: Plan) -> None:
+    """Puts the points into the doors that everything goes through."""
+    _watch_journal(plan)
+    _watch_runner(plan)
+    _watch_webhooks(plan)
+
+
+def _watch_journal(plan: Plan) -> None:
+    submit, execute, handle = PostgresJournal.submit, asyncpg.Connection.execute, Payments.handle_callback
+
+    def submitted(journal: PostgresJournal, change: Change) -> Any:
+        if any(isinstance(row, Attempt) for row in change.new):
+            plan.reached("charge.intended")
+        if any(claim.kind == "refund" for claim in change.claims):
+            plan.reached("refund.intended")
+        return submit(journal, change)
+
+    async def executed(connection: Any, query: str, *values: Any, **more: Any) -> Any:
+        if query != "COMMIT":
+            return await execute(connection, query, *values, **more)
+        plan.reached("commit.before")
+        done = await execute(connection, query, *values, **more)
+        plan.reached("commit.after")
+        return done
+
+    async def handled(payments: Payments, *values: Any, **more: Any) -> Any:
+        plan.reached("callback.received")
+        return await handle(payments, *values, **more)
+
+    PostgresJournal.submit = submitted  # type: ignore[assignment,method-assign]
+    asyncpg.Connection.execute = executed
+    Payments.handle_callback = handled  # type: ignore[assignment,method-assign]
+
+
+def _watch_runner(plan: Plan) -> None:
+    run = Runner.run
+
+    async def ran(runner: Runner, steps: Generator[Request, Response, Any], base_url: str, trace: Any) -> Any:
+        return await run(runner, _watched(steps, plan), base_url, trace)
+
+    Runner.run = ran  # type: ignore[assignment,method-assign]
+
+
+def _watched(steps: Generator[Request, Response, Any], plan: Plan) -> Generator[Request, Response, Any]:
+    try:
+        request = next(steps)
+        while True:
+            name = _operation(request)
+            if name is None:
+                request = steps.send((yield request))
+                continue
+            plan.reached(f"{name}.request")
+            threading.Timer(SENT_S, plan.reached, (f"{name}.sent",)).start()
+            answer = yield request
+            plan.reached(f"{name}.answered")
+            request = steps.send(answer)
+    except StopIteration as end:
+        return end.value
+
+
+def _operation(request: Request) -> str | None:
+    if request.method != "POST" or request.path.endswith("/close"):
+        return None
+    return "refund" if "/refund/" in request.path else "charge"
+
+
+def _watch_webhooks(plan: Plan) -> None:
+    send: Callable[..., Awaitable[Any]] = Sender.send
+
+    async def sent(sender: Sender, *values: Any, **more: Any) -> Any:
+        plan.reached("webhook.request")
+        answer = await send(sender, *values, **more)
+        plan.reached("webhook.sent")
+        return answer
+
+    Sender.send = sent  # type: ignore[assignment,method-assign]
+
+
+class _Steps:
+    """How far the clock was stepped."""
+
+    by = timedelta(0)
+
+
+def step_by_signal() -> None:
+    """The system's clock, an hour off per signal."""
+    now = SystemClock.now
+
+    def stepped(clock: SystemClock) -> datetime:
+        return now(clock) + _Steps.by
+
+    def step(number: int, frame: object) -> None:
+        _Steps.by += timedelta(hours=1 if number == signal.SIGUSR1 else -1)
+
+    SystemClock.now = stepped  # type: ignore[assignment,method-assign]
+    signal.signal(signal.SIGUSR1, step)
+    signal.signal(signal.SIGUSR2, step)
+
+
+if __name__ == "__main__":
+    watch(Plan(Path(os.environ["KASSA_CRASH_FILE"])))
+    step_by_signal()
+    main()

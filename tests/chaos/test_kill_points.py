@@ -1,0 +1,90 @@
+"""kill -9 of API and workers at named points of the path, under load; then the same command again, and nothing is lost."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
+
+PLANS = {
+    "before the intent is stored": "charge.intended",
+    "in the intent's commit": "charge.intended>commit.before",
+    "when the intent is stored and nobody knows": "charge.intended>commit.after",
+    "before anything is sent": "charge.request",
+    "while the provider has it": "charge.sent",
+    "when the provider has answered": "charge.answered",
+    "in the outcome's commit": "charge.answered>commit.before",
+    "after the outcome's commit": "charge.answered>commit.after",
+    "when a callback arrives": "callback.received",
+    "in a callback's commit": "callback.received>commit.before",
+    "after a callback's commit": "callback.received>commit.after",
+    "before a refund is stored": "refund.intended",
+    "after a refund's intent": "refund.intended>commit.after",
+    "before a refund is sent": "refund.request",
+    "while the provider has a refund": "refund.sent",
+    "when a refund is answered": "refund.answered",
+    "in a refund's commit": "refund.answered>commit.before",
+    "before a webhook is sent": "webhook.request",
+    "when a webhook is sent": "webhook.sent",
+    "in a webhook's commit": "webhook.sent>commit.before",
+    "after a webhook's commit": "webhook.sent>commit.after",
+}
+"""What happens, and the points that are reached on the way there."""
+
+QUICK = (
+    ("before the intent is stored", "when the intent is stored and nobody knows", "while the provider has it"),
+    ("when the provider has answered", "in the outcome's commit", "after a callback's commit"),
+    ("while the provider has a refund", "when a refund is answered", "when a webhook is sent"),
+)
+"""Those of which each covers another gap between two commits; one house for three, killed three times."""
+
+
+async def crash(client: Client, wallet: str, plan: str, rounds: int = 1) -> None:
+    """Under load, the process dies there, and is started again by hand."""
+    house = client.house
+    if plan.endswith(".sent") and not plan.startswith("webhook"):
+        on = "create" if plan.startswith("charge") else "refund"
+        await client.door("/faults", {"on": on, "fault": "delay", "times": 20, "delay_ms": 400})
+    load = [asyncio.create_task(shop_around(client, wallet, rounds)) for _ in range(4)]
+    hurrying = asyncio.create_task(hurry_for_ever(house))
+    try:
+        house.crash_at(plan)
+
+        async def is_dead() -> bool:
+            return not house.is_alive
+
+        await until(is_dead, f"to die at {plan}", 15)
+        house.kill()
+        await asyncio.to_thread(house.start)
+        await client.door("/faults", method="DELETE")
+        await asyncio.gather(*load)
+    finally:
+        hurrying.cancel()
+        for task in load:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await hurrying
+
+
+@pytest.mark.parametrize("names", QUICK, ids=lambda names: names[0])
+async def test_nothing_is_lost_when_it_is_killed(house: House, names: tuple[str, ...]) -> None:
+    async with house.shop() as client:
+        await client.listen()
+        wallet = await client.wallet(10_000)
+        for name in names:
+            await crash(client, wallet, PLANS[name])
+        await judge(client)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PLANS)
+async def test_nothing_is_lost_at_any_point(house: House, name: str) -> None:
+    """Each point three times, judged each time."""
+    async with house.shop() as client:
+        await client.listen()
+        wallet = await client.wallet(10_000)
+        for _ in range(3):
+            await crash(client, wallet, PLANS[name], rounds=3)
+            await judge(client)
+        print(f"{name}: 3 kills, {len(client.acknowledged)} acknowledged, all there")
