@@ -5,6 +5,7 @@ python -m benchmarks [NAME…] [--quick] [--full]
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +36,8 @@ def main() -> None:
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    # Ended from outside, it stops what it started, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     results = QUICK if options.quick else report.RESULTS
     if os.getloadavg()[0] > LOAD_MAX:
         print(f"The load is {os.getloadavg()[0]:.2f}: other work on this machine spoils the figures.", file=sys.stderr)
