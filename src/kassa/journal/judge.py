@@ -39,7 +39,6 @@ from kassa.journal.change import (
     Verdict,
 )
 from kassa.journal.table import Child, Record, Root, Table, Tables
-from kassa.ledger.chart import LIMITS
 from kassa.ledger.model import Account, AccountKey, Entry, Hold, HoldKey, Kind, post
 
 _V = TypeVar("_V")
@@ -62,9 +61,12 @@ class Deferred(NamedTuple):
 class Read:
     """What a batch read under its locks, kept current while it is judged."""
 
-    __slots__ = ("accounts", "children", "fresh", "holds", "once", "present", "rows", "taken")
+    __slots__ = ("accounts", "asked", "children", "fresh", "holds", "once", "present", "rows", "taken")
 
     def __init__(self) -> None:
+        self.asked: Needs | None = None
+        """The money and work that was looked for, so that what was not found can be told from what nobody looked for;
+        None: everything there is."""
         self.rows: dict[RowKey, Record] = {}
         self.children: dict[tuple[Table, Id], list[Id]] = {}
         """All children of a root in one table, where a rule asked for all."""
@@ -345,9 +347,15 @@ class Judge:
             self.writes.released_claims.append((change.home, claim.kind, claim.name))
         return verdict
 
-    def _consumable(self, change: Change) -> Consumed | None:
+    def _consumable(self, change: Change) -> Consumed | Deferred | None:
+        asked = self.read.asked
         for done in change.done:
+            if asked is not None and done not in asked.done:
+                return Deferred()
             if done not in self.read.present:
+                return Consumed(done)
+            if isinstance(done, TimerDone) and (done.entity, done.kind) in self.writes.timers:
+                # An earlier change of this batch has set the timer again.
                 return Consumed(done)
         return None
 
@@ -363,15 +371,19 @@ class Judge:
 
     def _unread(self, change: Change) -> Deferred | None:
         """Whether the ledger would need an account or a hold that this batch did not lock."""
-        accounts, holds = self.read.accounts, self.read.holds
+        accounts, holds, asked = self.read.accounts, self.read.holds, self.read.asked
+        if asked is None:
+            return None
         for kind, _, debit, credit, _, hold, _ in change.transfers:
+            if hold is not None and hold not in holds and hold not in asked.holds:
+                return Deferred()
             if kind == Kind.SETTLE or kind == Kind.RELEASE:
                 known = holds.get(hold) if hold is not None else None
                 if known is not None and (known.debit not in accounts or known.credit not in accounts):
                     return Deferred()
                 continue
             for key in (debit, credit):
-                if key is not None and key not in accounts and key.code in LIMITS:
+                if key is not None and key not in accounts and key not in asked.accounts:
                     return Deferred()
         return None
 

@@ -47,6 +47,8 @@ QUEUE_MAX = 20_000
 """Waiting changes: two seconds of work; past that an honest 503 is better than a time-out."""
 SETTLE_S = 8.0
 """How long callers wait for the truth about a commit in the middle of which the connection died."""
+END_TRIES_MAX = 200
+"""Looks for the end of a server process that was told to end, 20 ms apart: four seconds."""
 ACCOUNT_IDS_MAX = 200_000
 """Account ids kept in memory, about 40 MB; the least used go first."""
 SLOTS = range(1, 64)
@@ -57,6 +59,8 @@ _CONNECTION_LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceE
 _AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
 _NO_ROOM = (asyncpg.InsufficientResourcesError,)
 
+_OF_THE_BATCH = ("writer", "at")
+"""Columns that are the same in all rows of a batch."""
 _END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
 
 log = structlog.get_logger("kassa.journal")
@@ -506,7 +510,8 @@ class _Lane:
         for table, born in writes.born.items():
             rows = [(*table.values(read.rows[table, record.id]), self.slot, seq, ord) for record, seq, ord in born]
             columns = (*table.columns, "writer", "seq", "ord")
-            statement.insert(table.name, columns, (*table.column_types, "smallint", "bigint", "smallint"), rows)
+            types = (*table.column_types, "smallint", "bigint", "smallint")
+            statement.insert(table.name, columns, types, rows, same=("writer",))
         self._update_rows(statement, judge)
         touched = judge.touched
         statement.update(
@@ -518,10 +523,10 @@ class _Lane:
             ],
         )  # fmt: skip
         await self._set_limits(judge)
-        statement.insert("transfer", sql.TRANSFER_COLUMNS, sql.TRANSFER_TYPES, writes.entries)
+        statement.insert("transfer", sql.TRANSFER_COLUMNS, sql.TRANSFER_TYPES, writes.entries, same=_OF_THE_BATCH)
         self._write_holds(statement, judge)
-        statement.insert("move", sql.MOVE_COLUMNS, sql.MOVE_TYPES, writes.moves)
-        statement.insert("event", sql.EVENT_COLUMNS, sql.EVENT_TYPES, writes.events)
+        statement.insert("move", sql.MOVE_COLUMNS, sql.MOVE_TYPES, writes.moves, same=_OF_THE_BATCH)
+        statement.insert("event", sql.EVENT_COLUMNS, sql.EVENT_TYPES, writes.events, same=_OF_THE_BATCH)
         self._write_work(statement, judge)
         self._write_chain(statement, judge)
         await self._connection.fetch(statement.sql, *statement.values)
@@ -684,8 +689,13 @@ class _Lane:
     async def _open_after(self, old: _Backend | None) -> None:
         connection = await self.journal.connect()
         try:
-            while old is not None and await connection.fetchval(_END_BACKEND, *old):
+            for _ in range(END_TRIES_MAX if old is not None else 0):
+                if not await connection.fetchval(_END_BACKEND, *(old or ())):
+                    break
                 await asyncio.sleep(0.02)
+            else:
+                if old is not None:
+                    raise DatabaseUnreachable("The server process of the lost connection does not end.")
         finally:
             connection.terminate()
         await self._open()
