@@ -37,8 +37,9 @@ def database(directory: Path, url: str | None, say: Callable[[str], None], *, ma
         )
     with places.using_database(directory) as users:
         running = embedded.start(directory)
-        for sentence in running.notices:
-            say(sentence)
+        if running.started_by_us:
+            for sentence in running.notices:
+                say(sentence)
         found = Database(running.dsn, running)
         try:
             yield found

@@ -1,0 +1,121 @@
+"""Queues for operators: how they are doing, what died in them, and trying it again."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from kassa.cli.options import opened, place_options, run
+from kassa.cli.output import json_option, show, table, when
+from kassa.errors import QueueNotFound
+from kassa.ids import Id, read_id
+from kassa.messaging.work import DeadLetters, MessageWork
+
+TIMES = click.DateTime(formats=["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"])
+
+
+@click.group()
+def queue() -> None:
+    """Queues and dead letters."""
+
+
+@queue.command("list")
+@place_options
+@json_option
+def list_queues(directory: str | None, database_url: str | None, as_json: bool) -> None:
+    """How every queue is doing."""
+
+    async def work() -> list[Any]:
+        async with opened(directory, database_url) as app:
+            found: list[Any] = await MessageWork(app.pool).queues()
+            return found
+
+    heads = ("topic", "depth", "in_flight", "delayed", "dead", "oldest_s")
+    rows = [dict(zip(heads, one, strict=True)) for one in run(work())]
+    show({"data": rows}, as_json, lambda: table(heads, [list(row.values()) for row in rows], right=heads[1:]))
+
+
+@queue.command()
+@click.argument("topic")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@place_options
+@json_option
+def dead(topic: str, limit: int, directory: str | None, database_url: str | None, as_json: bool) -> None:
+    """What was given up in a queue, newest first, and why."""
+
+    async def work() -> list[Any]:
+        async with opened(directory, database_url) as app:
+            found: list[Any] = await DeadLetters(app.pool).browse(topic, limit)
+            return found
+
+    found = run(work())
+    rows = [
+        {
+            "id": f"msg_{letter.id}",
+            "key": letter.key,
+            "died_at": letter.died_at,
+            "attempts": letter.attempts,
+            "reason": letter.reason,
+            "first_error": letter.first_error,
+            "last_error": letter.last_error,
+        }
+        for letter in found
+    ]
+
+    def people() -> None:
+        table(
+            ("id", "key", "died (UTC)", "tries", "reason"),
+            [(row["id"], row["key"], when(row["died_at"]), row["attempts"], row["reason"]) for row in rows],
+            right=("tries",),
+        )
+
+    show({"data": rows}, as_json, people)
+
+
+@queue.command()
+@click.argument("topic")
+@click.argument("names", nargs=-1, metavar="[ID]…")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--from", "died_from", type=TIMES, help="Those that died since (UTC).")
+@click.option("--to", "died_to", type=TIMES, help="Those that died before (UTC).")
+@click.option(
+    "--rate", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="At most so many a second."
+)
+@place_options
+@json_option
+def replay(
+    topic: str,
+    names: tuple[str, ...],
+    everything: bool,
+    died_from: datetime | None,
+    died_to: datetime | None,
+    rate: int,
+    directory: str | None,
+    database_url: str | None,
+    as_json: bool,
+) -> None:
+    """Puts dead letters back: those named, those of a time, or --all. What was handled already is not handled twice."""
+    if not names and not everything and died_from is None and died_to is None:
+        raise click.UsageError("Say which: ids, --from, --to, or --all.")
+    ids = [_letter(name) for name in names] or None
+
+    async def work() -> int:
+        async with opened(directory, database_url) as app:
+            replayed: int = await DeadLetters(app.pool).replay(
+                topic, ids=ids, died_from=_utc(died_from), died_to=_utc(died_to), per_second=rate
+            )
+            return replayed
+
+    replayed = run(work())
+    show({"replayed": replayed}, as_json, lambda: print(f"{replayed} put back."))
+
+
+def _utc(at: datetime | None) -> datetime | None:
+    return None if at is None else at.replace(tzinfo=UTC)
+
+
+def _letter(name: str) -> Id:
+    inner = read_id("msg_", name)
+    if inner is None:
+        raise QueueNotFound("There is no such dead letter.", id=name)
+    return inner

@@ -1,0 +1,110 @@
+"""The parts for production, each in as many processes as it needs: the API, the workers, the migrations."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import click
+import msgspec
+
+from kassa.app import App
+from kassa.cli.database import database
+from kassa.cli.node import api_of, log_to_stderr, stop_signal
+from kassa.cli.options import place_options, run, settings_of
+from kassa.cli.output import encoded, json_option, note, show
+from kassa.db.migrate import Migration, require_current
+from kassa.db.migrate import migrate as bring_up
+from kassa.db.pool import connect
+from kassa.observability.log import configure_logging
+from kassa.settings import Settings
+from kassa.workers import loops
+
+
+@click.command()
+@place_options
+@click.option("--host", help="Address to listen on [default: 127.0.0.1].")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port of the API [default: 8080]; 0: a free one.")
+@click.option("--with-workers", is_flag=True, help="Run the workers in this process too.")
+@json_option
+def serve(
+    directory: str | None,
+    database_url: str | None,
+    host: str | None,
+    port: int | None,
+    with_workers: bool,
+    as_json: bool,
+) -> None:
+    """The API, until it is told to stop. The database must be migrated (`kassa migrate`)."""
+    settings = settings_of(directory, database_url, host=host, port=port).settings
+    log_to_stderr(settings, "json")
+    run(_serve(settings, loops.NAMES if with_workers else (), as_json))
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]…", type=click.Choice(loops.NAMES))
+@place_options
+def worker(names: tuple[str, ...], directory: str | None, database_url: str | None) -> None:
+    """The workers of these names, or all of them, until they are told to stop. Any number of processes may run them."""
+    settings = settings_of(directory, database_url).settings
+    log_to_stderr(settings, "json")
+    run(_work(settings, names or loops.NAMES))
+
+
+@click.command()
+@place_options
+@json_option
+def migrate(directory: str | None, database_url: str | None, as_json: bool) -> None:
+    """Applies what the database still lacks. May be repeated, and run by several processes at once."""
+    configure_logging(level=logging.WARNING)
+    settings = settings_of(directory, database_url).settings
+
+    def tell(migration: Migration) -> None:
+        note(f"{migration.number:04} {migration.name} …")
+
+    with database(Path(settings.dir), settings.database_url, note) as found:
+        applied = run(bring_up(found.url, progress=tell))
+    names = [f"{migration.number:04}_{migration.name}" for migration in applied]
+
+    def people() -> None:
+        print(f"{len(names)} migration(s) applied." if names else "The database is up to date.")
+
+    show({"applied": names}, as_json, people)
+
+
+@asynccontextmanager
+async def _app(settings: Settings) -> AsyncIterator[App]:
+    async with AsyncExitStack() as stack:
+        found = stack.enter_context(database(Path(settings.dir), settings.database_url, note))
+        connection = await connect(found.url, application="kassa start")
+        try:
+            await require_current(connection)
+        finally:
+            await connection.close()
+        app = App(msgspec.structs.replace(settings, database_url=found.url))
+        await app.start()
+        stack.push_async_callback(app.stop)
+        yield app
+
+
+async def _serve(settings: Settings, workers: tuple[str, ...], as_json: bool) -> None:
+    told = stop_signal()
+    async with _app(settings) as app, api_of(app, workers) as api:
+        if as_json:
+            print(encoded({"api": api.url}), flush=True)
+        else:
+            note(f"Kassa's API is ready at {api.url}")
+        await told.wait()
+
+
+async def _work(settings: Settings, names: tuple[str, ...]) -> None:
+    told = stop_signal()
+    async with _app(settings) as app:
+        supervisor = loops.supervisor(app, names)
+        supervisor.start()
+        note(f"working: {', '.join(names)}")
+        try:
+            await told.wait()
+        finally:
+            await asyncio.shield(supervisor.stop())
