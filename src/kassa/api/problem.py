@@ -21,18 +21,22 @@ def problem(error: KassaError, request_id: str | None = None) -> dict[str, Any]:
     """The members of the document. The error's facts follow under their own names and never replace a member.
 
     `errors` is a list of `{"field", "message"}`, empty unless the error names fields.
+    What is our own fault is told in its class's sentence alone: detail and facts (addresses, SQL) are for the log.
     """
+    is_ours = error.status >= 500
     members: dict[str, Any] = {
         "type": f"urn:kassa:problem:{error.code}",
         "title": _title(error),
         "status": error.status,
-        "detail": error.detail,
+        "detail": _title(error) if is_ours else error.detail,
         "code": error.code,
         "outcome": error.outcome,
         "retryable": error.retry is not Retry.NEVER,
         "errors": error.facts.get("errors", []),
         "request_id": request_id,
     }
+    if is_ours:
+        return members
     return members | {name: fact for name, fact in error.facts.items() if name not in members}
 
 

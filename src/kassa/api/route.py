@@ -4,9 +4,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, cast
 
-import asyncpg
-
 from kassa.api.http import Handler, Request, Response, problem_response
+from kassa.db.away import AWAY
 from kassa.errors import AuthForbidden, AuthInvalid, DatabaseUnreachable, KassaError
 from kassa.merchants.directory import Directory
 from kassa.merchants.model import Caller
@@ -49,12 +48,6 @@ class Route(NamedTuple):
 
 
 CHALLENGE = (("WWW-Authenticate", "Bearer"),)
-
-GONE = (
-    OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-)  # fmt: skip
-"""How a database that is away, starting, stopping or full shows itself."""
 
 
 class Guard:
@@ -112,5 +105,5 @@ async def _truthful(result: Awaitable[Response]) -> Response:
     """An answer; a database that is away is told as such and not as a fault of ours."""
     try:
         return await result
-    except GONE as error:
+    except AWAY as error:
         raise DatabaseUnreachable(reason=type(error).__name__) from error

@@ -18,8 +18,9 @@ from kassa.api.rest.payments import PaymentRoutes
 from kassa.api.rest.refunds import RefundRoutes
 from kassa.api.rest.wallets import WalletRoutes
 from kassa.api.rest.webhook_endpoints import WebhookRoutes
-from kassa.api.route import GONE, Guard, Route
+from kassa.api.route import Guard, Route
 from kassa.app import App
+from kassa.db.away import AWAY
 from kassa.db.migrate import require_current
 from kassa.errors import KassaError
 from kassa.journal.change import SYSTEM_HOME, Change
@@ -109,7 +110,7 @@ class Api:
                 await require_current(connection)
         except KassaError as error:
             return Check("database", False, error.detail)
-        except (*GONE, asyncpg.PostgresError) as error:
+        except (*AWAY, asyncpg.PostgresError) as error:
             return Check("database", False, f"It cannot be reached ({type(error).__name__}).")
         return Check("database", True, "It answers, and its migrations are those of this program.")
 

@@ -9,12 +9,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import asyncpg
 import msgspec
 import structlog
 
 from kassa.channels.channel import Channel
 from kassa.channels.registry import Opened
+from kassa.db.away import AWAY
 from kassa.errors import ChannelNotFound, DatabaseUnreachable
 from kassa.ids import Id
 from kassa.merchants.model import Caller, hash_key
@@ -204,5 +204,5 @@ class Directory:
     async def _read(self, reading: Awaitable[Read]) -> Read:
         try:
             return await reading
-        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, TimeoutError) as error:
+        except AWAY as error:
             raise DatabaseUnreachable(reason=type(error).__name__) from error

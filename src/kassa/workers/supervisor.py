@@ -8,6 +8,9 @@ from contextlib import suppress
 
 import structlog
 
+from kassa.db.away import AWAY
+from kassa.errors import Busy, DatabaseUnreachable, OutcomeUnknown
+
 log = structlog.get_logger("kassa.workers")
 
 PAUSE_S = 0.5
@@ -38,17 +41,29 @@ class Worker:
             self.is_running = True
             try:
                 await self._loop()
-                self.last_error = "the loop ended"
+                self._note(RuntimeError("the loop ended"))
+            except (*AWAY, Busy, DatabaseUnreachable, OutcomeUnknown) as error:
+                # No fault of the loop; it goes on as soon as the database is back.
+                self.last_error = _shown(error)
+                log.warning("worker.waits", worker=self.name, error=self.last_error)
+                pause_s = PAUSE_S
             except Exception as error:
                 # The outermost loop: what a worker could not handle must not end it for ever.
-                self.last_error = f"{type(error).__name__}: {error}"[:300]
-                log.exception("worker.crashed", worker=self.name, crashes=self.crashes + 1)
+                self._note(error)
             self.is_running = False
-            self.crashes += 1
             if time.monotonic() - started > STEADY_S:
                 pause_s = PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
+
+    def _note(self, error: Exception) -> None:
+        self.crashes += 1
+        self.last_error = _shown(error)
+        log.error("worker.crashed", worker=self.name, crashes=self.crashes, exc_info=error)
+
+
+def _shown(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 class Supervisor:

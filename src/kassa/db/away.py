@@ -1,0 +1,13 @@
+"""How a database that is away shows itself to whoever has a connection or asks the pool for one."""
+
+import asyncpg
+
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+)
+"""Refused, cut, shutting down, starting, full, or no answer in time. Any of them may be gone at the next try."""
