@@ -17,7 +17,7 @@ function request()
   count = count + 1
   local name = run .. "-" .. number .. "-" .. count
   local target = targets[(count * 7 + number * 13) % #targets + 1]
-  local body = '{"order_id": "' .. name .. '", "amount": 100, "currency": "CNY", "channel": "wallet", "method": "wallet", '
+  local body = '{"order_id": "' .. name .. '", "amount": 10000, "currency": "CNY", "channel": "wallet", "method": "wallet", '
     .. '"description": "Two coffees", "metadata": {"table": "7"}, "payer": {"wallet": "' .. target.wallet .. '"}}'
   return wrk.format("POST", "/v1/payments", {
     ["Authorization"] = "Bearer " .. target.key, ["Idempotency-Key"] = name, ["Content-Type"] = "application/json",
