@@ -154,7 +154,7 @@ class MemoryJournal:
         for opening in needs.opens.values():
             if opening.key not in self.accounts:
                 number = len(self.accounts) + 1
-                self.accounts[opening.key] = Account(opening.key, number, opening.limit, opening.overdraft)
+                self.accounts[opening.key] = Account(opening.key, number, int(opening.limit))
         read.present = _Present(self)
         return read
 

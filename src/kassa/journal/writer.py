@@ -86,6 +86,10 @@ class _InDoubt(Exception):
         self.written = written
 
 
+class _NameWent(Exception):
+    """A key that was in our way has been pruned meanwhile, so that nothing stands for our request: all from the start."""
+
+
 class _Backend(NamedTuple):
     """A server process, told apart from a later one with the same number."""
 
@@ -166,9 +170,20 @@ class PostgresJournal:
         self._listeners.append(listener)
 
     def tell(self, written: Written) -> None:
-        """Wake those who wait for what a batch wrote."""
+        """Wake those who wait for what a batch wrote. It is durable already, so no listener's fault may undo or repeat it."""
         for listener in self._listeners:
-            listener(written)
+            try:
+                listener(written)
+            except Exception:
+                log.exception("journal.listener_failed")
+
+    def watched(self, changes: int, seconds: float) -> None:
+        """Tell the observer of a batch that is durable; its faults are its own."""
+        if self.observe is not None:
+            try:
+                self.observe(changes, seconds)
+            except Exception:
+                log.exception("journal.observer_failed")
 
     async def start(self) -> None:
         """Open the connections and take writer slots. Raises DatabaseUnreachable."""
@@ -239,26 +254,38 @@ class _Lane:
                 continue
             taken = [queue.popleft() for _ in range(min(len(queue), self.journal.batch_max))]
             self.in_flight = len(taken)
-            await self._commit_all(taken)
-            self.in_flight = 0
+            try:
+                await self._commit_all(taken)
+            except BaseException as error:
+                # The journal's outermost loop. Nobody may wait for ever, and the lane goes on with a fresh connection.
+                self._drop_connection()
+                self._fail(taken, OutcomeUnknown())
+                if not isinstance(error, Exception):
+                    raise
+                log.exception("journal.batch_failed", changes=len(taken))
+            finally:
+                self.in_flight = 0
 
     async def _commit_all(self, taken: list[_Waiting]) -> None:
         """One batch, whatever happens to it: each caller gets the truth, once."""
         deadline = time.monotonic() + self.journal.settle_s
         while True:
-            try:
-                if self._connection is None or self._connection.is_closed():
+            if self._connection is None or self._connection.is_closed():
+                try:
                     await self._reopen(deadline)
+                except DatabaseUnreachable as error:
+                    self._fail(taken, error)
+                    return
+            try:
                 started = time.perf_counter()
                 later = await self._write_batch(taken)
-                if self.journal.observe is not None:
-                    self.journal.observe(len(taken), time.perf_counter() - started)
                 self.journal.queue.extendleft(reversed(later))
+                self.journal.watched(len(taken), time.perf_counter() - started)
                 return
             except _InDoubt as doubt:
                 if await self._find_truth(doubt, deadline):
                     return
-            except _AGAIN:
+            except (*_AGAIN, _NameWent):
                 await self._roll_back()
             except _NO_ROOM as error:
                 await self._roll_back()
@@ -266,9 +293,16 @@ class _Lane:
                 self._fail(taken, DatabaseUnreachable("The database has no room or no resources left."))
                 return
             except _CONNECTION_LOST as error:
+                if isinstance(error, asyncpg.InterfaceError) and not self._connection.is_closed():
+                    # The connection is there; what we gave it is wrong.
+                    await self._roll_back()
+                    await self._bisect(taken, error)
+                    return
                 log.warning("journal.connection_lost", error=repr(error), waiting=len(taken))
                 self._drop_connection()
-            except (asyncpg.PostgresError, ValueError, TypeError, LookupError, OverflowError, KassaError) as error:
+            except Exception as error:
+                # Whatever a change did wrong (a rule that raises, a value that no column takes), COMMIT was not sent:
+                # only that change may fail.
                 await self._roll_back()
                 await self._bisect(taken, error)
                 return
@@ -317,9 +351,11 @@ class _Lane:
         await self._write(judge)
         written = Written(len(judge.writes.events), len(judge.writes.messages), len(judge.writes.timers))
         try:
-            await connection.execute("COMMIT")
-        except _CONNECTION_LOST as error:
+            status = await connection.execute("COMMIT")
+        except (*_CONNECTION_LOST, asyncpg.InternalClientError) as error:
             raise _InDoubt(answers, later, written) from error
+        if status != "COMMIT":
+            raise InvariantBroken("The database rolled back what was to be committed.", status=status)
         self._settled(judge)
         self._answer(answers)
         self.journal.tell(written)
@@ -378,14 +414,19 @@ class _Lane:
         once.sort(key=_first_three)
         claims.sort()
         row = await self._connection.fetchrow(sql.CLAIM_NAMES, *_columns(once, 8), *_columns(claims, 4))
-        if row["kept"] < len(once):
+        kept, claimed = row["kept"], row["claimed"]
+        if kept < len(once):
             for found in await self._connection.fetch(sql.ONCE_BEFORE, *_columns([key[:3] for key in once], 3)):
                 resource = found["resource"]
                 reply = Reply(found["status"], Id(resource.hex) if resource else None, found["problem"])
                 read.once[found["home"], found["operation"], found["key"]] = OnceRow(found["digest"], reply)
-        if row["claimed"] < len(claims):
+            if kept + len(read.once) < len(once):
+                raise _NameWent
+        if claimed < len(claims):
             for found in await self._connection.fetch(sql.CLAIMED_BEFORE, *_columns([key[:3] for key in claims], 3)):
                 read.taken[found["home"], found["kind"], found["name"]] = Id(found["resource"].hex)
+            if claimed + len(read.taken) < len({name[:3] for name in claims}):
+                raise _NameWent
 
     async def _read_rows(self, read: Read, changes: Sequence[Change]) -> None:
         needs = Needs()
@@ -413,7 +454,7 @@ class _Lane:
 
     async def _read_money(self, read: Read, assembly: Assembly, now: datetime) -> None:
         """Holds, accounts and what is consumed, for the changes as their rules decide them now."""
-        needs = Needs()
+        needs = read.asked = Needs()
         for pending in assembly.batch:
             if not self._is_named_before(read, pending.change):
                 decided = pending.decided(read, now)
@@ -474,7 +515,8 @@ class _Lane:
         for key in absent:
             opening = needs.opens.get(key)
             if opening is not None:
-                rows.append((*key, opening.limit, opening.overdraft))
+                # The overdraft comes with the change, when it is accepted; the account stays if it is refused.
+                rows.append((*key, int(opening.limit), 0))
             elif key.code in LIMITS:
                 rows.append((*key, int(LIMITS[key.code]), 0))  # type: ignore[index]
         if rows:
@@ -668,21 +710,26 @@ class _Lane:
             self._connection = None
 
     async def _roll_back(self) -> None:
+        if self._connection is None:
+            return
         try:
             await self._connection.execute("ROLLBACK")
-        except _CONNECTION_LOST:
+        except (*_CONNECTION_LOST, asyncpg.PostgresError, asyncpg.InternalClientError):
             self._drop_connection()
 
     async def _reopen(self, deadline: float) -> None:
-        """A new connection, once the old server process is surely gone, so that it cannot commit behind our back."""
+        """A new connection, once the old server process is surely gone, so that it cannot commit behind our back.
+
+        Raises DatabaseUnreachable when there is none at the deadline.
+        """
         pause_s = 0.05
         while True:
             try:
                 await self._open_after(self._backend)
                 return
-            except (*_CONNECTION_LOST, KassaError, TimeoutError):
+            except (*_CONNECTION_LOST, asyncpg.PostgresError, asyncpg.InternalClientError, KassaError) as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise DatabaseUnreachable(f"The journal cannot reach the database: {error}") from error
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 1.0)
 
@@ -714,14 +761,14 @@ class _Lane:
             stored = await self._connection.fetchval(
                 "SELECT digest FROM chain WHERE writer = $1 AND batch = $2", slot, batch
             )
-        except (*_CONNECTION_LOST, KassaError, TimeoutError):
+        except (*_CONNECTION_LOST, asyncpg.PostgresError, KassaError):
+            self._drop_connection()
             self._fail(callers, OutcomeUnknown())
             self.journal.queue.extendleft(reversed(doubt.later))
             return True
-        if stored is None:
-            return False
         if stored != digest:
-            raise InvariantBroken("Another writer wrote under our slot.", writer=slot, batch=batch)
+            # None, or the batch of another process that took our slot while we had no connection: ours never was.
+            return False
         self._answer(doubt.answers)
         self.journal.queue.extendleft(reversed(doubt.later))
         self.journal.tell(doubt.written)

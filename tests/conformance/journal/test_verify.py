@@ -66,6 +66,10 @@ async def test_an_honest_history_is_proven(database_url: str) -> None:
         "UPDATE payment SET amount_refunded = 0 WHERE order_id = 'o-1'",
         "UPDATE payment SET state = 'closed' WHERE order_id = 'o-2'",
         "DELETE FROM payment WHERE order_id = 'o-2'",
+        "UPDATE payment SET version = 0, amount_refunded = 0 WHERE order_id = 'o-1'",
+        "INSERT INTO hold SELECT uuid(md5('x')), 0, debit, credit, 1, NULL, 'open' FROM transfer LIMIT 1",
+        'INSERT INTO payment SELECT (jsonb_populate_record(p, \'{"writer": 60, "order_id": "forged", '
+        '"id": "01900000-0000-7000-8000-000000000000"}\')).* FROM payment AS p LIMIT 1',
         "DELETE FROM move WHERE version = 1",
         "UPDATE move SET event = 'else' WHERE version = 2",
         "UPDATE event SET data = '{\"amount\": 1}'::bytea WHERE sequence = 1",

@@ -4,16 +4,31 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import datetime
 
 import asyncpg
 import pytest
 
 from conformance.journal.cutter import Cut, Cutter
 from conformance.journal.house import HOME, TABLES, committed, funded, paid, payment, refunded, wallet
-from kassa.errors import Busy, DatabaseUnreachable, KassaError, OutcomeUnknown
-from kassa.journal.change import Again, Change, Committed, Money, Refused, Taken
-from kassa.journal.writer import PostgresJournal
-from kassa.payments.records import Payment, Wallet
+from kassa.errors import Busy, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
+from kassa.journal.change import (
+    AccountOpen,
+    Again,
+    Aggregate,
+    Change,
+    Committed,
+    Consumed,
+    MessageDone,
+    Money,
+    Refused,
+    Rule,
+    Taken,
+)
+from kassa.journal.writer import SLOT_LOCK, PostgresJournal
+from kassa.ledger import chart
+from kassa.ledger.model import Limit, single
+from kassa.payments.records import PAYMENT, Payment, Wallet
 
 
 @pytest.fixture
@@ -245,4 +260,114 @@ async def test_an_account_of_a_refused_batch_is_not_remembered(database_url: str
 
     assert isinstance(verdict, Money)
     assert isinstance(after, Committed)
+    await journal.stop()
+
+
+async def test_a_listener_that_fails_neither_undoes_nor_repeats_a_commit(database_url: str, pool: asyncpg.Pool) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("the listener is broken")
+
+    journal = await _writer(database_url, observe=fail)  # type: ignore[arg-type]
+    journal.on_commit(fail)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    gift = single(chart.Posting.TOPUP, chart.receivable(HOME, "CNY"), chart.wallet(HOME, purse.id, "CNY"), 5)
+
+    verdicts = await asyncio.gather(*(journal.submit(Change(home=HOME, transfers=(gift,))) for _ in range(3)))
+
+    assert all(isinstance(verdict, Committed) for verdict in verdicts)
+    assert await _balances(pool) == (0, 1015)
+    await journal.stop()
+
+
+async def test_a_rule_that_breaks_fails_alone_and_the_lane_goes_on(database_url: str) -> None:
+    """Of any kind of exception: nobody waits for ever."""
+    journal = await _writer(database_url)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    order = payment("o-1", 100, purse.id)
+    committed(await journal.commit(paid(order)))
+
+    def broken(aggregate: Aggregate, now: datetime) -> Change:
+        raise AttributeError("a rule with a fault")
+
+    answers = await asyncio.wait_for(
+        asyncio.gather(
+            journal.submit(Change(home=HOME, rule=Rule(PAYMENT, order.id, broken))),
+            journal.submit(paid(payment("o-2", 100, purse.id))),
+            return_exceptions=True,
+        ),
+        10,
+    )
+
+    assert isinstance(answers[0], InvariantBroken)
+    assert isinstance(answers[1], Committed)
+    await journal.stop()
+
+
+async def test_no_free_slot_answers_the_callers_and_the_lane_goes_on(database_url: str, pool: asyncpg.Pool) -> None:
+    cutter = Cutter(database_url)
+    journal = await _writer(await cutter.start(), settle_s=0.3)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    async with pool.acquire() as other:
+        cutter.is_refusing = True
+        cutter.arm(b"BEGIN", Cut.BEFORE)
+        with pytest.raises(DatabaseUnreachable):
+            await journal.commit(paid(payment("o-1", 100, purse.id)))
+        await other.execute("SELECT pg_advisory_lock($1::integer, slot) FROM generate_series(2, 63) AS slot", SLOT_LOCK)
+        await other.execute("SELECT pg_advisory_lock($1::integer, 1)", SLOT_LOCK)
+        cutter.is_refusing = False
+
+        with pytest.raises(DatabaseUnreachable):
+            await asyncio.wait_for(journal.commit(paid(payment("o-1", 100, purse.id))), 10)
+
+        await other.execute("SELECT pg_advisory_unlock_all()")
+    assert isinstance(await journal.commit(paid(payment("o-1", 100, purse.id))), Committed)
+    await journal.stop()
+    await cutter.stop()
+
+
+async def test_a_slot_that_another_took_meanwhile_shows_that_the_batch_never_was(
+    database_url: str, pool: asyncpg.Pool
+) -> None:
+    """COMMIT never arrived; before we are back, another process writes under our slot and has our batch's number."""
+    cutter = Cutter(database_url)
+    journal = await _writer(await cutter.start())
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    cutter.is_refusing = True
+    cutter.arm(b"COMMIT\0", Cut.BEFORE)
+    waiting = journal.submit(paid(payment("o-1", 100, purse.id), "k"))
+    for _ in range(500):
+        if cutter.cuts:
+            break
+        await asyncio.sleep(0.02)
+    other = await _writer(database_url)
+    while other.slots != (1,):
+        await other.stop()
+        other = await _writer(database_url)
+    committed(await other.commit(funded(wallet("u-2"), 10)))
+    cutter.is_refusing = False
+
+    assert isinstance(await asyncio.wait_for(waiting, 10), Committed)
+    assert journal.slots == (2,)
+    assert await pool.fetchval("SELECT count(*) FROM payment") == 1
+    await journal.stop()
+    await other.stop()
+    await cutter.stop()
+
+
+async def test_a_refused_change_leaves_no_overdraft_behind(database_url: str, pool: asyncpg.Pool) -> None:
+    journal = await _writer(database_url)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    opening = AccountOpen(chart.payable(HOME, "CNY"), Limit.DEBITS_WITHIN_CREDITS, 500)
+    refused = Change(home=HOME, opens=(opening,), done=(MessageDone(purse.id),))
+
+    verdicts = await asyncio.gather(journal.submit(refused), journal.submit(paid(payment("o-1", 100, purse.id))))
+
+    assert isinstance(verdicts[0], Consumed)
+    assert isinstance(verdicts[1], Committed)
+    assert await pool.fetchval("SELECT overdraft FROM account WHERE code = 2") == 0
     await journal.stop()
