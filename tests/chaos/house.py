@@ -38,7 +38,7 @@ UNION ALL SELECT 'dispatch' FROM event AS e WHERE NOT EXISTS
 HURRY = """
 UPDATE timer SET due = now(), leased_until = NULL WHERE (entity, kind) IN
     (SELECT entity, kind FROM timer WHERE kind <> 'payment_expire'
-     AND NOT (kind = 'refund' AND entity IN (SELECT id FROM refund WHERE state = 'reserved')) FOR UPDATE SKIP LOCKED)
+     AND NOT (kind = 'refund' AND entity IN (SELECT id FROM refund WHERE state = 'reserved' AND tries = 0)) FOR UPDATE SKIP LOCKED)
 """
 """Time passes for timers: pauses grow to hours, and a dead process keeps its lease for a minute."""
 
@@ -327,7 +327,8 @@ async def _judge_books(connection: Any, books: dict[str, Any]) -> None:
     )
     assert receivable == sum(charge["amount"] for charge in paid) - sum(refund["amount"] for refund in returned)
     sums = await connection.fetchrow(
-        "SELECT sum(debits_posted - credits_posted) AS posted, sum(debits_pending - credits_pending) AS pending FROM account"
+        "SELECT coalesce(sum(debits_posted - credits_posted), 0) AS posted, "
+        "coalesce(sum(debits_pending - credits_pending), 0) AS pending FROM account"
     )
     assert (sums["posted"], sums["pending"]) == (0, 0)
 

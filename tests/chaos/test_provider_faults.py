@@ -1,0 +1,92 @@
+"""Each fault of the provider on each operation: payment and refund end as the provider's books say."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+from chaos.house import Client, House, hurry_for_ever, judge, until
+from kassa.channels.sandbox.faults import Fault
+
+OPERATIONS = ("create", "query", "close", "refund", "refund_query", "callback")
+DELAY_MS = 300
+TIMES = 2
+
+
+async def bought(client: Client) -> None:
+    """A payment that is paid and partly given back, whatever the provider does meanwhile."""
+    payment = await client.order(500)
+    await client.pay(payment)
+    await client.until(f"/v1/payments/{payment['id']}", "succeeded")
+    refund = await client.refund(payment, 200)
+    await client.until(f"/v1/refunds/{refund['id']}", "succeeded")
+
+
+async def closed(client: Client) -> None:
+    """A payment that nobody paid and that the merchant closes."""
+    payment = await client.order(300)
+    answer = await client.once("POST", f"/v1/payments/{payment['id']}/close")
+    assert answer.status_code in (200, 202), answer.text
+    await client.until(f"/v1/payments/{payment['id']}", "closed")
+
+
+async def wronged(client: Client) -> None:
+    """The provider took down an order of another amount. It is never booked, and never forgotten: nobody pays it here."""
+    payment = await client.order(500)
+    answer = await client.once("POST", f"/v1/payments/{payment['id']}/close")
+    assert answer.status_code in (200, 202), answer.text
+    await client.until(f"/v1/payments/{payment['id']}", "closed")
+
+
+async def live(client: Client, on: str, fault: Fault) -> None:
+    """One payment's life with the fault in its way."""
+    await client.door("/faults", {"on": on, "fault": fault.value, "times": TIMES, "delay_ms": DELAY_MS})
+    if (on, fault) == ("create", Fault.WRONG_AMOUNT):
+        await wronged(client)
+    elif on == "close":
+        await closed(client)
+    else:
+        await bought(client)
+    await client.door("/faults", method="DELETE")
+
+
+@pytest.mark.parametrize("on", OPERATIONS)
+async def test_every_fault_ends_as_the_books_say(house: House, on: str) -> None:
+    async with house.shop() as client:
+        await client.listen()
+        await client.door("/settings", {"refund_delay_ms": 50, "callback_speed": 20, "signtest_every": 0})
+        hurrying = asyncio.create_task(hurry_for_ever(house))
+        try:
+            for fault in Fault:
+                try:
+                    await live(client, on, fault)
+                except AssertionError as failure:
+                    raise AssertionError(f"{fault.value} on {on}: {failure}") from failure
+        finally:
+            hurrying.cancel()
+            with suppress(asyncio.CancelledError):
+                await hurrying
+        await judge(client)
+
+
+async def test_a_provider_that_dies_is_started_again_and_nothing_is_in_doubt(house: House) -> None:
+    """kill -9 of the sandbox while it has orders, payers and refunds."""
+    async with house.shop() as client:
+        await client.listen()
+        hurrying = asyncio.create_task(hurry_for_ever(house))
+        load = [asyncio.create_task(bought(client)) for _ in range(6)]
+        try:
+            await until(lambda: _some_acknowledged(client, 3), "some orders")
+            house.kill_sandbox()
+            await until(lambda: _some_acknowledged(client, 8), "some refunds")
+            house.kill_sandbox()
+            await asyncio.gather(*load)
+        finally:
+            hurrying.cancel()
+            for task in load:
+                task.cancel()
+        await judge(client)
+
+
+async def _some_acknowledged(client: Client, count: int) -> bool:
+    return len(client.acknowledged) >= count
