@@ -23,6 +23,8 @@ from kassa.db.queries import load
 from kassa.errors import KassaError, Retry
 from kassa.ids import Id, event_name, new_id
 from kassa.messaging.ladder import message_delay
+from kassa.messaging.model import LogRecord, Place
+from kassa.messaging.order import in_waves
 from kassa.messaging.work import shortened
 
 _SQL = load("kassa.messaging")
@@ -38,32 +40,6 @@ HALT_MAX_S = 30.0
 """Pauses while a destination is away; the cursor stays where it is, so nothing needs to be parked."""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
-
-
-class Place(NamedTuple):
-    """Where an event stands in its writer's chain."""
-
-    writer: int
-    seq: int
-    ord: int
-
-
-class LogRecord(NamedTuple):
-    """One event."""
-
-    place: Place
-    home: int
-    root: Id
-    sequence: int
-    at: datetime
-    type: str
-    data: bytes
-    """JSON: the object as it was then."""
-
-    @property
-    def name(self) -> str:
-        """Its public id."""
-        return event_name(*self.place)
 
 
 class Unread(NamedTuple):
@@ -126,18 +102,9 @@ def merge(unread: Sequence[Unread], page: int) -> list[Unread]:
     return merged
 
 
-def waves(records: Sequence[LogRecord]) -> list[list[LogRecord]]:
-    """Records in waves with at most one of each root, so that a later one is touched only when the earlier one is
-    done."""
-    rounds: list[list[LogRecord]] = []
-    seen: dict[tuple[int, Id], int] = {}
-    for record in records:
-        number = seen.get((record.home, record.root), 0)
-        seen[record.home, record.root] = number + 1
-        if number == len(rounds):
-            rounds.append([])
-        rounds[number].append(record)
-    return rounds
+def root_of(record: LogRecord) -> tuple[int, Id]:
+    """Whose order the record belongs to."""
+    return record.home, record.root
 
 
 def ends(records: Sequence[Unread]) -> list[Place]:
@@ -426,7 +393,7 @@ class GroupReader:
         stopped: set[tuple[int, Id]] = set()
         done = {record.place for record in behind}
         halt: Halt | None = None
-        for wave in waves([one.record for one in unread if not one.is_parked]):
+        for wave in in_waves([one.record for one in unread if not one.is_parked], root_of):
             ready = [record for record in wave if (record.home, record.root) not in stopped]
             late = [record for record in wave if (record.home, record.root) in stopped]
             behind += late

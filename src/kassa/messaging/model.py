@@ -8,10 +8,37 @@ consumer; it ends by being settled.
 from datetime import datetime
 from typing import NamedTuple
 
+from kassa.ids import Id, event_name
 from kassa.journal.change import Done
 
 ATTEMPTS_HEADER = "kassa-attempts"
 """How often a record was tried before, for brokers that lose count when it is sent again."""
+
+
+class Place(NamedTuple):
+    """Where an event stands in its writer's chain."""
+
+    writer: int
+    seq: int
+    ord: int
+
+
+class LogRecord(NamedTuple):
+    """One event."""
+
+    place: Place
+    home: int
+    root: Id
+    sequence: int
+    at: datetime
+    type: str
+    data: bytes
+    """JSON: the object as it was then."""
+
+    @property
+    def name(self) -> str:
+        """Its public id."""
+        return event_name(*self.place)
 
 
 class Record(NamedTuple):

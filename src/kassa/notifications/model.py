@@ -17,7 +17,7 @@ import msgspec
 from kassa.errors import Busy, KassaError, WebhookEndpointNotFound
 from kassa.ids import Id
 from kassa.journal.change import Aggregate, Change, Event, InboxDone, Move, Timer, TimerDone
-from kassa.messaging.log import LogRecord
+from kassa.messaging.model import LogRecord
 from kassa.notifications.records import WebhookDelivery, WebhookEndpoint, WebhookReplay
 from kassa.notifications.render import endpoint_object
 

@@ -35,7 +35,8 @@ from kassa.journal.change import (
 )
 from kassa.journal.journal import Journal
 from kassa.merchants.vault import Vault
-from kassa.messaging.log import EventLog, LogRecord, Place
+from kassa.messaging.log import EventLog
+from kassa.messaging.model import LogRecord, Place
 from kassa.notifications import model
 from kassa.notifications.model import PREFIX, Secret
 from kassa.notifications.records import WEBHOOK_ENDPOINT, WebhookDelivery, WebhookEndpoint, WebhookReplay

@@ -13,7 +13,8 @@ from kassa.errors import Busy, DatabaseUnreachable, InvariantBroken, KassaError,
 from kassa.ids import Id, read_event_name
 from kassa.journal.change import Aggregate, Change, Committed, Consumed, Refused, Rule, Verdict
 from kassa.journal.journal import Journal
-from kassa.messaging.log import EventLog, Halt, LogRecord, Place, event_body
+from kassa.messaging.log import EventLog, Halt, event_body
+from kassa.messaging.model import LogRecord, Place
 from kassa.messaging.work import FiredTimer, TimerWork
 from kassa.notifications import model
 from kassa.notifications.model import DEAD_AFTER, DELIVERY_TIMER, REPLAY_PAGE, REPLAY_TIMER, Answer

@@ -38,8 +38,8 @@ NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 class House(Protocol):
     """A journal and a view of what it keeps."""
 
-    journal: Journal
-
+    @property
+    def journal(self) -> Journal: ...
     async def row(self, record: Record) -> Any: ...
     async def balance(self, key: AccountKey) -> tuple[int, int, int]: ...
     async def events(self, root: Id) -> list[tuple[int, str]]: ...
@@ -50,7 +50,11 @@ class House(Protocol):
 
 class MemoryHouse:
     def __init__(self, journal: MemoryJournal) -> None:
-        self.journal = journal
+        self._journal = journal
+
+    @property
+    def journal(self) -> MemoryJournal:
+        return self._journal
 
     async def row(self, record: Record) -> Any:
         return self.journal.rows.get((TABLES.of(record), record.id))
@@ -77,9 +81,13 @@ class MemoryHouse:
 
 class PostgresHouse:
     def __init__(self, journal: PostgresJournal, pool: asyncpg.Pool, url: str) -> None:
-        self.journal = journal
+        self._journal = journal
         self.pool = pool
         self.url = url
+
+    @property
+    def journal(self) -> PostgresJournal:
+        return self._journal
 
     async def row(self, record: Record) -> Any:
         table = TABLES.of(record)

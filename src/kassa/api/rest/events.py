@@ -15,7 +15,8 @@ from kassa.api.route import Answer, Route
 from kassa.errors import EventNotFound
 from kassa.ids import Id
 from kassa.merchants.model import Caller, Scope
-from kassa.messaging.log import EARLIEST, LATEST, EventItem, EventLog, LogRecord, Place, event_item
+from kassa.messaging.log import EARLIEST, LATEST, EventItem, EventLog, event_item
+from kassa.messaging.model import LogRecord, Place
 from kassa.notifications.render import DeliveryObject, delivery_object
 from kassa.notifications.service import Webhooks
 
