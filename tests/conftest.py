@@ -5,6 +5,7 @@ What is not tested is told at the end, by name; on CI (CI=true) it is a failure.
 
 import asyncio
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 
@@ -16,6 +17,7 @@ from kassa.db.migrate import migrate
 
 NEEDS: Mapping[str, Callable[[], bool]] = {
     "debian-postgresql": lambda: newest_of_debian() is not None,
+    "curl": lambda: shutil.which("curl") is not None,
 }
 """What a test marked `needs(name)` must find on the machine; it is skipped, and told so, when it does not."""
 

@@ -1,0 +1,85 @@
+"""What the README and the guide tell people to run is run, block by block, as they have it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.cli.house import Up, environment, set_up
+
+ROOT = Path(__file__).parents[3]
+BLOCK = re.compile(r"<!-- tested -->\n```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+ANY_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/guides/first-payment.md")
+
+
+@pytest.fixture
+def up() -> Iterator[Up]:
+    with set_up() as directory:
+        run = Up(directory)
+        yield run
+        run.stop()
+
+
+@pytest.mark.needs("curl")
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_the_document_tells_to_run_works(name: str, up: Up, tmp_path: Path) -> None:
+    blocks = BLOCK.findall((ROOT / name).read_text(encoding="utf-8"))
+    script = tmp_path / "script.sh"
+    script.write_text(as_script(blocks, tmp_path), encoding="utf-8")
+    given = environment() | {
+        "API": up.said["api"],
+        "KEY": up.said["api_key"],
+        "SANDBOX": up.sandbox,
+        "MERCHANT": up.said["merchant"],
+        "KASSA_DIR": up.said["dir"],
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+    done = subprocess.run(
+        ["bash", str(script)], cwd=tmp_path, env=given, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert len(blocks) >= 4
+    assert done.returncode == 0, done.stdout + done.stderr
+    with up.client() as client:
+        assert {payment.state for payment in client.payments.list()} == {"succeeded"}
+        assert [refund.amount for refund in client.refunds.list()] in ([30], [300])
+
+
+def as_script(blocks: list[tuple[str, str]], place: Path) -> str:
+    """All blocks as one shell session that stops at the first failure, a refused request included."""
+    lines = ["set -euo pipefail", 'curl() { command curl --fail-with-body --noproxy "*" "$@"; }']
+    for number, (language, text) in enumerate(blocks):
+        if language == "python":
+            file = place / f"block{number}.py"
+            file.write_text(text, encoding="utf-8")
+            lines.append(f"python {file}")
+        else:
+            lines.append(text)
+    return "\n".join(lines)
+
+
+def test_the_two_readmes_have_the_same_blocks_and_the_same_parts() -> None:
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS[:2])
+
+    def commands(text: str) -> list[str]:
+        return [re.sub(r"#.*", "", block) for block in ANY_BLOCK.findall(text)]
+
+    assert commands(english) == commands(chinese)
+    for pattern in (r"^#+ ", r"^- ", r"^\| `?", r"<!-- tested -->"):
+        assert len(re.findall(pattern, english, re.M)) == len(re.findall(pattern, chinese, re.M)), pattern
+    assert LINK.findall(english)[1:] == [link for link in LINK.findall(chinese)[1:]]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    file = ROOT / name
+    broken = [link for link in LINK.findall(file.read_text(encoding="utf-8")) if not (file.parent / link).exists()]
+
+    assert broken == []
