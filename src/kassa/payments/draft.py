@@ -70,6 +70,8 @@ class News(NamedTuple):
     operation: Operation
     outcome: Outcome
     exchanges: tuple[Exchange, ...] = ()
+    seen: int | None = None
+    """The version of the attempt or refund when we began to ask; None when we did not ask."""
 
 
 class Act(NamedTuple):

@@ -44,6 +44,10 @@ GAP_SLACK = timedelta(seconds=1)
 """Added to the time that a channel wants between two refunds of one payment, because clocks differ."""
 
 
+LOOK_AGAIN = timedelta(minutes=10)
+"""How soon we ask again whether a refund that had succeeded still has."""
+
+
 class Ask(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What a merchant asks to be given back. `amount` None: all that is left."""
 
@@ -201,6 +205,10 @@ def look_at_refund(aggregate: Aggregate, now: datetime, *, refund_id: Id) -> Cha
         return draft.decided(refund=refund, act=Operation.REFUND, subject=refund)
     if refund.state in REFUND_OPEN:
         return draft.decided(refund=refund, act=Operation.REFUND_QUERY, subject=refund)
+    if refund.state == "succeeded":
+        # Something that contradicts it was heard: how it stands now is asked, and asked again until it is known.
+        draft.due(refund, REFUND_TIMER, now + LOOK_AGAIN)
+        return draft.decided(refund=refund, act=Operation.REFUND_QUERY, subject=refund)
     draft.due(refund, REFUND_TIMER, None)
     return draft.decided(refund=refund)
 
@@ -219,13 +227,47 @@ def record_refund(
         _wait(draft, refund)
         return draft.decided(refund=refund, accepted=False)
     draft.keep(news)
+    if _contradicts(refund, news) and not _is_fresh(refund, news):
+        draft.due(refund, REFUND_TIMER, now + RECOVER_AFTER)
+        return draft.decided(refund=refund, act=Operation.REFUND_QUERY, subject=refund)
     if refund.state == "succeeded":
-        if isinstance(news.outcome, Closed | Failed | Abnormal) and _speaks_of_now(news.operation):
-            _reverse(draft, refund, news.outcome)
+        _record_after_success(draft, refund, news)
         return draft.decided(refund=refund)
     if refund.state not in REFUND_OPEN:
         return draft.decided(refund=refund)
     return _record_open(draft, refund, news)
+
+
+def _contradicts(refund: Refund, news: News) -> bool:
+    """Whether a query or callback says otherwise than we know. Messages overtake each other: what is said may be older
+    than what we know, and a refund can go from abnormal to succeeded and back."""
+    if news.operation is Operation.REFUND:
+        return False
+    match refund.state:
+        case "succeeded":
+            return isinstance(news.outcome, Closed | Failed | Abnormal)
+        case "abnormal":
+            return isinstance(news.outcome, Succeeded)
+        case _:
+            return False
+
+
+def _is_fresh(refund: Refund, news: News) -> bool:
+    """Whether this answers a question that was asked after the refund came to where it stands."""
+    return news.operation is Operation.REFUND_QUERY and news.seen == refund.version
+
+
+def _record_after_success(draft: Draft, refund: Refund, news: News) -> None:
+    if not _is_fresh(refund, news):
+        return
+    match news.outcome:
+        case Closed() | Failed() | Abnormal() as outcome:
+            draft.due(refund, REFUND_TIMER, None)
+            _reverse(draft, refund, outcome)
+        case Succeeded():
+            draft.due(refund, REFUND_TIMER, None)
+        case _:
+            draft.due(refund, REFUND_TIMER, draft.now + LOOK_AGAIN)
 
 
 def _record_open(draft: Draft, refund: Refund, news: News) -> Change:
@@ -277,11 +319,6 @@ def _is_proof(draft: Draft, refund: Refund, operation: Operation) -> bool:
     if operation is not Operation.REFUND:
         return True
     return refund.state == "sending" and (refund.doubt_since is None or draft.now >= refund.doubt_since + GRACE)
-
-
-def _speaks_of_now(operation: Operation) -> bool:
-    """A late answer to the first request is older than a success that we know of; a query or callback is not."""
-    return operation in (Operation.REFUND_QUERY, Operation.CALLBACK)
 
 
 def _accept(draft: Draft, refund: Refund, outcome: Pending) -> None:

@@ -313,7 +313,7 @@ class Payments:
                 fresh = await self._with_fresh_keys(home, channel_name, channel)
                 notice = fresh.read_callback(headers, body, now=self._clock.now())
             accepted = await self._record_notice(home, notice)
-        except (ChannelMessageInvalid, ChannelMismatch) as error:
+        except (ChannelMessageInvalid, ChannelMismatch, PaymentNotFound) as error:
             log.warning("callback.refused", channel=channel_name, home=home, reason=str(error))
             return CallbackAnswer(*channel.callback_refused(error.detail))
         if not accepted:
@@ -494,7 +494,7 @@ class Payments:
             # What it meant will be known when the timer asks again, with the new keys.
             await self._with_fresh_keys(payment.home, act.channel, channel)
         exchanges = self._exchanges(act, outcome, trace)
-        news = News(act.operation, outcome, exchanges)
+        news = News(act.operation, outcome, exchanges, subject.version)
         return await self._record(payment.home, payment.id, subject.id, news, is_refund=isinstance(subject, Refund))
 
     def _steps(self, channel: Charges, act: Act) -> Steps:

@@ -149,7 +149,8 @@ class World:
 
     def says_of_refund(self, payment_id: Id, refund_id: Id, operation: Operation, outcome: Outcome) -> Decided:
         """The channel says something about a refund."""
-        news = News(operation, outcome, (self.exchange(payment_id, refund_id, operation, outcome),))
+        seen = None if operation is Operation.CALLBACK else self.refund_row(refund_id).version
+        news = News(operation, outcome, (self.exchange(payment_id, refund_id, operation, outcome),), seen)
         return self.done(
             self.decide(
                 payment_id,

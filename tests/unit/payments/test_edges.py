@@ -299,6 +299,7 @@ def test_edge_10_a_reversed_refund_can_be_refunded_again_and_a_full_one_ends_at_
     assert world.books == {}
 
     world.says_of_refund(payment_id, refund_id, Operation.CALLBACK, ABNORMAL)
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND_QUERY, ABNORMAL)
     assert world.refund_row(refund_id).state == "reversed"
     assert world.payment(payment_id).amount_refunded == 0
     assert world.books == {"receivable": -1000, "payable": 994, "fee": 6}
@@ -307,6 +308,42 @@ def test_edge_10_a_reversed_refund_can_be_refunded_again_and_a_full_one_ends_at_
     world.says_of_refund(payment_id, again, Operation.REFUND, paid(1000))
 
     assert world.books == {}
+
+
+def test_edge_10_a_callback_that_was_overtaken_reverses_nothing_until_the_channel_is_asked() -> None:
+    """Abnormal, then succeeded at the channel; its callbacks come the other way round. Found by the simulator."""
+    world = World()
+    payment_id = world.succeeded(1000)
+    refund_id = world.refund(payment_id, 1000)
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND, paid(1000))
+
+    decided = world.says_of_refund(payment_id, refund_id, Operation.CALLBACK, ABNORMAL)
+
+    assert world.refund_row(refund_id).state == "succeeded"
+    assert decided.act is not None and decided.act.operation is Operation.REFUND_QUERY
+    assert world.timer(refund_id, REFUND_TIMER) is not None
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND_QUERY, LOST)
+    assert world.timer(refund_id, REFUND_TIMER) is not None
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND_QUERY, paid(1000))
+    assert (world.refund_row(refund_id).state, world.timer(refund_id, REFUND_TIMER)) == ("succeeded", None)
+    assert world.books == {}
+
+
+def test_edge_10_success_that_is_older_than_the_reversal_is_asked_after_first() -> None:
+    """Succeeded, then reversed at the channel; we hear of the reversal first. Found by the simulator."""
+    world = World()
+    payment_id = world.succeeded(1000)
+    refund_id = world.refund(payment_id, 1000)
+    world.says_of_refund(payment_id, refund_id, Operation.CALLBACK, ABNORMAL)
+
+    decided = world.says_of_refund(payment_id, refund_id, Operation.CALLBACK, paid(1000))
+
+    assert world.refund_row(refund_id).state == "abnormal"
+    assert decided.act is not None and decided.act.operation is Operation.REFUND_QUERY
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND_QUERY, ABNORMAL)
+    assert world.refund_row(refund_id).state == "abnormal"
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND_QUERY, paid(1000))
+    assert world.refund_row(refund_id).state == "succeeded"
 
 
 def test_edge_10_an_abnormal_refund_keeps_its_reservation_until_a_person_has_acted() -> None:
