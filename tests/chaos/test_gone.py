@@ -1,0 +1,136 @@
+"""What Kassa needs is gone for a while: it says so clearly, is not ready, and recovers without a restart."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
+from kassa.db import embedded
+from kassa.ids import new_id
+
+
+@pytest.fixture
+def server() -> Iterator[embedded.Running]:
+    """A PostgreSQL that this test may kill."""
+    with embedded.temporary_directory("kassa-chaos-") as directory:
+        running = embedded.start(directory)
+        try:
+            yield running
+        finally:
+            if (found := embedded.find(directory)) is not None:
+                kill_all(found)
+
+
+@pytest.fixture
+def own_house(tmp_path: Path, server: embedded.Running) -> Iterator[House]:
+    """A Kassa on that server."""
+    house = House(tmp_path / "kassa", server.dsn)
+    try:
+        house.start()
+        yield house
+    finally:
+        house.stop()
+
+
+def kill_all(server: embedded.Running) -> None:
+    """kill -9 of the postmaster and of every process that it started."""
+    children = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=False).stdout
+    for pid in (server.pid, *map(int, children.split())):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_the_database_is_killed_and_comes_back(own_house: House, server: embedded.Running) -> None:
+    """Under load: unknown or refused meanwhile, never wrong; and all of it in the end."""
+    house = own_house
+    async with house.shop() as client:
+        await client.listen()
+        wallet = await client.wallet(10_000)
+        load = [asyncio.create_task(shop_around(client, wallet, 1)) for _ in range(4)]
+        try:
+            await asyncio.sleep(0.5)
+            kill_all(server)
+            order = {"order_id": new_id(), "amount": 5, "currency": "CNY", "channel": "wallet"}
+            body, key = order | {"payer": {"wallet": wallet}}, new_id()
+            meanwhile = asyncio.create_task(client.once("POST", "/v1/payments", body, key))
+
+            await until(lambda: _is_ready(client, False), "not ready")
+            _says_so(await meanwhile)
+            await asyncio.to_thread(embedded.start, server.home)
+            await until(lambda: _is_ready(client, True), "ready again")
+            assert (await client.post("/v1/payments", body, key))["state"] == "succeeded"
+            await asyncio.gather(*load)
+        finally:
+            for task in load:
+                task.cancel()
+        assert house.is_alive
+        await judge(client)
+
+
+async def test_the_clock_steps_by_an_hour(house: House) -> None:
+    """Forward and back, in the middle of payments. Messages that are signed an hour off are refused, as they must be; what
+    they said is asked for when the clock is right again."""
+    async with house.shop() as client:
+        await client.listen()
+        wallet = await client.wallet(1000)
+        for away, back in ((signal.SIGUSR1, signal.SIGUSR2), (signal.SIGUSR2, signal.SIGUSR1)):
+            payment = await client.order(100, expires_in_s=7200)
+            house.signal(away)
+            await client.pay_from(wallet, 5)
+            await client.pay(payment)
+            meanwhile = await client.order(100, expires_in_s=7200)
+            assert await _is_ready(client, True)
+            house.signal(back)
+            await _paid_at_last(client, payment)
+            await _paid_at_last(client, meanwhile)
+            await client.refund(payment, 40)
+        await judge(client)
+        assert await _is_ready(client, True)
+
+
+async def test_orders_are_taken_while_the_provider_is_gone(house: House) -> None:
+    """The attempt is not known or not sent; the same order goes through when the provider is back."""
+    async with house.shop() as client:
+        await client.listen()
+        for _ in range(3):
+            house.kill_sandbox()
+            payment = await client.order(100)
+            assert payment["state"] == "processing"
+            assert payment["attempts"][0]["state"] in ("new", "unknown", "sending", "pending_payer")
+            await _paid_at_last(client, payment)
+        assert await _is_ready(client, True)
+        await judge(client)
+
+
+async def _is_ready(client: Client, wanted: bool) -> bool:
+    answer = await client.http.get(client.house.told["api"] + "/readyz")
+    assert answer.status_code in (200, 503)
+    return (answer.status_code == 200) is wanted
+
+
+def _says_so(answer: httpx.Response) -> None:
+    """A problem that says what is true of the key."""
+    assert answer.status_code == 503, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["code"] in ("system.busy", "system.unknown", "database.unreachable")
+    assert problem["outcome"] in ("not_processed", "unknown")
+    assert problem["retryable"] is True
+
+
+async def _paid_at_last(client: Client, payment: dict[str, Any]) -> None:
+    """Time passes until the provider has the order and the payer pays it."""
+    hurrying = asyncio.create_task(hurry_for_ever(client.house))
+    try:
+        await client.pay(payment)
+        await client.until(f"/v1/payments/{payment['id']}", "succeeded")
+    finally:
+        hurrying.cancel()
