@@ -237,7 +237,7 @@ class PaymentNotPayable(KassaError):
 
 
 class PaymentNotHeld(KassaError):
-    """Only a held payment can be resolved."""
+    """Only a payment whose money is held, late or paid twice, can be resolved."""
 
     code, status = "payment.not_held", 409
 

@@ -542,12 +542,16 @@ def apply_late_policy(aggregate: Aggregate, now: datetime, *, spare: Id) -> Chan
 def resolve(
     aggregate: Aggregate, now: datetime, *, kind: str, decision: str, reason: str, spare: Id, exchange_id: Id
 ) -> Change | KassaError:
-    """A person decides about held money: accept or refund, with a reason that stays in the story."""
+    """A person decides about held money: accept or refund, with a reason that stays in the story.
+
+    Late money first, then second payments that could not be given back, one at a time, the oldest first.
+    """
     draft = Draft(aggregate, now)
     payment = draft.payment
     if payment.kind != kind:
         return not_found(kind)
-    if payment.state != "held":
+    duplicate = refunds.held_duplicate(draft)
+    if payment.state != "held" and duplicate is None:
         return PaymentNotHeld(payment=render.payment_name(payment), state=payment.state)
     draft.add(
         Exchange(
@@ -555,7 +559,9 @@ def resolve(
             decision, None, reason, now, 0,
         )
     )  # fmt: skip
-    if decision == "accept":
+    if payment.state != "held" and duplicate is not None:
+        refunds.resolve_duplicate(draft, duplicate, decision, spare, reason)
+    elif decision == "accept":
         _accept_late(draft)
     else:
         _refund_late(draft, spare, reason)

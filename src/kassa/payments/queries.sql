@@ -97,12 +97,12 @@ SELECT home, id, version, root, state, attempt, refund_id, amount, currency, fee
  LIMIT $7;
 
 -- name: refunds_of_payment
--- A page of one payment's refunds, newest first.
+-- A page of some payments' refunds, newest first.
 SELECT home, id, version, root, state, attempt, refund_id, amount, currency, fee_returned, reason, cause, metadata,
        created_at, request, channel_id, failure_code, failure_reason, tries, doubt_since, succeeded_at
   FROM refund
  WHERE home = $1
-   AND root = $2
+   AND root = ANY($2::uuid[])
    AND id < $3
    AND id >= $4
    AND ($5::text IS NULL OR state = $5)

@@ -354,9 +354,13 @@ def _succeed(draft: Draft, refund: Refund, outcome: Succeeded) -> None:
 
 
 def _fail(draft: Draft, refund: Refund, code: str, reason: str | None) -> None:
-    moved = draft.move_refund(refund, RefundEvent.FAILED, failure_code=code, failure_reason=reason, doubt_since=None)
+    moved = draft.move_refund(
+        refund, RefundEvent.FAILED, failure_code=code, failure_reason=reason, doubt_since=_person_asked(draft, refund)
+    )
     _give_reservation_back(draft, moved)
     draft.tell_refund("failed", moved)
+    if refund.cause == "duplicate":
+        draft.tell("duplicate_held")
     if refund.cause == "late":
         draft.move_payment(PaymentEvent.LATE_REFUND_FAILED)
         draft.tell("held")
@@ -392,8 +396,9 @@ def _reverse(draft: Draft, refund: Refund, outcome: Closed | Failed | Abnormal) 
     payment = draft.payment
     code = outcome.code if isinstance(outcome, Failed) else outcome.evidence.code
     moved = draft.move_refund(
-        refund, RefundEvent.REVERSED, failure_code=code or "reversed", failure_reason=outcome.evidence.text
-    )
+        refund, RefundEvent.REVERSED, failure_code=code or "reversed", failure_reason=outcome.evidence.text,
+        doubt_since=_person_asked(draft, refund),
+    )  # fmt: skip
     draft.post(postings.refund_reversed(payment, refund))
     draft.tell_refund("reversed", moved)
     if refund.cause == "asked":
@@ -405,6 +410,34 @@ def _reverse(draft: Draft, refund: Refund, outcome: Closed | Failed | Abnormal) 
     elif refund.cause == "late":
         draft.move_payment(PaymentEvent.LATE_REFUND_REVERSED)
         draft.tell("held")
+    else:
+        draft.tell("duplicate_held")
+
+
+def _person_asked(draft: Draft, refund: Refund) -> datetime | None:
+    """A second payment that cannot be given back lies in suspense and no state of its payment shows it: the refund says
+    since when a person is waited for, and so stands on the stuck list until `resolve`."""
+    return draft.now if refund.cause == "duplicate" else None
+
+
+def held_duplicate(draft: Draft) -> Refund | None:
+    """The oldest second payment that a person must decide about."""
+    held = (
+        refund
+        for refund in draft.refunds.values()
+        if refund.cause == "duplicate" and refund.state in ("failed", "reversed") and refund.doubt_since is not None
+    )
+    return min(held, key=lambda refund: refund.id, default=None)
+
+
+def resolve_duplicate(draft: Draft, held: Refund, decision: str, spare: Id, reason: str) -> None:
+    """A person's decision about it: the merchant takes it, or it is given back under a new number."""
+    draft.move_refund(held, RefundEvent.RESOLVED, doubt_since=None)
+    if decision == "accept":
+        draft.post(postings.late_accepted(draft.payment))
+        draft.tell("duplicate_accepted")
+    else:
+        give_back(draft, draft.attempts[held.attempt or Id("")], spare, cause="duplicate", reason=reason)
 
 
 def _wait(draft: Draft, refund: Refund) -> None:

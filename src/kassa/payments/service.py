@@ -229,7 +229,10 @@ class Payments:
         *,
         kind: str = "payment",
     ) -> Answer:
-        """A person decides about held money: `accept` or `refund`. Raises PaymentNotHeld, PaymentNotFound."""
+        """A person decides about held money, late or paid twice: `accept` or `refund`.
+
+        Raises PaymentNotHeld, PaymentNotFound.
+        """
         spare, exchange_id = self._fresh_id(), self._fresh_id()
 
         def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
@@ -237,7 +240,8 @@ class Payments:
                 aggregate, now, kind=kind, decision=decision, reason=reason, spare=spare, exchange_id=exchange_id
             )
 
-        change = _ruled(merchant.home, payment_id, decide, once=once, reply=Reply(200, payment_id))
+        reply = Reply(200, payment_id)
+        change = _ruled(merchant.home, payment_id, decide, once=once, reply=reply, children=(ATTEMPT, REFUND))
         return await self._intend(merchant.home, change, 200, 0.0)
 
     # Refunds

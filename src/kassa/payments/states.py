@@ -116,6 +116,8 @@ class RefundEvent(StrEnum):
     ASKED = "asked"
     REVERSED = "reversed"
     CANCEL = "cancel"
+    RESOLVED = "resolved"
+    """A person decided about the money that could not be given back."""
 
 
 _P, _PE = PaymentState, PaymentEvent
@@ -207,6 +209,8 @@ REFUND_EDGES: dict[tuple[RefundState, RefundEvent], RefundState] = {
     (_R.ABNORMAL, _RE.FAILED): _R.FAILED,
     (_R.ABNORMAL, _RE.ASKED): _R.ABNORMAL,
     (_R.SUCCEEDED, _RE.REVERSED): _R.REVERSED,
+    (_R.FAILED, _RE.RESOLVED): _R.FAILED,
+    (_R.REVERSED, _RE.RESOLVED): _R.REVERSED,
 }
 
 PAYMENT_OPEN = frozenset({_P.PROCESSING, _P.CLOSING, _P.LATE_SUCCEEDED})

@@ -125,18 +125,17 @@ class PaymentStore:
         created_from: datetime | None,
         created_to: datetime | None,
     ) -> list[tuple[Refund, Payment]]:
-        """A page of refunds, newest first; of one payment, when it is named by id or by the merchant's order number."""
+        """A page of refunds, newest first; of one payment or top-up by its id, or of both by the merchant's order number."""
+        roots = None if payment is None else [payment]
         if order_id is not None:
-            found = await self.payment_by_order(home, "payment", order_id)
-            if found is None or payment not in (None, found[0].id):
-                return []
-            payment = found[0].id
+            both = [await self.payment_by_order(home, kind, order_id) for kind in ("payment", "topup")]
+            roots = [found[0].id for found in both if found is not None and payment in (None, found[0].id)]
         below, above = _bounds(before, created_from, created_to)
         bounds = (below, above, state, created_from, created_to, limit)
-        if payment is None:
+        if roots is None:
             rows = await self._pool.fetch(_SQL.refunds, home, *bounds)
         else:
-            rows = await self._pool.fetch(_SQL.refunds_of_payment, home, payment, *bounds)
+            rows = await self._pool.fetch(_SQL.refunds_of_payment, home, roots, *bounds)
         return await self._with_payments(home, [_refund(row) for row in rows])
 
     # For operators and the sweeper

@@ -54,7 +54,9 @@ async def test_pages_are_newest_first_and_filters_narrow_them(shop: Shop, store:
     assert (others, topups, later, len(earlier)) == ([], [], [], 5)
 
 
-async def test_refunds_are_found_by_payment_and_by_order(shop: Shop, store: PaymentStore) -> None:
+async def test_refunds_are_found_by_payment_and_by_order(
+    shop: Shop, store: PaymentStore, pool: "asyncpg.Pool[asyncpg.Record]"
+) -> None:
     payment = await shop.order(100, order_id="o-1")
     await shop.payer_pays(payment)
     await shop.until(payment["id"], "succeeded")
@@ -66,6 +68,24 @@ async def test_refunds_are_found_by_payment_and_by_order(shop: Shop, store: Paym
 
     assert by_payment == by_order == everything
     assert [found.id for found, _ in everything] == [inner(refund["id"])]
+    await pool.execute("UPDATE claim SET kind = 'topup' WHERE kind = 'order'")
+    assert everything == await store.refunds(HOME, payment=None, before=None, **(PAGE | {"order_id": "o-1"}))
+
+
+async def test_a_second_payment_that_cannot_be_given_back_is_on_the_stuck_list(
+    shop: Shop, store: PaymentStore, pool: "asyncpg.Pool[asyncpg.Record]"
+) -> None:
+    payment = await shop.order(100)
+    await shop.payer_pays(payment)
+    await shop.until(payment["id"], "succeeded")
+    refund = await shop.refund(payment["id"], 10)
+    await pool.execute(
+        "UPDATE refund SET cause = 'duplicate', state = 'failed', failure_reason = 'no funds', doubt_since = now()"
+    )
+
+    (stuck,) = await store.stuck(HOME, datetime.now(UTC) + timedelta(minutes=1))
+
+    assert (stuck.noun, stuck.id, stuck.state, stuck.note) == ("refund", inner(refund["id"]), "failed", "no funds")
 
 
 async def test_what_lost_its_timer_is_found_and_gets_one(

@@ -10,10 +10,11 @@ from kassa.errors import (
     AmountInvalid,
     AttemptInDoubt,
     PaymentNotClosable,
+    PaymentNotHeld,
     RefundExceedsPaid,
     RefundNotRefundable,
 )
-from kassa.ids import new_id
+from kassa.ids import Id, new_id
 from kassa.journal.change import Claim, Committed, Money, Taken
 from kassa.ledger import chart
 from kassa.payments import model
@@ -238,6 +239,47 @@ def test_edge_07_two_channels_paid_the_second_goes_to_suspense_and_back() -> Non
     assert world.books == {"receivable": -100, "payable": 99, "fee": 1}
     assert world.payment(payment_id).amount_refunded == 0
     assert "payment.duplicate_paid" in world.events(payment_id)
+
+
+def _duplicate_that_cannot_be_given_back() -> tuple[World, Id, Id]:
+    world = World()
+    payment_id, first = world.waiting()
+    second = world.done(world.add_attempt(payment_id)).attempts[-1].id
+    world.says(payment_id, second, Operation.CREATE, QR)
+    world.says(payment_id, first, Operation.CALLBACK, paid())
+    world.says(payment_id, second, Operation.CALLBACK, paid(channel_id="t-2"))
+    (refund,) = world.refunds_of(payment_id)
+    world.look_at_refund(payment_id, refund.id)
+    world.says_of_refund(payment_id, refund.id, Operation.REFUND, REFUSED)
+    return world, payment_id, refund.id
+
+
+def test_edge_07_a_duplicate_that_cannot_be_given_back_waits_for_a_person_who_tries_again() -> None:
+    world, payment_id, refund_id = _duplicate_that_cannot_be_given_back()
+    assert world.books == {"receivable": -200, "payable": 99, "fee": 1, "suspense": 100}
+    assert (world.refund_row(refund_id).state, world.refund_row(refund_id).doubt_since) == ("failed", world.now)
+    assert "payment.duplicate_held" in world.events(payment_id)
+
+    world.done(world.resolve(payment_id, "refund"))
+
+    assert world.refund_row(refund_id).doubt_since is None
+    again = world.refunds_of(payment_id)[-1]
+    assert (again.cause, again.state, again.attempt) == ("duplicate", "reserved", world.refund_row(refund_id).attempt)
+    world.look_at_refund(payment_id, again.id)
+    world.says_of_refund(payment_id, again.id, Operation.REFUND, paid(channel_id="r-2"))
+    assert world.books == {"receivable": -100, "payable": 99, "fee": 1}
+    assert isinstance(world.resolve(payment_id, "refund"), PaymentNotHeld)
+
+
+def test_edge_07_a_duplicate_that_cannot_be_given_back_may_be_accepted_once() -> None:
+    world, payment_id, refund_id = _duplicate_that_cannot_be_given_back()
+
+    world.done(world.resolve(payment_id, "accept"))
+
+    assert world.books == {"receivable": -200, "payable": 198, "fee": 2}
+    assert world.refund_row(refund_id).doubt_since is None
+    assert "payment.duplicate_accepted" in world.events(payment_id)
+    assert isinstance(world.resolve(payment_id, "accept"), PaymentNotHeld)
 
 
 def test_edge_08_refunds_fit_or_are_refused_and_doubt_counts_as_used() -> None:
