@@ -6,6 +6,8 @@ What is not tested is told at the end, by name; on CI (CI=true) it is a failure.
 import asyncio
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 
@@ -17,6 +19,7 @@ from kassa.db.migrate import migrate
 
 NEEDS: Mapping[str, Callable[[], bool]] = {
     "debian-postgresql": lambda: newest_of_debian() is not None,
+    "tmpfs": lambda: _can_mount(),
     "curl": lambda: shutil.which("curl") is not None,
 }
 """What a test marked `needs(name)` must find on the machine; it is skipped, and told so, when it does not."""
@@ -88,6 +91,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if exitstatus == pytest.ExitCode.OK and os.environ.get("CI") == "true" and reporter and _not_tested(reporter):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _can_mount() -> bool:
+    """Whether this process may make a small file system of its own: root may, outside most containers."""
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], capture_output=True, check=False)
+            if mounted.returncode == 0:
+                subprocess.run(["umount", directory], check=True)
+        except OSError:
+            return False
+        return mounted.returncode == 0
 
 
 def _not_tested(reporter: pytest.TerminalReporter) -> list[str]:

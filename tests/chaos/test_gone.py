@@ -40,6 +40,61 @@ def own_house(tmp_path: Path, server: embedded.Running) -> Iterator[House]:
         house.stop()
 
 
+@pytest.fixture
+def whole_house() -> Iterator[House]:
+    """`kassa up` with nothing given: its PostgreSQL is its own."""
+    with embedded.temporary_directory("kassa-chaos-") as directory:
+        house = House(directory, None)
+        try:
+            house.start()
+            yield house
+        finally:
+            house.stop()
+            _end_server(house)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of its own, small enough to be filled."""
+    with embedded.temporary_directory("kassa-disk-") as directory:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m,mode=755", "tmpfs", directory], check=True)
+        try:
+            yield directory
+        finally:
+            subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def _server_of(house: House) -> embedded.Running:
+    found = embedded.find(house.directory)
+    assert found is not None
+    return found
+
+
+def _end_server(house: House) -> None:
+    if (found := embedded.find(house.directory)) is not None:
+        kill_all(found)
+
+
+def _fill(ballast: Path) -> None:
+    """Until not one byte more fits."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"0" * 65_536)
+
+
+async def _first_refusal(client: Client, wallet: str) -> httpx.Response:
+    """The log has some room left in the file that is begun, so payments go on for a while."""
+    for _ in range(400):
+        body = {"order_id": new_id(), "amount": 5, "currency": "CNY", "channel": "wallet", "payer": {"wallet": wallet}}
+        answers = await asyncio.gather(
+            *(client.once("POST", "/v1/payments", body | {"order_id": new_id()}) for _ in range(50))
+        )
+        refused = [answer for answer in answers if answer.status_code != 201]
+        if refused:
+            return refused[0]
+    raise AssertionError("the disk is not full")
+
+
 def kill_all(server: embedded.Running) -> None:
     """kill -9 of the postmaster and of every process that it started."""
     children = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=False).stdout
@@ -73,6 +128,56 @@ async def test_the_database_is_killed_and_comes_back(own_house: House, server: e
                 task.cancel()
         assert house.is_alive
         await judge(client)
+
+
+async def test_everything_is_killed_at_once(whole_house: House) -> None:
+    """API, workers, PostgreSQL with all its processes, and the provider: the same command again is all that is needed."""
+    house = whole_house
+    async with house.shop() as client:
+        await client.listen()
+        wallet = await client.wallet(10_000)
+        load = [asyncio.create_task(shop_around(client, wallet, 1)) for _ in range(4)]
+        hurrying = asyncio.create_task(hurry_for_ever(house))
+        try:
+            await asyncio.sleep(1.0)
+            kill_all(_server_of(house))
+            house.kill_sandbox()
+            house.kill()
+            await asyncio.to_thread(house.start)
+            await asyncio.gather(*load)
+
+            kill_all(_server_of(house))
+            await until(lambda: _is_ready(client, False), "not ready")
+            await until(lambda: _is_ready(client, True), "ready by itself")
+            await client.pay_from(wallet, 5)
+        finally:
+            hurrying.cancel()
+            for task in load:
+                task.cancel()
+        await judge(client)
+
+
+@pytest.mark.needs("tmpfs")
+async def test_the_disk_is_full_for_a_while(small_disk: Path) -> None:
+    """PostgreSQL cannot write: refused or unknown, never wrong; and it goes on when there is room again."""
+    house = House(small_disk / "kassa", None)
+    try:
+        house.start()
+        async with house.shop() as client:
+            await client.listen()
+            wallet = await client.wallet(1_000_000)
+            ballast = small_disk / "ballast"
+            _fill(ballast)
+            refused = await _first_refusal(client, wallet)
+            _says_so(refused)
+
+            ballast.unlink()
+            await until(lambda: _is_ready(client, True), "ready again")
+            await client.pay_from(wallet, 5)
+            await judge(client)
+    finally:
+        house.stop()
+        _end_server(house)
 
 
 async def test_the_clock_steps_by_an_hour(house: House) -> None:
