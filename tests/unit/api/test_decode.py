@@ -1,5 +1,6 @@
 """What a body may be, and how a refusal names the field."""
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class Query(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     limit: int = 20
+    at: datetime | None = None
     state: str | None = None
 
 
@@ -127,8 +129,10 @@ def test_a_query_is_read_as_what_its_type_wants() -> None:
 
 @pytest.mark.parametrize(
     ("query", "field"),
-    [("limit=x", "limit"), ("limit=1.5", "limit"), ("colour=red", "colour"), ("state=%00", "state"),
-     ("limit=1&limit=2", "limit")],
+    [
+        ("limit=x", "limit"), ("limit=1.5", "limit"), ("limit=null", "limit"), ("limit=1&limit=2", "limit"),
+        ("at=null", "at"), ("at=12", "at"), ("at=2026-01-01", "at"), ("colour=red", "colour"), ("state=%00", "state"),
+    ],
 )  # fmt: skip
 def test_a_query_that_is_wrong_is_refused_by_the_name_of_the_field(query: str, field: str) -> None:
     with pytest.raises(RequestInvalid) as refusal:

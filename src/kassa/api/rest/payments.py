@@ -363,7 +363,7 @@ class PaymentRoutes:
                   scope, body=CreateAttempt, is_keyed=True, needs_key=True, prefers=True,
                   problems=(missing, PaymentNotPayable, AttemptInDoubt, ChannelNotFound, PaymentNotFound),
                   example={"channel": "wechat", "method": "h5", "payer": {"ip": "203.0.113.7"}}),
-            Route("POST", path + "{id}/resolve", "Decide about money that came after the close.",
+            Route("POST", path + "{id}/resolve", "Decide about held money: late, or paid twice.",
                   partial(self.resolve, kind=kind), one | later, scope, body=Resolve, is_keyed=True, needs_key=True,
                   prefers=True, problems=(missing, PaymentNotHeld, PaymentNotFound),
                   example={"decision": "accept", "reason": "The goods were sent anyway."}),
