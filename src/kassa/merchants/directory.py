@@ -6,8 +6,8 @@ database cannot be read, nothing is held to be true for longer than that: then e
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -18,7 +18,7 @@ from kassa.db.away import AWAY
 from kassa.errors import ChannelNotFound, DatabaseUnreachable
 from kassa.ids import Id
 from kassa.merchants.model import Caller, hash_key
-from kassa.merchants.store import MerchantStore
+from kassa.merchants.records import ChannelAccount, Merchant
 from kassa.merchants.vault import Vault
 
 STALE_S = 2.0
@@ -35,6 +35,15 @@ CHANGES = "kassa_config"
 Read = TypeVar("Read")
 
 log = structlog.get_logger("kassa.merchants.directory")
+
+
+class MerchantReads(Protocol):
+    """What the directory needs of the store."""
+
+    async def callers(self, hashes: Sequence[bytes]) -> dict[bytes, Caller]: ...
+    async def merchant(self, merchant_id: Id) -> Merchant | None: ...
+    async def channel_account(self, home: int, channel: str) -> ChannelAccount | None: ...
+    async def channel_versions(self, homes: Sequence[int]) -> dict[tuple[int, str], int]: ...
 
 
 class _Held:
@@ -56,7 +65,7 @@ class Directory:
 
     def __init__(
         self,
-        store: MerchantStore,
+        store: MerchantReads,
         vault: Vault,
         make_channel: ChannelMaker,
         clock: Callable[[], float] = time.monotonic,

@@ -1,0 +1,68 @@
+"""Loops that crash come back, with pauses; the database's absence is no crash."""
+
+import asyncio
+
+import pytest
+
+from kassa.errors import DatabaseUnreachable
+from kassa.workers import supervisor as module
+from kassa.workers.supervisor import Supervisor
+
+
+async def test_a_loop_that_crashes_is_counted_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 0.001)
+    starts: list[int] = []
+    steady = asyncio.Event()
+
+    async def loop() -> None:
+        starts.append(len(starts))
+        if len(starts) < 3:
+            raise ZeroDivisionError("once more")
+        steady.set()
+        await asyncio.Event().wait()
+
+    running = Supervisor({"one": loop})
+    running.start()
+    await asyncio.wait_for(steady.wait(), 5)
+
+    assert (len(starts), running.crashes, running.idle) == (3, 2, [])
+    assert running.workers[0].last_error == "ZeroDivisionError: once more"
+    await running.stop()
+    assert [worker.name for worker in running.idle] == ["one"]
+
+
+async def test_a_database_that_is_away_is_waited_for_and_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 0.001)
+    steady = asyncio.Event()
+    failures = [ConnectionRefusedError("gone"), DatabaseUnreachable()]
+
+    async def loop() -> None:
+        if failures:
+            raise failures.pop()
+        steady.set()
+        await asyncio.Event().wait()
+
+    running = Supervisor({"one": loop})
+    running.start()
+    await asyncio.wait_for(steady.wait(), 5)
+
+    assert running.crashes == 0
+    await running.stop()
+
+
+async def test_a_loop_that_ends_by_itself_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE_S", 0.001)
+    starts: list[int] = []
+    thrice = asyncio.Event()
+
+    async def loop() -> None:
+        starts.append(len(starts))
+        if len(starts) == 3:
+            thrice.set()
+
+    running = Supervisor({"one": loop})
+    running.start()
+    await asyncio.wait_for(thrice.wait(), 5)
+
+    assert running.crashes >= 2
+    await running.stop()
