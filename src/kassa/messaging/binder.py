@@ -7,12 +7,22 @@ dead letters, inbox, order after failure, circuit breakers and metrics live abov
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
+
+import asyncpg
 
 from kassa.errors import SettingInvalid
 from kassa.messaging.model import Delivery, Depth, Receipt, Record, Settlement, Traits
 from kassa.messaging.topology import Topic
+from kassa.messaging.wake import Wakeups
+
+
+class Resources(NamedTuple):
+    """What a binder may use of this process."""
+
+    pool: "asyncpg.Pool[asyncpg.Record]"
+    wakeups: Wakeups
 
 
 class Subscription(Protocol):
@@ -91,7 +101,7 @@ REGISTRY = {
 """URL scheme, or its bare name, to the module whose `make_binder(url, resources)` makes the binder."""
 
 
-def make_binder(url: str, resources: object) -> Binder:
+def make_binder(url: str, resources: Resources) -> Binder:
     """The binder for `postgres`, `amqp://…`, `kafka://…`. `resources`: what the module needs of this process (the
     pool).
 
@@ -102,5 +112,5 @@ def make_binder(url: str, resources: object) -> Binder:
     if module is None:
         known = ", ".join(sorted(REGISTRY))
         raise SettingInvalid(f"There is no broker {scheme!r}; these are: {known}.", broker=scheme)
-    make: Callable[[str, object], Binder] = import_module(module).make_binder
+    make: Callable[[str, Resources], Binder] = import_module(module).make_binder
     return make(url, resources)

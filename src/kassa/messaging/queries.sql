@@ -88,7 +88,7 @@ candidate AS MATERIALIZED (
               AND due <= clock_timestamp()
               AND (leased_until IS NULL OR leased_until <= clock_timestamp())
             ORDER BY due, position
-            LIMIT $4 + $5) AS c
+            LIMIT $4::bigint + $5::bigint) AS c
      LIMIT $4 OFFSET $5
 ),
 head AS MATERIALIZED (
@@ -117,7 +117,7 @@ follower AS MATERIALIZED (
               AND key = h.key
               AND position > h.position
             ORDER BY position
-            LIMIT ($2 - h.heads) / h.heads) AS f
+            LIMIT ($2::bigint - h.heads) / h.heads) AS f
      WHERE h.key <> ''
        AND f.free
 ),

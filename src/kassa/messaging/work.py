@@ -82,7 +82,8 @@ class TimerWork:
         )
 
     async def is_current(self, fired: FiredTimer) -> bool:
-        """Whether the timer was neither set again, cancelled nor acted on since it fired: worth a call before sending."""
+        """Whether the timer was neither set again, cancelled nor acted on since it fired: worth a call before
+        sending."""
         current: bool = await self._pool.fetchval(_SQL.timer_is_current, fired.entity, fired.kind, fired.generation)
         return current
 

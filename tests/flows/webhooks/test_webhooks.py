@@ -8,12 +8,11 @@ import pytest
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook
 
+from flows.webhooks.house import HOME, Kassa, Shop, Taken, until
 from kassa.errors import EventNotFound, IdempotencyKeyReused, RequestInvalid, WebhookEndpointNotFound
 from kassa.ids import Id, new_id
 from kassa.journal.change import OnceKey
 from kassa.notifications.records import WebhookDelivery
-
-from .conftest import HOME, Kassa, Shop, Taken, until
 
 
 async def status(code: int) -> web.StreamResponse:

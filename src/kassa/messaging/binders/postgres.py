@@ -1,0 +1,263 @@
+"""The binder that needs no broker: queues are rows in PostgreSQL, one queue per topic and group.
+
+A record is copied into the queue of each group of its topic, in one commit. Everything is native here: delays,
+priorities, attempts, dead letters, pausing, depth; and the commit of the effect is the acknowledgement.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+
+from kassa.db.queries import load
+from kassa.errors import BrokerUnreachable, InvariantBroken, QueueNotFound
+from kassa.ids import Id
+from kassa.messaging.binder import Resources, Subscription
+from kassa.messaging.model import (
+    Ack,
+    Confirmed,
+    Dead,
+    Delivery,
+    Depth,
+    Failed,
+    Receipt,
+    Record,
+    RetryAfter,
+    Settlement,
+    Traits,
+    Unknown,
+)
+from kassa.messaging.topology import Topic
+from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups
+from kassa.messaging.work import ClaimedMessage, MessageWork, OutgoingMessage
+
+_SQL = load("kassa.messaging")
+
+RECORD_HEADER = "kassa-record"
+"""The record's own id, which may be anything; the row's is derived from it and the queue."""
+TRAITS = Traits(
+    durable=True, ordered=True, delay_max_s=10 * 365 * 86400.0, priorities=10, dead_letters=True, counts_attempts=True,
+    acknowledges_in_change=True, batch_max=1000, reports_depth=True, request_reply=True,
+)  # fmt: skip
+
+_GONE = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    TimeoutError,
+)
+_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError)
+
+
+def make_binder(url: str, resources: Resources) -> "PostgresBinder":
+    """The registry's way in. The database is Kassa's own, so `url` says nothing more."""
+    return PostgresBinder(resources.pool, resources.wakeups)
+
+
+def queue_name(topic: str, group: str) -> str:
+    """The queue of a group: what `kassa queue` and the dead letters show."""
+    return f"{topic}:{group}"
+
+
+def message_id(queue: str, record: str) -> Id:
+    """A record's row in a queue: the same each time, so that a record which is sent again is there once."""
+    digits = hashlib.sha256(f"{queue}\0{record}".encode()).hexdigest()
+    return Id(f"{digits[:12]}8{digits[13:16]}8{digits[17:32]}")
+
+
+class PostgresBinder:
+    """Queues in PostgreSQL."""
+
+    traits = TRAITS
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", wakeups: Wakeups, *, lease_s: float = 60.0) -> None:
+        self._pool = pool
+        self._wakeups = wakeups
+        self._work = MessageWork(pool, lease_s=lease_s)
+
+    async def open(self) -> None:
+        """Nothing to connect: the pool does that."""
+
+    async def close(self) -> None:
+        """Nothing to let go of: the pool is not ours."""
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def provision(self, topics: Sequence[Topic], *, verify_only: bool = False) -> list[str]:
+        """One row per topic and group."""
+        said: list[str] = []
+        for topic in topics:
+            there = set(await self._groups(topic.name))
+            for group in topic.groups:
+                if group in there:
+                    continue
+                if verify_only:
+                    said.append(f"missing: {queue_name(topic.name, group)}")
+                elif await self._pool.fetchval(_SQL.subscribe_group, topic.name, group) is not None:
+                    said.append(f"created: {queue_name(topic.name, group)}")
+        return said
+
+    async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        """One commit for the batch; if one record cannot be stored, each by itself."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await self._send(topic, records)
+        except _GONE as error:
+            # The commit may have happened before the connection went.
+            return [Unknown(type(error).__name__)] * len(records)
+
+    async def subscribe(self, topic: str, group: str) -> Subscription:
+        """A consumer of the group's queue."""
+        await self._require(topic, group)
+        return PostgresSubscription(self._work, self._wakeups, queue_name(topic, group))
+
+    async def pause(self, topic: str, group: str) -> None:
+        """Kept in the database, so it holds for every process and over restarts."""
+        await self._set_paused(topic, group, True)
+
+    async def resume(self, topic: str, group: str) -> None:
+        """Consumers go on at once."""
+        await self._set_paused(topic, group, False)
+        self._wakeups.touch(MESSAGES)
+
+    async def depth(self, topic: str, group: str) -> Depth:
+        """Counted, so not for every second on a long queue."""
+        await self._require(topic, group)
+        for queue in await self._work.queues(queue_name(topic, group)):
+            return Depth(queue.depth, queue.in_flight, queue.delayed, queue.dead, queue.oldest_s)
+        return Depth(0, 0, 0, 0, None)
+
+    async def _send(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
+        groups = await self._groups(topic)
+        if not groups:
+            return [Failed(f"nobody receives {topic}", is_retryable=False)] * len(records)
+        receipts: list[Receipt]
+        try:
+            await self._work.send([_row(queue_name(topic, group), one) for one in records for group in groups])
+            receipts = [Confirmed()] * len(records)
+        except _REFUSED as error:
+            if len(records) == 1:
+                return [Failed(str(error), is_retryable=False)]
+            receipts = [(await self._send(topic, [one]))[0] for one in records]
+        self._wakeups.touch(MESSAGES)
+        return receipts
+
+    async def _groups(self, topic: str) -> list[str]:
+        return [row["group_name"] for row in await self._pool.fetch(_SQL.groups_of_topic, topic)]
+
+    async def _require(self, topic: str, group: str) -> None:
+        try:
+            if group in await self._groups(topic):
+                return
+        except _GONE as error:
+            raise BrokerUnreachable(broker="postgres") from error
+        raise QueueNotFound(topic=topic, group=group)
+
+    async def _set_paused(self, topic: str, group: str, is_paused: bool) -> None:
+        if await self._pool.fetchval(_SQL.pause_group, topic, group, is_paused) is None:
+            raise QueueNotFound(topic=topic, group=group)
+
+
+class PostgresSubscription:
+    """Claims messages of one queue under a lease, which is what an epoch is here."""
+
+    def __init__(self, work: MessageWork, wakeups: Wakeups, queue: str) -> None:
+        self._work = work
+        self._queue = queue
+        self._watch = wakeups.watch(MESSAGES)
+        self._is_closed = False
+        self._held: dict[Id, ClaimedMessage] = {}
+        self._drained = asyncio.Event()
+
+    async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
+        """Looks, and waits for a wake-up or for what is due next."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_s
+        try:
+            while not self._is_closed:
+                claimed = await self._work.claim(self._queue, limit)
+                if claimed:
+                    self._held.update((message.id, message) for message in claimed)
+                    return [_delivery(message) for message in claimed]
+                left_s = deadline - clock()
+                if left_s <= 0:
+                    break
+                due_s = await self._work.next_due(self._queue)
+                soon_s = POLL_S if due_s is None else min(max(due_s, 0.005), POLL_S)
+                await self._watch.wait(min(soon_s, left_s))
+        except _GONE as error:
+            raise BrokerUnreachable(broker="postgres") from error
+        return []
+
+    async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
+        """One statement per kind of end. A lost connection leaves the leases to run out."""
+        acked: list[ClaimedMessage] = []
+        failed: list[tuple[ClaimedMessage, float, str | None, bool]] = []
+        dead: list[tuple[ClaimedMessage, str]] = []
+        for delivery, end in settled:
+            message = _message(delivery)
+            self._held.pop(message.id, None)
+            match end:
+                case Ack():
+                    acked.append(message)
+                case RetryAfter(delay_s, reason, counts):
+                    failed.append((message, delay_s, reason, counts))
+                case Dead(reason):
+                    dead.append((message, reason))
+        done: set[Id] = set()
+        try:
+            # The dead go first: what waited behind them is free when the retries are counted.
+            done |= await self._work.bury(dead) if dead else set()
+            done |= await self._work.retry(failed) if failed else set()
+            done |= await self._work.acknowledge(acked) if acked else set()
+        except _GONE:
+            pass
+        if not self._held:
+            self._drained.set()
+        return [_message(delivery).id in done for delivery, _ in settled]
+
+    async def close(self, drain_s: float) -> None:
+        """Gives back what is still held when the time is over."""
+        self._is_closed = True
+        self._watch.set()
+        if self._held:
+            self._drained.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._drained.wait()
+        if self._held:
+            await self._work.retry([(message, 0.0, None, False) for message in self._held.values()])
+            self._held.clear()
+
+
+def _row(queue: str, record: Record) -> OutgoingMessage:
+    headers = {**record.headers, RECORD_HEADER: record.id}
+    return OutgoingMessage(
+        message_id(queue, record.id), record.home, queue, record.key, record.priority, record.delay_s, headers,
+        record.body,
+    )  # fmt: skip
+
+
+def _delivery(message: ClaimedMessage) -> Delivery:
+    headers = dict(message.headers)
+    id = headers.pop(RECORD_HEADER, message.id)
+    record = Record(id, message.key, message.body, headers, message.priority, 0.0, message.home)
+    return Delivery(record, message.attempts, message.created_at, message, message.lease, (message.done,))
+
+
+def _message(delivery: Delivery) -> ClaimedMessage:
+    if not isinstance(delivery.token, ClaimedMessage):
+        raise InvariantBroken("A delivery of another binder was settled here.", record=delivery.record.id)
+    return delivery.token

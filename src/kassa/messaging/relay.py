@@ -1,0 +1,157 @@
+"""From PostgreSQL to a broker: events to their topic, and messages whose receiver is elsewhere.
+
+What was sent and not confirmed is sent again under the same id; receivers have an inbox. A broker that is away stops
+the
+relay where it stands: the log and the queues are the memory, the broker is transport.
+"""
+
+import random
+from collections.abc import Sequence
+
+import structlog
+
+from kassa.clock import rfc3339
+from kassa.messaging.binder import Binder
+from kassa.messaging.ladder import message_delay
+from kassa.messaging.log import Halt, root_name
+from kassa.messaging.model import Confirmed, Failed, LogRecord, Receipt, Record, Unknown
+from kassa.messaging.order import in_waves
+from kassa.messaging.wake import MESSAGES, Wakeups
+from kassa.messaging.work import ClaimedMessage, MessageWork
+
+log = structlog.get_logger("kassa.messaging.relay")
+
+DEADLINE_S = 10.0
+RESENDS_MAX = 3
+"""Tries at once for what is not known to have arrived; then the relay stops for a moment."""
+BATCH = 100
+PAUSE_S = 1.0
+SOURCE = "kassa"
+
+
+def event_record(record: LogRecord) -> Record:
+    """An event as others get it: a CloudEvent in binary mode, keyed by its root.
+
+    Source: CloudEvents 1.0.2, "Binary content mode"; `sequence` is its Sequence extension.
+    """
+    headers = {
+        "content-type": "application/json",
+        "ce-specversion": "1.0",
+        "ce-id": record.name,
+        "ce-source": SOURCE,
+        "ce-type": record.type,
+        "ce-subject": root_name(record),
+        "ce-time": rfc3339(record.at),
+        "ce-sequence": str(record.sequence),
+    }
+    return Record(id=record.name, key=record.root, body=record.data, headers=headers, home=record.home)
+
+
+class EventRelay:
+    """A reader of the event log that sends to a topic."""
+
+    def __init__(self, binder: Binder, topic: str, *, deadline_s: float = DEADLINE_S) -> None:
+        self._binder = binder
+        self._topic = topic
+        self._deadline_s = deadline_s
+
+    async def handle(self, records: Sequence[LogRecord]) -> list[str | None]:
+        """The log's Handler: at most one record of each root, so what is sent again overtakes nothing. Raises Halt."""
+        limit = self._binder.traits.batch_max
+        answers: list[str | None] = []
+        for start in range(0, len(records), limit):
+            batch = [event_record(record) for record in records[start : start + limit]]
+            receipts = await send_surely(self._binder, self._topic, batch, self._deadline_s)
+            for receipt in receipts:
+                match receipt:
+                    case Confirmed():
+                        answers.append(None)
+                    case Failed(reason, is_retryable=False):
+                        answers.append(reason)
+                    case Failed(reason) | Unknown(reason):
+                        raise Halt(f"{self._topic}: {reason}")
+        return answers
+
+
+async def send_surely(binder: Binder, topic: str, records: Sequence[Record], deadline_s: float) -> list[Receipt]:
+    """Sends, and sends again what is not known to have arrived, under the same id; bounded."""
+    receipts = await binder.send(topic, records, deadline_s=deadline_s)
+    for _ in range(RESENDS_MAX - 1):
+        doubtful = [place for place, receipt in enumerate(receipts) if isinstance(receipt, Unknown)]
+        if not doubtful:
+            break
+        again = await binder.send(topic, [records[place] for place in doubtful], deadline_s=deadline_s)
+        for place, receipt in zip(doubtful, again, strict=True):
+            receipts[place] = receipt
+    return receipts
+
+
+class MessageRelay:
+    """Takes messages from a queue in PostgreSQL to a topic of a broker, for ever."""
+
+    def __init__(self, work: MessageWork, binder: Binder, queue: str, topic: str, wakeups: Wakeups) -> None:
+        self._work = work
+        self._binder = binder
+        self._queue = queue
+        self._topic = topic
+        self._watch = wakeups.watch(MESSAGES)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            if not await self.step():
+                await self._watch.wait()
+
+    async def step(self) -> int:
+        """One batch; says how many messages it had."""
+        limit = min(BATCH, self._binder.traits.batch_max)
+        claimed = await self._work.claim(self._queue, limit)
+        if not claimed:
+            return 0
+        stopped: set[str] = set()
+        for wave in in_waves(claimed, _key):
+            ready = [message for message in wave if message.key not in stopped]
+            behind = [message for message in wave if message.key in stopped]
+            if behind:
+                await self._work.retry([(message, PAUSE_S, None, False) for message in behind])
+            if ready:
+                stopped |= await self._send(ready)
+        return len(claimed)
+
+    async def _send(self, ready: Sequence[ClaimedMessage]) -> set[str]:
+        """Sends messages of different keys; says the keys that have to wait."""
+        receipts = await send_surely(self._binder, self._topic, [_record(one) for one in ready], DEADLINE_S)
+        sent = [one for one, receipt in zip(ready, receipts, strict=True) if isinstance(receipt, Confirmed)]
+        if sent:
+            await self._work.acknowledge(sent)
+        return await self._settle_failed(ready, receipts)
+
+    async def _settle_failed(self, claimed: Sequence[ClaimedMessage], receipts: Sequence[Receipt]) -> set[str]:
+        dead: list[tuple[ClaimedMessage, str]] = []
+        later: list[tuple[ClaimedMessage, float, str | None, bool]] = []
+        for message, receipt in zip(claimed, receipts, strict=True):
+            match receipt:
+                case Failed(reason, is_retryable=False):
+                    delay_s = message_delay(message.attempts + 1, random.random())
+                    if delay_s is None:
+                        dead.append((message, reason))
+                    else:
+                        later.append((message, delay_s, reason, True))
+                case Failed(reason) | Unknown(reason):
+                    later.append((message, PAUSE_S, reason, False))
+                case Confirmed():
+                    continue
+        if dead:
+            await self._work.bury(dead)
+        if later:
+            log.warning("relay.put_off", queue=self._queue, messages=len(later), reason=later[0][2])
+            await self._work.retry(later)
+        return {message.key for message, _, _, _ in later if message.key}
+
+
+def _key(message: ClaimedMessage) -> str | None:
+    return message.key or None
+
+
+def _record(message: ClaimedMessage) -> Record:
+    return Record(message.id, message.key, message.body, message.headers, message.priority, 0.0, message.home)

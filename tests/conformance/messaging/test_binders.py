@@ -1,0 +1,433 @@
+"""What every binder promises: one suite, run against each of the registry."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from conformance.messaging.house import HOME, TOPIC, Bench, record, until
+from kassa.errors import KassaError, QueueNotFound, RequestInvalid
+from kassa.journal.change import Change, InboxDone
+from kassa.messaging.consumer import Consumer, Unavailable
+from kassa.messaging.model import Ack, Confirmed, Dead, Delivery, Failed, Record, RetryAfter, Settlement
+from kassa.messaging.relay import send_surely
+
+DEADLINE_S = 5.0
+
+
+async def send(bench: Bench, *records: Record) -> None:
+    """Sends, and insists on the receipts."""
+    receipts = await bench.binder.send(TOPIC.name, records, deadline_s=DEADLINE_S)
+    assert receipts == [Confirmed()] * len(records)
+
+
+def ids(deliveries: Sequence[Delivery]) -> list[str]:
+    return [delivery.record.id for delivery in deliveries]
+
+
+async def drain(bench: Bench, handler: object, rounds: int = 1, batch: int = 100) -> Consumer:
+    """A consumer that takes a few batches."""
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    consumer = Consumer(subscription, "shop", bench.journal, handler, batch=batch)  # type: ignore[arg-type]
+    for _ in range(rounds):
+        await consumer.step(0.3)
+    return consumer
+
+
+async def test_record_arrives_as_it_was_sent(bench: Bench) -> None:
+    sent = record("r-1", key="k", priority=7, body=b"\x00\xff{}")
+    await send(bench, sent)
+
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    (delivery,) = await subscription.receive(10, 2)
+
+    assert delivery.record == sent
+    assert delivery.attempts == 0
+    assert await subscription.settle([(delivery, Ack())]) == [True]
+    assert await subscription.receive(10, 0) == []
+
+
+async def test_topic_that_nobody_receives_is_a_failure_not_a_loss(bench: Bench) -> None:
+    (receipt,) = await bench.binder.send("nowhere", [record("r-1")], deadline_s=DEADLINE_S)
+
+    assert isinstance(receipt, Failed) and not receipt.is_retryable
+    with pytest.raises(QueueNotFound):
+        await bench.binder.subscribe(TOPIC.name, "nobody")
+
+
+async def test_provisioning_twice_changes_nothing_and_verifying_creates_nothing(bench: Bench) -> None:
+    other = TOPIC._replace(groups=("shop", "books"))
+
+    assert await bench.binder.provision([TOPIC]) == []
+    assert await bench.binder.provision([other], verify_only=True) == ["missing: orders:books"]
+    assert await bench.binder.provision([other]) == ["created: orders:books"]
+    assert await bench.binder.provision([other]) == []
+
+
+async def test_each_group_gets_every_record_once(bench: Bench) -> None:
+    await bench.binder.provision([TOPIC._replace(groups=("shop", "books"))])
+    await send(bench, record("r-1"))
+
+    for group in ("shop", "books"):
+        subscription = await bench.binder.subscribe(TOPIC.name, group)
+        assert ids(await subscription.receive(10, 2)) == ["r-1"]
+        assert await subscription.receive(10, 0) == []
+
+
+async def test_records_of_one_key_come_in_order(bench: Bench) -> None:
+    await send(bench, *(record(f"r-{number}", key=f"k{number % 3}") for number in range(30)))
+
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    seen: list[Delivery] = []
+    while deliveries := await subscription.receive(7, 0.3):
+        seen += deliveries
+        await subscription.settle([(delivery, Ack()) for delivery in deliveries])
+
+    for key in ("k0", "k1", "k2"):
+        numbers = [int(delivery.record.id[2:]) for delivery in seen if delivery.record.key == key]
+        assert numbers == sorted(numbers) and len(numbers) == 10
+
+
+async def test_a_key_has_one_holder(bench: Bench) -> None:
+    await send(bench, *(record(f"r-{number}", key="k") for number in range(4)), record("other", key="j"))
+
+    one = await bench.binder.subscribe(TOPIC.name, "shop")
+    two = await bench.binder.subscribe(TOPIC.name, "shop")
+    held = await one.receive(1, 2)
+    rest = await two.receive(10, 0.3)
+
+    assert ids(held) == ["r-0"]
+    assert ids(rest) == ["other"]
+
+
+async def test_failed_record_parks_its_key_only(bench: Bench) -> None:
+    await send(bench, record("a-1", key="a"), record("a-2", key="a"), record("b-1", key="b"))
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    first = {delivery.record.id: delivery for delivery in await subscription.receive(10, 2)}
+    ends: list[tuple[Delivery, Settlement]] = [(first["a-1"], RetryAfter(0.6, "no")), (first["b-1"], Ack())]
+    if "a-2" in first:
+        ends.append((first["a-2"], RetryAfter(0.6, None, counts=False)))
+    await subscription.settle(ends)
+    await send(bench, record("a-3", key="a"), record("b-2", key="b"))
+
+    assert ids(await subscription.receive(10, 0.2)) == ["b-2"]
+    again = await subscription.receive(10, 2)
+    assert ids(again) == ["a-1", "a-2", "a-3"]
+    assert [delivery.attempts for delivery in again] == [1, 0, 0]
+
+
+async def test_dead_record_lets_its_key_go_on_and_is_kept_with_its_reason(bench: Bench) -> None:
+    await send(bench, record("a-1", key="a"), record("a-2", key="a"))
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    (delivery, *_) = await subscription.receive(1, 2)
+    await subscription.settle([(delivery, Dead("it is poison"))])
+
+    assert ids(await subscription.receive(10, 2)) == ["a-2"]
+    (letter,) = await bench.letters.browse("orders:shop")
+    assert (letter.reason, letter.attempts, letter.body) == ("it is poison", 1, b"{}")
+    assert letter.headers["x"] == "ü"
+    assert (await bench.binder.depth(TOPIC.name, "shop")).dead == 1
+
+
+async def test_delays_are_kept_however_they_are_mixed(bench: Bench) -> None:
+    await send(bench, record("late", delay_s=0.9), record("soon", delay_s=0.3), record("now"))
+    began = time.monotonic()
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+
+    came: dict[str, float] = {}
+    while len(came) < 3:
+        for delivery in await subscription.receive(10, 2):
+            came[delivery.record.id] = time.monotonic() - began
+            await subscription.settle([(delivery, Ack())])
+
+    assert list(came) == ["now", "soon", "late"]
+    assert 0.25 <= came["soon"] < 0.6
+    assert 0.85 <= came["late"] < 1.3
+
+
+async def test_urgent_record_overtakes_ten_thousand_that_wait(bench: Bench) -> None:
+    for start in range(0, 10_000, 1000):
+        await send(bench, *(record(f"r-{number}", key=f"k{number % 50}") for number in range(start, start + 1000)))
+    await send(bench, record("urgent", key="vip", priority=9), record("whenever", key="low", priority=0))
+
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    batch = await subscription.receive(10, 2)
+
+    assert batch[0].record.id == "urgent"
+    assert "whenever" not in ids(batch)
+
+
+async def test_long_queue_behind_one_held_key_does_not_hide_the_others(bench: Bench) -> None:
+    await send(bench, *(record(f"r-{number}", key="hot") for number in range(1000)))
+    await send(bench, record("cold", key="cold"))
+    one = await bench.binder.subscribe(TOPIC.name, "shop")
+    two = await bench.binder.subscribe(TOPIC.name, "shop")
+    await one.receive(1, 2)
+
+    assert ids(await two.receive(10, 1)) == ["cold"]
+
+
+async def test_paused_group_gets_nothing_and_loses_nothing(bench: Bench) -> None:
+    await bench.binder.pause(TOPIC.name, "shop")
+    await send(bench, record("r-1"))
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+
+    assert await subscription.receive(10, 0.3) == []
+    await bench.binder.resume(TOPIC.name, "shop")
+    assert ids(await subscription.receive(10, 2)) == ["r-1"]
+
+
+async def test_depth_counts_what_waits(bench: Bench) -> None:
+    await send(bench, record("r-1"), record("r-2"), record("r-3", delay_s=60))
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    await subscription.receive(1, 2)
+    await asyncio.sleep(0.05)
+
+    depth = await bench.binder.depth(TOPIC.name, "shop")
+
+    assert (depth.waiting, depth.in_flight, depth.delayed, depth.dead) == (3, 1, 1, 0)
+    assert depth.oldest_s is not None and 0 < depth.oldest_s < 5
+
+
+async def test_record_that_is_sent_again_while_it_waits_is_there_once(bench: Bench) -> None:
+    """A sender that does not know whether its batch arrived sends it again under the same ids."""
+    await send(bench, record("r-1"))
+    assert await send_surely(bench.binder, TOPIC.name, [record("r-1")], DEADLINE_S) == [Confirmed()]
+
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    assert ids(await subscription.receive(10, 2)) == ["r-1"]
+
+
+async def test_record_that_cannot_be_stored_fails_alone(bench: Bench) -> None:
+    receipts = await bench.binder.send(
+        TOPIC.name, [record("r-1"), record("r\0-2", key="\0"), record("r-3")], deadline_s=DEADLINE_S
+    )
+
+    assert receipts[0] == receipts[2] == Confirmed()
+    assert isinstance(receipts[1], Failed) and not receipts[1].is_retryable
+
+
+async def test_closing_gives_back_what_is_in_hand(bench: Bench) -> None:
+    await send(bench, record("r-1"))
+    one = await bench.binder.subscribe(TOPIC.name, "shop")
+    await one.receive(10, 2)
+    await one.close(0.05)
+
+    two = await bench.binder.subscribe(TOPIC.name, "shop")
+    (again,) = await two.receive(10, 2)
+    assert (again.record.id, again.attempts) == ("r-1", 0)
+
+
+async def test_late_settlement_of_a_delivery_that_was_given_on_changes_nothing(bench: Bench) -> None:
+    await send(bench, record("r-1"))
+    one = await bench.binder.subscribe(TOPIC.name, "shop")
+    (stale,) = await one.receive(10, 2)
+    await one.close(0)
+    two = await bench.binder.subscribe(TOPIC.name, "shop")
+    (fresh,) = await two.receive(10, 2)
+
+    assert await one.settle([(stale, Ack())]) == [False]
+    assert await two.settle([(fresh, Ack())]) == [True]
+
+
+# With a consumer: effects
+
+
+async def test_effect_happens_once_however_often_the_record_comes(bench: Bench) -> None:
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        return [bench.effect(one) for one in records]
+
+    await send(bench, record("r-1"))
+    await drain(bench, handler)
+    await send(bench, record("r-1"))
+    consumer = await drain(bench, handler)
+
+    assert await bench.effects() == ["r-1"]
+    assert consumer.counts.repeated == 1
+    assert (await bench.binder.depth(TOPIC.name, "shop")).waiting == 0
+
+
+async def test_consumer_that_dies_before_its_commit_leaves_the_record_to_the_next(bench: Bench) -> None:
+    await send(bench, record("r-1", key="k"))
+    dying = await bench.binder.subscribe(TOPIC.name, "shop")
+    await dying.receive(10, 2)
+    await bench.pool.execute("UPDATE message SET leased_until = clock_timestamp()")
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        return [bench.effect(one) for one in records]
+
+    await drain(bench, handler)
+
+    assert await bench.effects() == ["r-1"]
+
+
+async def test_consumer_that_dies_after_its_commit_repeats_nothing(bench: Bench) -> None:
+    """The effect and the inbox key are durable, the broker was not told: the record comes again."""
+    await send(bench, record("r-1", key="k"))
+    change = bench.effect(record("r-1"))
+    await bench.journal.commit(
+        Change(home=HOME, new=change.new, root=change.root, events=change.events, done=(InboxDone("shop", "r-1"),))
+    )
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        return [bench.effect(one) for one in records]
+
+    await drain(bench, handler)
+
+    assert await bench.effects() == ["r-1"]
+    assert (await bench.binder.depth(TOPIC.name, "shop")).waiting == 0
+
+
+async def test_poison_among_a_hundred_dies_alone(bench: Bench) -> None:
+    calls: list[int] = []
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        calls.append(len(records))
+        if any(one.id == "r-57" for one in records):
+            raise RequestInvalid("it is poison")
+        return [bench.effect(one) for one in records]
+
+    await send(bench, *(record(f"r-{number}", key=f"k{number % 100}") for number in range(100)))
+    await drain(bench, handler)
+
+    assert sorted(await bench.effects()) == sorted(f"r-{number}" for number in range(100) if number != 57)
+    (letter,) = await bench.letters.browse("orders:shop")
+    assert "it is poison" in letter.reason
+    assert len(calls) < 20
+
+
+async def test_order_of_a_key_holds_when_one_of_it_fails(bench: Bench) -> None:
+    failures = {"a-1": 2, "a-3": 1}
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        for one in records:
+            if failures.get(one.id, 0):
+                failures[one.id] -= 1
+                raise ConnectionResetError(one.id)
+        return [bench.effect(one) for one in records]
+
+    await send(bench, *(record(f"{key}-{number}", key=key) for number in range(6) for key in ("a", "b")))
+    await drain(bench, handler, rounds=8)
+
+    effects = await bench.effects()
+    for key in ("a", "b"):
+        assert [one for one in effects if one[0] == key] == [f"{key}-{number}" for number in range(6)]
+    assert effects.index("b-5") < effects.index("a-5")
+
+
+async def test_record_that_keeps_failing_climbs_the_ladder_and_dies_with_its_history(bench: Bench) -> None:
+    errors = iter(range(100))
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        raise ValueError(f"failure {next(errors)}")
+
+    await send(bench, record("r-1", key="k"))
+    for _ in range(8):
+        await bench.pool.execute("UPDATE message SET due = clock_timestamp()")
+        await drain(bench, handler)
+
+    (letter,) = await bench.letters.browse("orders:shop")
+    assert letter.attempts == 8
+    assert letter.first_error == "ValueError: failure 0"
+    assert letter.last_error == "ValueError: failure 7"
+
+
+async def test_replay_of_dead_letters_changes_nothing_twice(bench: Bench) -> None:
+    is_mended = False
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        if not is_mended:
+            raise RequestInvalid("not yet")
+        return [bench.effect(one) for one in records]
+
+    await send(bench, *(record(f"r-{number}", key="k") for number in range(5)))
+    await drain(bench, handler, rounds=3)
+    is_mended = True
+    assert await bench.letters.replay("orders:shop", per_second=1000) == 5
+    await drain(bench, handler, rounds=3)
+    await bench.pool.execute("UPDATE dead_letter SET replayed_at = NULL")
+    assert await bench.letters.replay("orders:shop", per_second=1000) == 5
+    await drain(bench, handler, rounds=3)
+
+    assert await bench.effects() == [f"r-{number}" for number in range(5)]
+    assert await bench.letters.browse("orders:shop") == []
+
+
+async def test_refusal_that_no_repeat_can_mend_is_dead_at_once(bench: Bench) -> None:
+    class NoSuchOrder(KassaError):
+        """There is no such order."""
+
+        code = "order.not_found"
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        raise NoSuchOrder
+
+    await send(bench, record("r-1"))
+    await drain(bench, handler)
+
+    (letter,) = await bench.letters.browse("orders:shop")
+    assert letter.attempts == 1 and "no such order" in letter.reason
+
+
+async def test_destination_that_is_away_fills_no_dead_letters(bench: Bench) -> None:
+    tries = 0
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        nonlocal tries
+        tries += 1
+        raise Unavailable("bank", "connection refused")
+
+    await send(bench, *(record(f"r-{number}") for number in range(50)))
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    consumer = Consumer(subscription, "shop", bench.journal, handler, destination=lambda _: "bank", batch=10)
+    for _ in range(8):
+        await bench.pool.execute("UPDATE message SET due = clock_timestamp()")
+        await consumer.step(0.3)
+
+    depth = await bench.binder.depth(TOPIC.name, "shop")
+    assert (depth.waiting, depth.dead) == (50, 0)
+    assert tries < 30
+    assert await bench.pool.fetchval("SELECT max(attempts) FROM message") == 0
+
+
+async def test_several_consumers_share_the_work_and_keep_each_keys_order(bench: Bench) -> None:
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        await asyncio.sleep(0.001)
+        return [bench.effect(one) for one in records]
+
+    for start in range(0, 1000, 200):
+        await send(
+            bench, *(record(f"{number % 20}-{number}", key=str(number % 20)) for number in range(start, start + 200))
+        )
+    consumers = [
+        Consumer(await bench.binder.subscribe(TOPIC.name, "shop"), "shop", bench.journal, handler, batch=25)
+        for _ in range(4)
+    ]
+    running = [asyncio.create_task(consumer.run()) for consumer in consumers]
+
+    async def is_empty() -> bool:
+        return (await bench.binder.depth(TOPIC.name, "shop")).waiting == 0
+
+    await until(is_empty, 30)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+    effects = await bench.effects()
+    assert len(effects) == len(set(effects)) == 1000
+    for key in range(20):
+        numbers = [int(one.split("-")[1]) for one in effects if one.split("-")[0] == str(key)]
+        assert numbers == sorted(numbers)
+    assert sum(consumer.counts.handled > 0 for consumer in consumers) > 1
+
+
+async def test_waiting_consumer_is_woken_at_once(bench: Bench) -> None:
+    subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+    waiting = asyncio.create_task(subscription.receive(10, 5))
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await send(bench, record("r-1"))
+    await waiting
+
+    assert time.monotonic() - began < 0.1
