@@ -382,6 +382,11 @@ class Checker:
         self._check_books(payment, attempts, refunds)
         if payment.sequence != self._sequences.get(payment.id, 0):
             self.broken(9, f"payment {payment.id} has sequence {payment.sequence}, not as many events")
+        given_back = {refund.attempt for refund in refunds if refund.cause == "duplicate"}
+        if any(attempt.state == "duplicate_paid" and attempt.id not in given_back for attempt in attempts):
+            self.broken(2, f"payment {payment.id} was paid twice, and nobody gives the second money back")
+        if payment.state == "late_refunding" and not any(refund.cause == "late" for refund in refunds):
+            self.broken(2, f"payment {payment.id} is to be given back, and nobody does")
         if payment.state == "closed" and any(attempt.state in ATTEMPT_GOES_ON for attempt in attempts):
             self.broken(6, f"payment {payment.id} is closed while attempts are open")
 
@@ -468,17 +473,19 @@ class Checker:
         for table, final in _FINAL.items():
             for row in self._journal.all_of(table):
                 state = _state(row)
-                if state in _SHOWN or (isinstance(row, Payment) and self._waits_for_person(row)):
+                if state in _SHOWN or self._waits_for_person(row):
                     shown.append(f"{table.name} {row.id} {state}")
                 elif state not in final:
                     self.broken(12, f"{table.name} {row.id} is still {state} when all is quiet")
         self._check_replay()
         return shown
 
-    def _waits_for_person(self, payment: Payment) -> bool:
-        """Late money is to go back, and the provider cannot credit the payer."""
-        is_abnormal = any(refund.state == "abnormal" for refund in self._refunds(payment.id))
-        return payment.state == "late_refunding" and is_abnormal
+    def _waits_for_person(self, row: Record) -> bool:
+        """Money that must go back cannot: the provider cannot credit the payer, or refuses."""
+        if isinstance(row, Payment):
+            is_abnormal = any(refund.state == "abnormal" for refund in self._refunds(row.id))
+            return row.state == "late_refunding" and is_abnormal
+        return isinstance(row, Refund) and row.cause == "duplicate" and row.state in ("failed", "reversed")
 
     def _check_replay(self) -> None:
         """Every row is where its moves lead."""
@@ -550,8 +557,8 @@ def half_up(exact: Fraction) -> int:
 
 
 def _names(event: StoredEvent, id: Id, state: str) -> bool:
-    data: dict[str, Any] = msgspec.json.decode(event.data)
-    return data["id"] == f"rfd_{id}" and data["state"] == state
+    data: dict[str, str] = msgspec.json.decode(event.data)
+    return (data["id"], data["state"]) == (f"rfd_{id}", state)
 
 
 def _state(row: Record | None) -> str:
