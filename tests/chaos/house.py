@@ -17,7 +17,9 @@ from typing import Any
 import asyncpg
 import httpx
 
+from chaos.node import kill_family
 from flows.wechat_sandbox import Shop as Receiver
+from kassa.db import embedded
 from kassa.ids import new_id
 from kassa.journal.verify import verify
 from kassa.tables import TABLES
@@ -74,7 +76,7 @@ class House:
         return self._process is not None and self._process.poll() is None
 
     def crash_at(self, plan: str) -> None:
-        """The process kills itself when it has reached these points in this order."""
+        """The process kills itself, or the `PID@` of the plan, when it has reached these points in this order."""
         fresh = self._plan.with_suffix(".new")
         fresh.write_text(plan)
         fresh.rename(self._plan)
@@ -92,10 +94,22 @@ class House:
             assert self._process.stdout is not None
             self._process.stdout.close()
 
+    @property
+    def sandbox_pid(self) -> int:
+        """The provider's process."""
+        return int(json.loads((self.directory / "sandboxes" / "wechat.json").read_text())["pid"])
+
+    @property
+    def server(self) -> embedded.Running:
+        """Its own PostgreSQL."""
+        found = embedded.find(self.directory)
+        assert found is not None
+        return found
+
     def kill_sandbox(self) -> None:
         """kill -9 of the provider."""
         with suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(json.loads((self.directory / "sandboxes" / "wechat.json").read_text())["pid"], signal.SIGKILL)
+            os.kill(self.sandbox_pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Nothing that was started is left."""
@@ -106,6 +120,8 @@ class House:
                 self._process.wait(15)
         self.kill()
         self.kill_sandbox()
+        if self.database_url is None and (found := embedded.find(self.directory)) is not None:
+            kill_family(found.pid)
         self._server.shutdown()
         self._server.server_close()
 

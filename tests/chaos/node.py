@@ -2,13 +2,16 @@
 
 `python -m chaos.node up …`. KASSA_CRASH_FILE names a file; when it appears, its text is a plan such as
 `charge.answered>commit.before`: these points must be reached in this order, and at the last one the process kills itself
-with SIGKILL. SIGUSR1 sets its clock forward by an hour, SIGUSR2 back.
+with SIGKILL; or, when the plan begins with `PID@`, that process and all that it started.
+SIGUSR1 sets its clock forward by an hour, SIGUSR2 back.
 """
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -53,20 +56,30 @@ class Plan:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._left: list[str] = []
+        self._victim = os.getpid()
         self._lock = threading.Lock()
 
     def reached(self, point: str) -> None:
         """Ends the process when this is the last point of the plan."""
         with self._lock:
             if not self._left and self._file.exists():
-                self._left = self._file.read_text().split(">")
+                victim, _, points = self._file.read_text().rpartition("@")
+                self._victim, self._left = int(victim or os.getpid()), points.split(">")
                 self._file.unlink()
                 assert set(self._left) <= set(POINTS), self._left
             if self._left[:1] != [point]:
                 return
             self._left.pop(0)
             if not self._left:
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill_family(self._victim)
+
+
+def kill_family(pid: int) -> None:
+    """kill -9 of a process and of every process that it started."""
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    for one in (pid, *map(int, children.split())):
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def watch(plan: Plan) -> None:

@@ -1,7 +1,6 @@
 """What Kassa needs is gone for a while: it says so clearly, is not ready, and recovers without a restart."""
 
 import asyncio
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
+from chaos.node import kill_family
 from kassa.db import embedded
 from kassa.ids import new_id
 
@@ -26,7 +26,7 @@ def server() -> Iterator[embedded.Running]:
             yield running
         finally:
             if (found := embedded.find(directory)) is not None:
-                kill_all(found)
+                kill_family(found.pid)
 
 
 @pytest.fixture
@@ -41,19 +41,6 @@ def own_house(tmp_path: Path, server: embedded.Running) -> Iterator[House]:
 
 
 @pytest.fixture
-def whole_house() -> Iterator[House]:
-    """`kassa up` with nothing given: its PostgreSQL is its own."""
-    with embedded.temporary_directory("kassa-chaos-") as directory:
-        house = House(directory, None)
-        try:
-            house.start()
-            yield house
-        finally:
-            house.stop()
-            _end_server(house)
-
-
-@pytest.fixture
 def small_disk() -> Iterator[Path]:
     """A file system of its own, small enough to be filled."""
     with embedded.temporary_directory("kassa-disk-") as directory:
@@ -62,17 +49,6 @@ def small_disk() -> Iterator[Path]:
             yield directory
         finally:
             subprocess.run(["umount", "--lazy", directory], check=True)
-
-
-def _server_of(house: House) -> embedded.Running:
-    found = embedded.find(house.directory)
-    assert found is not None
-    return found
-
-
-def _end_server(house: House) -> None:
-    if (found := embedded.find(house.directory)) is not None:
-        kill_all(found)
 
 
 def _fill(ballast: Path) -> None:
@@ -95,14 +71,6 @@ async def _first_refusal(client: Client, wallet: str) -> httpx.Response:
     raise AssertionError("the disk is not full")
 
 
-def kill_all(server: embedded.Running) -> None:
-    """kill -9 of the postmaster and of every process that it started."""
-    children = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=False).stdout
-    for pid in (server.pid, *map(int, children.split())):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 async def test_the_database_is_killed_and_comes_back(own_house: House, server: embedded.Running) -> None:
     """Under load: unknown or refused meanwhile, never wrong; and all of it in the end."""
     house = own_house
@@ -112,7 +80,7 @@ async def test_the_database_is_killed_and_comes_back(own_house: House, server: e
         load = [asyncio.create_task(shop_around(client, wallet, 1)) for _ in range(4)]
         try:
             await asyncio.sleep(0.5)
-            kill_all(server)
+            kill_family(server.pid)
             order = {"order_id": new_id(), "amount": 5, "currency": "CNY", "channel": "wallet"}
             body, key = order | {"payer": {"wallet": wallet}}, new_id()
             meanwhile = asyncio.create_task(client.once("POST", "/v1/payments", body, key))
@@ -140,13 +108,13 @@ async def test_everything_is_killed_at_once(whole_house: House) -> None:
         hurrying = asyncio.create_task(hurry_for_ever(house))
         try:
             await asyncio.sleep(1.0)
-            kill_all(_server_of(house))
+            kill_family(house.server.pid)
             house.kill_sandbox()
             house.kill()
             await asyncio.to_thread(house.start)
             await asyncio.gather(*load)
 
-            kill_all(_server_of(house))
+            kill_family(house.server.pid)
             await until(lambda: _is_ready(client, False), "not ready")
             await until(lambda: _is_ready(client, True), "ready by itself")
             await client.pay_from(wallet, 5)
@@ -177,7 +145,6 @@ async def test_the_disk_is_full_for_a_while(small_disk: Path) -> None:
             await judge(client)
     finally:
         house.stop()
-        _end_server(house)
 
 
 async def test_the_clock_steps_by_an_hour(house: House) -> None:

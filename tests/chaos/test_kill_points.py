@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 
 from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
+from kassa.cli.sandboxes import is_alive
 
 PLANS = {
     "before the intent is stored": "charge.intended",
@@ -65,6 +66,60 @@ async def crash(client: Client, wallet: str, plan: str, rounds: int = 1) -> None
             task.cancel()
         with suppress(asyncio.CancelledError):
             await hurrying
+
+
+OTHERS = (
+    "in the intent's commit",
+    "when the intent is stored and nobody knows",
+    "while the provider has it",
+    "in the outcome's commit",
+    "after a callback's commit",
+    "when a webhook is sent",
+)
+"""Where somebody else dies: the database in the middle of a commit, the provider with a request in its hands."""
+
+
+async def bereave(client: Client, wallet: str, plan: str, victim: str, rounds: int = 1) -> None:
+    """Under load, PostgreSQL with all its processes or the provider dies there; `kassa up` starts it again by itself."""
+    house = client.house
+    pid = house.server.pid if victim == "postgres" else house.sandbox_pid
+    load = [asyncio.create_task(shop_around(client, wallet, rounds)) for _ in range(4)]
+    hurrying = asyncio.create_task(hurry_for_ever(house))
+    try:
+        house.crash_at(f"{pid}@{plan}")
+
+        async def is_another() -> bool:
+            return not is_alive(pid)
+
+        await until(is_another, f"{victim} to die at {plan}", 15)
+        await asyncio.gather(*load)
+    finally:
+        hurrying.cancel()
+        for task in load:
+            task.cancel()
+    assert house.is_alive
+
+
+@pytest.mark.parametrize("victim", ["postgres", "sandbox"])
+async def test_nothing_is_lost_when_another_is_killed(whole_house: House, victim: str) -> None:
+    async with whole_house.shop() as client:
+        await client.listen()
+        wallet = await client.wallet(10_000)
+        for name in OTHERS[:3] if victim == "postgres" else OTHERS[2:4]:
+            await bereave(client, wallet, PLANS[name], victim)
+        await judge(client)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", ["postgres", "sandbox"])
+@pytest.mark.parametrize("name", PLANS)
+async def test_nothing_is_lost_when_another_is_killed_at_any_point(whole_house: House, name: str, victim: str) -> None:
+    async with whole_house.shop() as client:
+        await client.listen()
+        wallet = await client.wallet(10_000)
+        await bereave(client, wallet, PLANS[name], victim, rounds=3)
+        await judge(client)
+        print(f"{victim} killed {name}: {len(client.acknowledged)} acknowledged, all there")
 
 
 @pytest.mark.parametrize("names", QUICK, ids=lambda names: names[0])
