@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -48,7 +48,7 @@ def demo(as_json: bool) -> None:
     tour = Tour(is_quiet=as_json)
     started = time.monotonic()
     with temporary_directory("kassa-demo-") as directory:
-        run(_tour(tour, directory))
+        run(_stoppable(_tour(tour, directory)))
     seconds = round(time.monotonic() - started, 1)
     document = {"ok": True, "seconds": seconds, "claims": tour.claims}
 
@@ -57,6 +57,16 @@ def demo(as_json: bool) -> None:
         print("`kassa up` keeps it running: then it is yours.")
 
     show(document, as_json, people)
+
+
+async def _stoppable(tour: Coroutine[Any, Any, None]) -> None:
+    """SIGTERM ends the tour in order too, so that nothing that it started stays behind."""
+    task = asyncio.ensure_future(tour)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        raise click.Abort from None
 
 
 class Tour:

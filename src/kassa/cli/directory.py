@@ -37,7 +37,7 @@ def make(directory: Path) -> None:
     if directory.is_dir():
         return
     # As root, PostgreSQL runs as another user, who must be able to pass through; each file inside has its own mode.
-    directory.mkdir(parents=True, mode=0o711 if os.geteuid() == 0 else 0o700)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
 
 
 def recall(directory: Path) -> Remembered:

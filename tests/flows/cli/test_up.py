@@ -54,7 +54,7 @@ def test_a_payment_survives_a_kill_of_everything(directory: Path) -> None:
 
     assert (code, rest) == (0, b"")
     assert embedded.find(directory) is None
-    assert not is_alive(sandbox_pid(directory)) if (directory / "sandboxes/wechat.json").exists() else True
+    assert not (directory / "sandboxes" / "wechat.json").exists(), "the sandbox was stopped and its record taken away"
 
 
 def test_what_survived_is_adopted_and_what_died_meanwhile_is_started_again(directory: Path) -> None:
@@ -113,3 +113,18 @@ def test_keys_and_books_are_for_their_owner_alone(directory: Path) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in (directory / "sandboxes" / "wechat").iterdir()} == {0o600}
     log = run.errors.read_text()
     assert secret not in log
+
+
+def test_a_database_of_ones_own_is_remembered(directory: Path, empty_database_url: str) -> None:
+    first = Up(directory, "--port", "0", "--database-url", empty_database_url)
+    assert first.said["database"] == empty_database_url
+    with first.client() as client:
+        wallet = client.wallets.create(user="u-1", currency="CNY")
+    first.kill()
+
+    second = Up(directory)
+    with second.client() as client:
+        assert client.wallets.get(wallet.id).user == "u-1"
+    assert second.said["database"] == empty_database_url
+    assert second.stop() == (0, b"")
+    assert not (directory / "postgres").exists()

@@ -1,0 +1,206 @@
+"""The commands as an operator uses them: on a running system, on a stopped one, and on a database of one's own."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.cli.house import PROGRAM, Up, environment, kassa, set_up, wait_until
+from kassa.client import Kassa
+from kassa.errors import AuthInvalid
+
+
+def read(*arguments: str, **how: Any) -> Any:
+    return json.loads(kassa(*arguments, "--json", **how).stdout)
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    with set_up() as directory:
+        run = Up(directory)
+        yield run
+        run.stop()
+
+
+@pytest.fixture
+def place(up: Up) -> tuple[str, str]:
+    return "--dir", str(up.said["dir"])
+
+
+def paid(up: Up, order_id: str, amount: int = 100) -> str:
+    with up.client() as client:
+        made = client.payments.create(
+            order_id=order_id,
+            amount=amount,
+            currency="CNY",
+            channel="wechat",
+            method="native",
+            description="secret tea",
+        )
+        up.pay(made.next_action.code_url if made.next_action else None)
+        wait_until(lambda: client.payments.get(made.id).state == "succeeded")
+        return made.id
+
+
+def test_the_story_of_a_payment_is_told_in_order(up: Up, place: tuple[str, str]) -> None:
+    payment = paid(up, "story")
+
+    story = read("payment", "show", payment, *place)
+
+    kinds = [entry["kind"] for entry in story["timeline"]]
+    for before, after in (("created", "request"), ("request", "callback"), ("callback", "posting")):
+        assert kinds.index(before) < kinds.index(after)
+    assert [entry["at"] for entry in story["timeline"]] == sorted(entry["at"] for entry in story["timeline"])
+    text = kassa("payment", "show", payment, *place).stdout
+    assert "POST /v3/pay/transactions/native" in text and "payment.succeeded" in text
+    assert up.said["sandboxes"]["wechat"]["apiv3_key"] not in text
+
+
+def test_books_balance_and_verify(up: Up, place: tuple[str, str]) -> None:
+    paid(up, "books")
+
+    assert set(read("ledger", "balances", *place)["sums"].values()) == {0}
+    assert read("ledger", "verify", *place)["is_sound"] is True
+    own = read("ledger", "balances", "--merchant", up.said["merchant"], *place)["accounts"]
+    payable = next(account for account in own if account["account"] == "merchant_payable")
+    lines = read("ledger", "statement", "merchant_payable", *place)["data"]
+    assert lines[0]["balance"] == payable["balance"]
+    assert [line["version"] for line in lines] == list(range(len(lines), 0, -1))
+
+
+def test_policies_count_for_the_next_payment(up: Up, place: tuple[str, str]) -> None:
+    merchant = up.said["merchant"]
+    set_to = read("merchant", "set", merchant, "fee_ppm=10000", "late_success=hold", *place)
+    assert (set_to["fee_ppm"], set_to["late_success"]) == (10000, "hold")
+
+    payment = paid(up, "fee", 1000)
+
+    with up.client() as client:
+        assert client.payments.get(payment).fee == 10
+    refused = kassa("merchant", "set", merchant, "fee_ppm=1%", "late_success=maybe", *place, expect=1)
+    assert "fee_ppm" in refused.stderr and "late_success" in refused.stderr
+    read("merchant", "set", merchant, "fee_ppm=0", *place)
+
+
+def test_a_key_that_is_revoked_is_refused_by_the_running_api(up: Up, place: tuple[str, str]) -> None:
+    made = read("key", "create", "--label", "till 3", "--scopes", "read", *place)
+    with Kassa(made["key"], up.said["api"]) as client:
+        client.balances.get()
+        listed = read("key", "list", *place)["data"]
+        assert [row["label"] for row in listed if row["id"] == made["id"]] == ["till 3"]
+        assert made["key"] not in kassa("key", "list", *place).stdout
+
+        assert read("key", "revoke", made["id"], *place)["state"] == "revoked"
+
+        def is_refused() -> bool:
+            try:
+                client.balances.get()
+            except AuthInvalid:
+                return True
+            return False
+
+        wait_until(is_refused, timeout_s=4)
+
+
+def test_doctor_shows_settings_with_their_source_and_no_secret(up: Up, place: tuple[str, str]) -> None:
+    found = read("doctor", *place)
+
+    assert found["ok"] is True
+    sources = {setting["name"]: setting["source"] for setting in found["settings"]}
+    assert sources["dir"] == "flag --dir"
+    assert sources["port"].endswith("up.json")
+    text = json.dumps(found) + kassa("doctor", *place).stdout
+    for secret in (up.said["api_key"], up.said["database"].split(":")[2].split("@")[0]):
+        assert secret not in text
+
+
+def test_queues_are_listed_and_wrong_uses_are_told(place: tuple[str, str]) -> None:
+    assert read("queue", "list", *place) == {"data": []}
+    assert read("queue", "dead", "orders", *place) == {"data": []}
+    assert read("queue", "replay", "orders", "--all", *place) == {"replayed": 0}
+    assert "Say which" in kassa("queue", "replay", "orders", *place, expect=2).stderr
+    assert "payment.not_found" in kassa("payment", "show", "pay_1", *place, expect=1).stderr
+
+
+def test_what_is_not_there_is_told_with_the_exit_code_for_it(tmp_path: Path) -> None:
+    nowhere = kassa("ledger", "balances", "--dir", str(tmp_path / "none"), expect=1)
+    assert "There is no set-up" in nowhere.stderr and nowhere.stdout == ""
+    closed = "postgresql://kassa:hush@127.0.0.1:1/kassa"
+    unreachable = kassa("ledger", "balances", "--database-url", closed, expect=3)
+    assert "cannot be reached" in unreachable.stderr and "hush" not in unreachable.stderr
+    assert "No such command" in kassa("ledgers", expect=2).stderr
+
+
+def test_the_parts_work_on_a_database_of_ones_own(empty_database_url: str, tmp_path: Path) -> None:
+    """As the README sets up production: migrate, merchant, key, channel; then API and workers, each a process."""
+    place = ("--dir", str(tmp_path / "house"), "--database-url", empty_database_url)
+    too_early = kassa("serve", *place, "--port", "0", expect=1)
+    assert "kassa migrate" in too_early.stderr
+    assert read("migrate", *place)["applied"][0].startswith("0001_")
+    assert read("migrate", *place)["applied"] == []
+    assert "KASSA_SECRETS_KEY" in kassa("merchant", "create", "My shop", *place, expect=1).stderr
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house" / "kassa.toml").write_text('secrets_key = "' + "ab" * 32 + '"\n')
+
+    merchant = read("merchant", "create", "My shop", "fee_ppm=6000", *place)
+    key = read("key", "create", *place)["key"]
+    sandbox = subprocess.Popen(
+        [*PROGRAM, "sandbox", "wechat", "--dir", str(tmp_path / "sandbox"), "--json"],
+        stdout=subprocess.PIPE,
+        env=environment(),
+    )
+    api = work = None
+    try:
+        assert sandbox.stdout is not None
+        credentials = sandbox.stdout.readline().decode()
+        kept = read("channel", "set", "wechat", "--merchant", merchant["id"], "--from", "-", *place, given=credentials)
+        assert kept["state"] == "active" and "apiv3_key" not in kept
+        api = subprocess.Popen(
+            [*PROGRAM, "serve", *place, "--port", "0", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        work = subprocess.Popen([*PROGRAM, "worker", *place], stderr=subprocess.DEVNULL, env=environment())
+        assert api.stdout is not None
+        url = json.loads(api.stdout.readline())["api"]
+        with Kassa(key, url) as client:
+            made = client.payments.create(order_id="1", amount=100, currency="CNY", channel="wechat", method="native")
+            assert made.next_action is not None
+        assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+        assert "apiv3_key" not in kassa("merchant", "show", *place).stdout
+    finally:
+        for process in (api, work, sandbox):
+            if process is not None:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=30) == 0
+                if process.stdout is not None:
+                    process.stdout.close()
+
+
+def test_the_demo_claims_only_what_is_true() -> None:
+    told = read("demo")
+
+    assert told["ok"] is True
+    assert len(told["claims"]) >= 20
+
+
+def test_a_seed_is_lived_through_again() -> None:
+    first, again = (read("simulate", "--seed", "7")["last"]["digest"] for _ in range(2))
+
+    assert first == again
+
+
+def test_help_is_quick_and_names_every_command() -> None:
+    from kassa.cli.main import COMMANDS
+
+    text = kassa("--help").stdout
+
+    assert all(name in text for name in COMMANDS)
+    for name in COMMANDS:
+        assert kassa(name, "--help").returncode == 0
