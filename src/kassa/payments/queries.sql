@@ -175,11 +175,17 @@ SELECT noun, home, root, id, state, since, tries, note
         SELECT 'refund', home, root, id, state, doubt_since, tries, failure_reason
           FROM refund
          WHERE doubt_since < $2
+           AND state NOT IN ('failed', 'reversed')
         UNION ALL
         SELECT 'refund', home, root, id, state, created_at, tries, failure_reason
           FROM refund
          WHERE state IN ('reserved', 'sending', 'processing', 'unknown', 'abnormal')
            AND state = 'abnormal'
+        UNION ALL
+        SELECT 'refund', home, root, id, state, doubt_since, tries, failure_reason
+          FROM refund
+         WHERE doubt_since IS NOT NULL
+           AND state IN ('failed', 'reversed')
         UNION ALL
         SELECT 'payment', home, id, id, state, created_at, 0, late_success
           FROM payment

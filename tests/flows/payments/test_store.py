@@ -83,8 +83,9 @@ async def test_a_second_payment_that_cannot_be_given_back_is_on_the_stuck_list(
         "UPDATE refund SET cause = 'duplicate', state = 'failed', failure_reason = 'no funds', doubt_since = now()"
     )
 
-    (stuck,) = await store.stuck(HOME, datetime.now(UTC) + timedelta(minutes=1))
+    (stuck,) = await store.stuck(HOME, datetime.now(UTC) - timedelta(minutes=1))
 
+    assert [stuck] == await store.stuck(HOME, datetime.now(UTC) + timedelta(minutes=1))
     assert (stuck.noun, stuck.id, stuck.state, stuck.note) == ("refund", inner(refund["id"]), "failed", "no funds")
 
 
