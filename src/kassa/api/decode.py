@@ -47,9 +47,14 @@ def _is_surely_without_repeats(raw: bytes) -> bool:
 
 def _names(value: object) -> int:
     """How many names an object has, with those of the objects in it; lists are left to the exact look."""
-    if isinstance(value, dict):
-        return len(value) + sum(_names(inner) for inner in value.values() if isinstance(inner, dict | list))
-    return -1
+    if type(value) is not dict:
+        return -1
+    count = len(value)
+    for inner in value.values():
+        kind = type(inner)
+        if kind is dict or kind is list:
+            count += _names(inner)
+    return count
 
 
 class _Repeated(Exception):

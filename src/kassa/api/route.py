@@ -60,7 +60,8 @@ class Guard:
         """The route's handler behind its guard."""
         if route.scope is None:
             return _reading(cast(Handler, route.handler))
-        known, answer, scope = self._directory.known, cast(Answering, route.handler), route.scope
+        # Plain integers: the operators of an IntFlag cost more than the look into the directory.
+        known, answer, scope = self._directory.known, cast(Answering, route.handler), int(route.scope)
         late = self._late
 
         def guarded(request: Request) -> Awaitable[Response] | Response:

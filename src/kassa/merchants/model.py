@@ -77,7 +77,7 @@ def read_scopes(text: str) -> int:
             )
     if not bits:
         raise RequestInvalid("A key needs at least one scope.", errors=[{"field": "scopes", "message": "is empty"}])
-    return bits
+    return int(bits)
 
 
 def read_policies(given: Mapping[str, Any]) -> dict[str, Any]:
