@@ -414,7 +414,6 @@ CREATE TABLE refund (
 CREATE INDEX refund_root ON refund (home, root);
 CREATE INDEX refund_open ON refund (id) WHERE state IN ('reserved', 'sending', 'processing', 'unknown', 'abnormal');
 CREATE INDEX refund_doubt ON refund (doubt_since) WHERE doubt_since IS NOT NULL;
-CREATE INDEX refund_ownerless ON refund (id) WHERE cause = 'duplicate' AND state IN ('failed', 'reversed');
 
 -- A user's wallet; its money is a ledger account.
 CREATE TABLE wallet (
