@@ -904,7 +904,9 @@ def _notify_url_fault(url: str) -> str | None:
 
 
 def _decode(body: bytes, kind: type[Read]) -> Read | None:
-    """None when the body is not JSON of this shape."""
+    """None when the body is not JSON of this shape, or holds a NUL, which no row could keep."""
+    if b"\\u0000" in body:
+        return None
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

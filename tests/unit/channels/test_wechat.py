@@ -538,6 +538,10 @@ def test_a_message_for_people_shows_nobody() -> None:
     assert len(outcome.reason) < 300
 
 
+def test_an_answer_with_a_nul_is_in_doubt_because_no_row_could_keep_it() -> None:
+    assert type(after("create", signed(200, {"code_url": "weixin://wxpay/\0"}))) is Unknown
+
+
 # Signatures of answers
 
 
