@@ -35,8 +35,7 @@ PLANS = {
 
 QUICK = (
     ("before the intent is stored", "when the intent is stored and nobody knows", "while the provider has it"),
-    ("when the provider has answered", "in the outcome's commit", "after a callback's commit"),
-    ("while the provider has a refund", "when a refund is answered", "when a webhook is sent"),
+    ("in the outcome's commit", "when a refund is answered", "when a webhook is sent"),
 )
 """Those of which each covers another gap between two commits; one house for three, killed three times."""
 

@@ -11,6 +11,8 @@ from kassa.channels.sandbox.faults import Fault
 OPERATIONS = ("create", "query", "close", "refund", "refund_query", "callback")
 DELAY_MS = 300
 TIMES = 2
+OUR_LIMIT_MS = 8000
+"""What a request to the provider may take at most."""
 
 
 async def bought(client: Client) -> None:
@@ -38,9 +40,9 @@ async def wronged(client: Client) -> None:
     await client.until(f"/v1/payments/{payment['id']}", "closed")
 
 
-async def live(client: Client, on: str, fault: Fault) -> None:
+async def live(client: Client, on: str, fault: Fault, delay_ms: int = DELAY_MS) -> None:
     """One payment's life with the fault in its way."""
-    await client.door("/faults", {"on": on, "fault": fault.value, "times": TIMES, "delay_ms": DELAY_MS})
+    await client.door("/faults", {"on": on, "fault": fault.value, "times": TIMES, "delay_ms": delay_ms})
     if (on, fault) == ("create", Fault.WRONG_AMOUNT):
         await wronged(client)
     elif on == "close":
@@ -67,6 +69,23 @@ async def test_every_fault_ends_as_the_books_say(house: House, on: str) -> None:
             with suppress(asyncio.CancelledError):
                 await hurrying
         await judge(client)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", [Fault.DELAY, Fault.LATE, Fault.MISSING], ids=lambda fault: fault.value)
+@pytest.mark.parametrize("on", OPERATIONS)
+async def test_a_provider_that_is_slower_than_we_wait(house: House, on: str, fault: Fault) -> None:
+    """The answer comes after our own time limit, or never."""
+    async with house.shop() as client:
+        await client.listen()
+        await client.door("/settings", {"refund_delay_ms": 50, "callback_speed": 20, "signtest_every": 0})
+        hurrying = asyncio.create_task(hurry_for_ever(house))
+        try:
+            await live(client, on, fault, OUR_LIMIT_MS + 1000)
+        finally:
+            hurrying.cancel()
+        await judge(client)
+        print(f"{fault.value} on {on}, {TIMES} times {OUR_LIMIT_MS + 1000} ms: as the books say")
 
 
 async def test_a_provider_that_dies_is_started_again_and_nothing_is_in_doubt(house: House) -> None:
