@@ -63,8 +63,10 @@ class Sandbox:
     def stop(self) -> None:
         """Ends it and waits for its end; books and keys stay."""
         process, self._process = self._process, None
-        if process is None or not self._is_alive(process):
-            return
+        if process is not None and self._is_alive(process):
+            self._end(process)
+
+    def _end(self, process: Process) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             os.kill(process.pid, number)
             deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -82,15 +84,10 @@ class Sandbox:
             return None
         if not self._is_alive(process):
             return None
-        try:
-            async with httpx.AsyncClient(timeout=ASK_TIMEOUT_S, trust_env=False) as http:
-                answer = await http.get(process.credentials["base_url"] + "/_sandbox")
-            credentials = msgspec.json.decode(answer.content, type=Credentials)
-        except (httpx.HTTPError, msgspec.DecodeError):
-            # It lives and does not answer: it cannot be used, and its books are needed.
-            os.kill(process.pid, signal.SIGKILL)
-            return None
-        if credentials.get("mchid") != process.credentials.get("mchid"):
+        credentials = await _asked(process)
+        if credentials is None or credentials.get("mchid") != process.credentials.get("mchid"):
+            # It lives and cannot be used, and it holds the books.
+            await asyncio.to_thread(self._end, process)
             return None
         # Its keys may have been rotated since.
         adopted = msgspec.structs.replace(process, credentials=credentials)
@@ -108,6 +105,8 @@ class Sandbox:
                 # Its own session: Ctrl-C in the terminal is for us, and we stop it in order.
                 start_new_session=True,
             )
+        # Written before it is ready: should we be killed while it makes its keys, the next start finds it.
+        self._keep(Process(self._child.pid, _started(self._child.pid), {}))
         line = _first_line(self._child)
         if line is None:
             self._child.kill()
@@ -124,6 +123,19 @@ class Sandbox:
         if self._child is not None and self._child.pid == process.pid:
             return self._child.poll() is None
         return is_alive(process.pid) and _started(process.pid) == process.started
+
+
+async def _asked(process: Process) -> Credentials | None:
+    """What a running sandbox says of itself; None when it does not answer, or was never ready."""
+    address = process.credentials.get("base_url")
+    if address is None:
+        return None
+    try:
+        async with httpx.AsyncClient(timeout=ASK_TIMEOUT_S, trust_env=False) as http:
+            answer = await http.get(f"{address}/_sandbox")
+        return msgspec.json.decode(answer.content, type=Credentials)
+    except (httpx.HTTPError, msgspec.DecodeError):
+        return None
 
 
 def is_alive(pid: int) -> bool:

@@ -3,13 +3,15 @@
 import os
 import signal
 import stat
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from flows.cli.house import Up, kassa, sandbox_pid, set_up, wait_until
+from flows.cli.house import PROGRAM, Up, environment, kassa, sandbox_pid, set_up, wait_until
 from kassa.cli.sandboxes import is_alive
 from kassa.db import embedded
 
@@ -86,6 +88,26 @@ def test_what_survived_is_adopted_and_what_died_meanwhile_is_started_again(direc
         second.pay(payment.next_action.code_url)
         wait_until(lambda: client.payments.get(payment.id).state == "succeeded")
     assert second.stop(signal.SIGINT) == (0, b"")
+
+
+def test_a_start_that_is_killed_is_no_hindrance(directory: Path) -> None:
+    for delay_s in (0.4, 0.9, 1.6):
+        begun = subprocess.Popen(
+            [*PROGRAM, "up", "--dir", str(directory), "--port", "0"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        time.sleep(delay_s)
+        begun.kill()
+        begun.wait()
+
+    run = Up(directory)
+
+    with run.client() as client:
+        payment = client.payments.create(order_id="1", amount=1, currency="CNY", channel="wechat", method="native")
+        assert payment.next_action is not None
+    assert run.stop() == (0, b"")
 
 
 def test_two_on_one_directory_do_not_fight(directory: Path) -> None:
