@@ -1,4 +1,4 @@
-"""What must hold after every commit, whatever happened: docs/reference/invariants.md, said once more and independently.
+"""What must hold after every commit, whatever happened, said independently of the rules that should bring it about.
 
 Nothing here calls the rules that it checks. It keeps a second set of books from the entries, a second memory of every
 row's state from the moves, and asks the provider's own books what is true. Each check names its invariant by number.
@@ -308,6 +308,10 @@ class Checker:
             payment = self._journal.rows[PAYMENT, root]
             if isinstance(payment, Payment) and payment.state not in ("processing", "closing"):
                 return
+        row = self._journal.rows[REFUND, id] if table == REFUND.number else None
+        is_held = isinstance(row, Refund) and row.cause == "duplicate" and state in ("failed", "reversed")
+        if is_held and not any(event.root == root and event.type.endswith(".duplicate_held") for event in told):
+            self.broken(12, f"the second money of {root} cannot go back, and nobody is told")
         if table == REFUND.number:
             of_root = [event for event in of_root if event.type.startswith("refund.") and _names(event, id, state)]
         elif table == PAYMENT.number:
@@ -485,7 +489,7 @@ class Checker:
         if isinstance(row, Payment):
             is_abnormal = any(refund.state == "abnormal" for refund in self._refunds(row.id))
             return row.state == "late_refunding" and is_abnormal
-        return isinstance(row, Refund) and row.cause == "duplicate" and row.state in ("failed", "reversed")
+        return isinstance(row, Refund) and row.state in ("failed", "reversed") and row.doubt_since is not None
 
     def _check_replay(self) -> None:
         """Every row is where its moves lead."""
@@ -529,7 +533,13 @@ def _expected(payment: Payment, attempts: list[Attempt], refunds: list[Refund]) 
     for attempt in attempts:
         if attempt.state == "duplicate_paid":
             posted[outside] -= payment.amount
-            posted[suspense] += payment.amount
+            if not _is_accepted(attempt, refunds):
+                posted[suspense] += payment.amount
+            elif payment.kind == "topup":
+                posted[wallet] += payment.amount
+            else:
+                posted[payable] += payment.amount - fee
+                posted[income] += fee
     for refund in refunds:
         if refund.cause != "asked":
             parts = [(suspense, refund.amount)]
@@ -545,6 +555,12 @@ def _expected(payment: Payment, attempts: list[Attempt], refunds: list[Refund]) 
                 reserved[account] += amount
     keys = {**posted, **reserved}
     return {key: (posted[key], reserved[key]) for key in keys if posted[key] or reserved[key]}
+
+
+def _is_accepted(attempt: Attempt, refunds: list[Refund]) -> bool:
+    """Whether a person gave second money, that could not be given back, to the merchant: nothing waits for anybody."""
+    own = [refund for refund in refunds if refund.cause == "duplicate" and refund.attempt == attempt.id]
+    return all(refund.state in ("failed", "reversed") and refund.doubt_since is None for refund in own)
 
 
 def _fee(payment: Payment) -> int:

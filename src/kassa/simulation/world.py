@@ -210,14 +210,17 @@ class World:
         self.counts["crashes"] += 1
         self.note("our process dies")
         self.door.crash()
-        me = asyncio.current_task()
-        dying = [task for task in self._tasks.values() if task is not me]
+        await self.stop()
+        self._firing.clear()
+        self.payments = self._process()
+
+    async def stop(self) -> None:
+        """Everything that our process does ends where it is."""
+        dying = list(self._tasks.values())
         for task in dying:
             task.cancel()
         if dying:
             await asyncio.wait(dying)
-        self._firing.clear()
-        self.payments = self._process()
 
     def _committed(self) -> None:
         self.counts["commits"] += 1
@@ -408,7 +411,7 @@ class World:
 
     def resolve(self) -> None:
         """A person decides about held money."""
-        payment = self._some_payment(("held",))
+        payment = self._some_payment(("held",)) or self._some_held_duplicate()
         if payment is None:
             return
         shop, (once, _), decision = (
@@ -452,6 +455,14 @@ class World:
             return
         if answer.status == 200:
             self.checker.broken(8, f"a lie about {said.kind} {said.number} was taken: {what}")
+
+    def _some_held_duplicate(self) -> Payment | None:
+        """A payment whose second money cannot be given back."""
+        for refund in self.journal.all_of(REFUND):
+            if isinstance(refund, Refund) and refund.state in ("failed", "reversed") and refund.doubt_since is not None:
+                payment = self.journal.rows[PAYMENT, refund.root]
+                return payment if isinstance(payment, Payment) else None
+        return None
 
     def _some_payment(self, states: tuple[str, ...] = ()) -> Payment | None:
         row = self._some_row(PAYMENT, states)
@@ -552,7 +563,7 @@ def _nothing(taken: bool) -> None:
 
 _CHOICES: dict[Any, int] = {
     World.pay_by_channel: 24, World.top_up: 10, World.pay_from_wallet: 10, World.refund: 18, World.cancel_refund: 3,
-    World.close: 6, World.add_attempt: 8, World.repeat: 12, World.same_order_again: 2, World.resolve: 4,
+    World.close: 6, World.add_attempt: 8, World.repeat: 12, World.same_order_again: 2, World.resolve: 5,
     World.forge: 6, World.crash: 6,
 }  # fmt: skip
 _ACTS, _WEIGHTS = list(_CHOICES), list(_CHOICES.values())
@@ -576,8 +587,7 @@ async def _run(seed: int, steps: int, loop: VirtualLoop) -> Report:
     await world.get_quiet()
     shown = [] if world.checker.found else world.checker.at_the_end()
     history = tuple(world.history) if world.checker.found else ()
-    if world._tasks:
-        await world.crash()
+    await world.stop()
     counts = {**world.counts, **{f"line_{name}": number for name, number in world.line.faults.items()}}
     counts["door_doubts"] = world.door.doubts
     counts["virtual_hours"] = int(loop.time() / 3600)
