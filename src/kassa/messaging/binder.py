@@ -30,8 +30,8 @@ class Subscription(Protocol):
 
     async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
         """At most `limit` deliveries; waits up to `wait_s` for the first one. What is asked for is the credit:
-        nothing more
-        is fetched ahead without bound. Records of one key come in order, and only to one consumer at a time.
+        nothing more is fetched ahead without bound. Records of one key come in order, and only to one consumer at a
+        time.
 
         Raises BrokerUnreachable.
         """
@@ -39,8 +39,7 @@ class Subscription(Protocol):
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         """Ends deliveries. False: not settled, because the session or lease that it came with is over; it comes
-        again, so
-        only the consumer's inbox makes its effect happen once. Never raises for that."""
+        again, so only the consumer's inbox makes its effect happen once. Never raises for that."""
         ...
 
     async def close(self, drain_s: float) -> None:
@@ -64,8 +63,7 @@ class Binder(Protocol):
 
     async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
         """One receipt per record, in order. Never raises for the broker: a lost connection is Unknown, a topic that
-        nobody
-        receives is Failed, a broker that does not take more within `deadline_s` is Failed and retryable."""
+        nobody receives is Failed, a broker that does not take more within `deadline_s` is Failed and retryable."""
         ...
 
     async def subscribe(self, topic: str, group: str) -> Subscription:
@@ -74,8 +72,7 @@ class Binder(Protocol):
 
     async def pause(self, topic: str, group: str) -> None:
         """No consumer of the group gets anything until `resume`; what is sent waits. Survives a restart where the
-        broker is
-        durable."""
+        broker is durable."""
         ...
 
     async def resume(self, topic: str, group: str) -> None: ...

@@ -30,10 +30,8 @@ PAUSE_S = 1.0
 
 Handler = Callable[[Sequence[Record]], Awaitable[Sequence[Change]]]
 """Decides what records mean: one Change each, in order; an empty Change for one that means nothing. It is given
-records of
-different keys. May be asked about a record again, so it has no effect of its own. Raises KassaError or ValueError
-when it
-cannot; `Unavailable` when what it needs is away."""
+records of different keys. May be asked about a record again, so it has no effect of its own. Raises KassaError or
+ValueError when it cannot; `Unavailable` when what it needs is away."""
 
 
 class Unavailable(Exception):

@@ -1,9 +1,8 @@
 """The event log and its readers: groups with a cursor per writer, which keep a root's order across writers.
 
-A writer's events become visible in the order of their numbers, so `seq > cursor` loses nothing there. Across writers a
-record waits until its root's previous one was read. A record that fails is parked, and its root with it: later
-records of
-the root queue up behind it while everybody else goes on.
+A writer's events become visible in the order of their numbers, so `seq > cursor` loses nothing there. Across writers
+a record waits until its root's previous one was read. A record that fails is parked, and its root with it: later
+records of the root queue up behind it while everybody else goes on.
 """
 
 import asyncio
@@ -64,8 +63,7 @@ class Halt(Exception):
 
 Handler = Callable[[Sequence[LogRecord]], Awaitable[Sequence[str | None]]]
 """Handles records, at most one of each root; says per record why it failed, None where it did not. May be given a
-record
-again after a crash, so its effect must carry an inbox key or a name derived from the event. Raises Halt."""
+record again after a crash, so its effect must carry an inbox key or a name derived from the event. Raises Halt."""
 
 
 # The pure part
@@ -75,9 +73,8 @@ def merge(unread: Sequence[Unread], page: int) -> list[Unread]:
     """Records in an order in which each stands behind its root's previous one. `unread` is sorted by place.
 
     What has to wait for a record that was not read yet (a writer's page was full) is left for the next reading, with
-    all
-    that its writer wrote after it. Some writer can always go on: waiting in a circle would need commits before each
-    other.
+    all that its writer wrote after it. Some writer can always go on: waiting in a circle would need commits before
+    each other.
     """
     queues: dict[int, deque[Unread]] = {}
     for one in unread:

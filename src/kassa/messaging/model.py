@@ -1,8 +1,7 @@
 """What travels: records, deliveries, receipts, and what a binder can do by itself (`Traits`). Pure.
 
 A *record* is one fact or one piece of work, with an id that never changes. A *delivery* is one hand-over of a record
-to a
-consumer; it ends by being settled.
+to a consumer; it ends by being settled.
 """
 
 from datetime import datetime

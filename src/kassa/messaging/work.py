@@ -201,8 +201,7 @@ class DeadLetter(NamedTuple):
 WINDOWS_MAX = 8
 WINDOW_MIN = 256
 """Candidates looked at in one claim. Where all of them wait behind a held key, the next window is looked at, and so
-on, so
-that a long queue behind one slow key does not hide the others."""
+on, so that a long queue behind one slow key does not hide the others."""
 
 
 class MessageWork:

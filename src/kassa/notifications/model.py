@@ -1,8 +1,7 @@
 """What may be decided about webhook endpoints and deliveries. Pure: rows in, a Change or a refusal out.
 
 Order is kept per object: a later event of the same root waits, at one endpoint, until the earlier one is delivered
-or given
-up (docs: a merchant never sees `payment.succeeded` before `payment.processing`).
+or given up (docs: a merchant never sees `payment.succeeded` before `payment.processing`).
 """
 
 import base64

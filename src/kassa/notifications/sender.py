@@ -1,8 +1,7 @@
 """Sends one webhook: only to public addresses, without following redirects, reading a bounded answer in bounded time.
 
 The address is checked where the socket is made, so what was checked is what is connected to, whatever a name server
-says
-the next time (DNS rebinding). Host and SNI stay those of the URL.
+says the next time (DNS rebinding). Host and SNI stay those of the URL.
 """
 
 import asyncio

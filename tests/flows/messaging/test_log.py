@@ -1,0 +1,231 @@
+"""Groups that read the event log: nothing lost, each root in its order, failures parked."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pytest
+
+from flows.messaging.house import HOME, House
+from kassa.db.pool import connect
+from kassa.ids import Id
+from kassa.messaging.log import EventLog, GroupReader, Halt, LogGroup, LostGroup, event_item
+from kassa.messaging.model import LogRecord
+from kassa.messaging.wake import EVENTS, Wakeups
+
+
+class Seen:
+    """A handler that remembers, and fails as told."""
+
+    def __init__(self) -> None:
+        self.records: list[LogRecord] = []
+        self.fails: dict[tuple[Id, int], int] = {}
+        self.is_away = False
+
+    async def handle(self, records: Sequence[LogRecord]) -> list[str | None]:
+        """The log's Handler."""
+        if self.is_away:
+            raise Halt("away")
+        answers: list[str | None] = []
+        for record in records:
+            left = self.fails.get((record.root, record.sequence), 0)
+            self.fails[record.root, record.sequence] = left - 1
+            if left > 0:
+                answers.append("no")
+            else:
+                self.records.append(record)
+                answers.append(None)
+        return answers
+
+    def order(self) -> dict[Id, list[int]]:
+        """The sequences of each root, in the order in which they were handled."""
+        found: dict[Id, list[int]] = defaultdict(list)
+        for record in self.records:
+            found[record.root].append(record.sequence)
+        return dict(found)
+
+
+async def reader(house: House, seen: Seen, page: int = 500, *, from_now: bool = False) -> GroupReader:
+    """A reader that holds its group."""
+    group = LogGroup(house.pool, "test")
+    await group.create(from_now=from_now)
+    assert await group.hold()
+    return GroupReader(group, seen.handle, asyncio.sleep, page=page)
+
+
+async def read_all(reader: GroupReader) -> None:
+    """Reads until there is nothing more."""
+    while await reader.step():
+        pass
+
+
+@pytest.mark.parametrize("page", [1, 3, 500])
+async def test_roots_keep_their_order_across_two_writers(house: House, page: int) -> None:
+    random.seed(page)
+    roots = [await house.root(random.choice([house.one, house.two])) for _ in range(5)]
+    for _ in range(60):
+        await house.happen(random.choice([house.one, house.two]), random.choice(roots))
+    seen = Seen()
+
+    await read_all(await reader(house, seen, page))
+
+    assert len(seen.records) == 65
+    for root, sequences in seen.order().items():
+        assert root in roots
+        assert sequences == list(range(1, len(sequences) + 1))
+
+
+async def test_nothing_is_lost_while_two_writers_write(house: House) -> None:
+    roots = [await house.root() for _ in range(8)]
+    seen = Seen()
+    log = await reader(house, seen, page=7)
+
+    async def write(journal_number: int) -> None:
+        for number in range(100):
+            await house.happen((house.one, house.two)[journal_number], roots[number % 8])
+
+    writing = [asyncio.create_task(write(0)), asyncio.create_task(write(1))]
+    while not all(task.done() for task in writing):
+        await log.step()
+    await read_all(log)
+
+    assert len(seen.records) == 208
+    assert all(sequences == list(range(1, len(sequences) + 1)) for sequences in seen.order().values())
+
+
+async def test_group_goes_on_where_it_stopped(house: House) -> None:
+    seen = Seen()
+    root = await house.root()
+    await read_all(await reader(house, seen))
+    await house.happen(house.two, root)
+
+    group = LogGroup(house.pool, "test")
+    await house.pool.execute("UPDATE log_group SET held_until = NULL")
+    assert await group.hold()
+    await read_all(GroupReader(group, seen.handle, asyncio.sleep))
+
+    assert seen.order() == {root: [1, 2]}
+
+
+async def test_group_may_begin_now(house: House) -> None:
+    root = await house.root()
+    await house.happen(house.two, root)
+    seen = Seen()
+    log = await reader(house, seen, from_now=True)
+    await house.happen(house.two, root)
+
+    await read_all(log)
+
+    assert seen.order() == {root: [3]}
+
+
+async def test_one_process_at_a_time_reads_and_the_other_cannot_move_the_cursor(house: House) -> None:
+    await house.root()
+    first, second = LogGroup(house.pool, "test", hold_s=0.1), LogGroup(house.pool, "test")
+    await first.create(from_now=False)
+
+    assert await first.hold()
+    assert not await second.hold()
+    unread = await first.read()
+    await asyncio.sleep(0.15)
+    assert await second.hold()
+    with pytest.raises(LostGroup):
+        await first.advance(unread, [], [])
+
+
+async def test_failed_record_parks_its_root_only_and_is_retried_in_order(house: House) -> None:
+    bad, good = await house.root(), await house.root()
+    for _ in range(3):
+        await house.happen(house.one, bad)
+        await house.happen(house.two, good)
+    seen = Seen()
+    seen.fails[bad, 2] = 4
+    log = await reader(house, seen)
+
+    await read_all(log)
+    assert seen.order() == {bad: [1], good: [1, 2, 3, 4]}
+    parked = await LogGroup(house.pool, "test").parked()
+    assert [(one.sequence, one.state) for one in parked] == [(2, "retry"), (3, "waiting"), (4, "waiting")]
+    await house.happen(house.two, bad)
+    await read_all(log)
+    await house.pool.execute("UPDATE parked SET due = clock_timestamp()")
+    await read_all(log)
+
+    assert seen.order() == {bad: [1, 2, 3, 4, 5], good: [1, 2, 3, 4]}
+    assert await LogGroup(house.pool, "test").parked() == []
+
+
+async def test_record_that_is_given_up_lets_its_root_go_on_and_can_be_replayed(house: House) -> None:
+    root = await house.root()
+    await house.happen(house.one, root)
+    seen = Seen()
+    seen.fails[root, 1] = 8
+    log = await reader(house, seen)
+
+    for _ in range(9):
+        await read_all(log)
+        await house.pool.execute("UPDATE parked SET due = clock_timestamp()")
+    assert seen.order() == {root: [2]}
+    group = LogGroup(house.pool, "test")
+    (dead,) = await group.parked("dead")
+    assert (dead.sequence, dead.attempts, dead.first_reason) == (1, 8, "no")
+    assert await group.replay_dead() == 1
+    await read_all(log)
+
+    assert seen.order() == {root: [2, 1]}
+    assert await group.parked() == []
+
+
+async def test_destination_that_is_away_stops_the_reader_and_parks_nothing(house: House) -> None:
+    root = await house.root()
+    seen = Seen()
+    seen.is_away = True
+    log = await reader(house, seen)
+
+    with pytest.raises(Halt):
+        await log.step()
+    assert await LogGroup(house.pool, "test").parked() == []
+    (lag,) = [lag for lag in await LogGroup(house.pool, "test").lag() if lag.behind]
+    assert lag.behind == 1
+    seen.is_away = False
+    await read_all(log)
+
+    assert seen.order() == {root: [1]}
+
+
+async def test_commit_wakes_readers_of_another_process_at_once(house: House) -> None:
+    here, there = (Wakeups(lambda: connect(house.url, application="test wake")) for _ in range(2))
+    here.follow(house.one)
+    running = [asyncio.create_task(one.run()) for one in (here, there)]
+    watch = there.watch(EVENTS)
+    await asyncio.sleep(0.2)
+    await watch.wait(0.01)
+    began = asyncio.get_running_loop().time()
+    await house.root()
+    await watch.wait(5)
+
+    assert asyncio.get_running_loop().time() - began < 0.2
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_events_are_listed_newest_first_page_by_page(house: House) -> None:
+    root = await house.root()
+    for _ in range(5):
+        await house.happen(house.one, root)
+    await house.happen(house.one, root, "refund.created")
+    log = EventLog(house.pool)
+
+    first = await log.of_home(HOME, 4)
+    rest = await log.of_home(HOME, 4, before=first[-1])
+
+    assert [record.sequence for record in first + rest] == [7, 6, 5, 4, 3, 2, 1]
+    assert [record.sequence for record in await log.of_root(HOME, root, after=5)] == [6, 7]
+    assert [record.sequence for record in await log.of_home(HOME, 10, type_="refund.*")] == [7]
+    assert [record.sequence for record in await log.of_home(HOME, 10, type_="wallet.created")] == [1]
+    assert await log.of_home(8, 10) == []
+    assert await log.event(HOME, first[0].place) == first[0]
+    assert await log.event(8, first[0].place) is None
+    assert event_item(first[0]).root == f"wal_{root}"
