@@ -310,12 +310,17 @@ class Judge:
         unfit = self._consumable(change) or self._stale(change) or self._unread(change)
         if unfit is not None:
             return self._give_back(outer, unfit)
+        before = self._open(change.opens) if change.opens else ()
         entries: list[Entry] = []
         if change.transfers:
             posted = post(self.read.accounts, self.read.holds, change.transfers, self.now)
             if not isinstance(posted, list):
+                for account, limit, overdraft in before:
+                    account.limit, account.overdraft = limit, overdraft
                 return self._give_back(outer, Money(posted))
             entries = posted
+        if before:
+            self.writes.limits += change.opens
         return self._accept(change, entries)
 
     # Refusals, in the documented order: key, claims, root, rule, what is consumed, versions, money.
@@ -421,8 +426,6 @@ class Judge:
                 writes.consumed.append(done)
         for timer in change.timers:
             writes.timers[timer.entity, timer.kind] = (change.home, timer if timer.due is not None else None)
-        if change.opens:
-            self._open(change.opens)
         if change.once is not None:
             reply = change.reply or Reply(200, None)
             writes.once.append((change.home, change.once, reply))
@@ -486,12 +489,15 @@ class Judge:
                 self.writer, seq, ord + number, change.home, root_id, sequence + number + 1, self.now, event.type, event.data,
             ))  # fmt: skip
 
-    def _open(self, opens: Sequence[AccountOpen]) -> None:
+    def _open(self, opens: Sequence[AccountOpen]) -> list[tuple[Account, int, int]]:
+        """Sets the limits under which this change's own transfers are judged; gives back what they were, where they differ."""
+        before = []
         for opening in opens:
             account = self.read.accounts[opening.key]
             if (account.limit, account.overdraft) != (opening.limit, opening.overdraft):
-                account.limit, account.overdraft = opening.limit, opening.overdraft
-                self.writes.limits.append(opening)
+                before.append((account, account.limit, account.overdraft))
+                account.limit, account.overdraft = int(opening.limit), opening.overdraft
+        return before
 
 
 _json = msgspec.json.Encoder()

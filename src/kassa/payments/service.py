@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
+import msgspec
 import structlog
 
 from kassa.channels.channel import Callbacks, Charges, FreshKeys, KeyRefresh, Nonces, Refunds
@@ -42,10 +43,11 @@ from kassa.errors import (
     WalletNotFound,
 )
 from kassa.ids import Id, new_id, read_id
-from kassa.journal.change import Again, Aggregate, Change, Claim, Committed, OnceKey, Reply, Rule, Verdict
+from kassa.journal.change import AccountOpen, Again, Aggregate, Change, Claim, Committed, OnceKey, Reply, Rule, Verdict
 from kassa.journal.journal import Journal
 from kassa.journal.table import Table
-from kassa.ledger.model import Account
+from kassa.ledger import chart
+from kassa.ledger.model import Account, Limit
 from kassa.merchants.records import Merchant
 from kassa.payments import model, refunds, render
 from kassa.payments.draft import (
@@ -258,7 +260,7 @@ class Payments:
         """Give money back. Raises RefundExceedsPaid, RefundNotRefundable, RefundIdExists, RefundInsufficientBalance."""
 
         def decide(aggregate: Aggregate, now: datetime) -> Change | KassaError:
-            return refunds.ask(aggregate, now, request)
+            return _with_overdraft(merchant, aggregate, refunds.ask(aggregate, now, request))
 
         change = _ruled(
             merchant.home,
@@ -611,6 +613,15 @@ class Payments:
 
     def _nonces(self) -> Nonces:
         return lambda: Nonce(self._clock.now(), self._fresh_id())
+
+
+def _with_overdraft(merchant: Merchant, aggregate: Aggregate, decided: Change | KassaError) -> Change | KassaError:
+    """The refund may take the merchant's balance below zero, also where the account is younger than that policy."""
+    if isinstance(decided, KassaError) or not merchant.overdraft:
+        return decided
+    account = chart.payable(merchant.home, cast(Payment, aggregate.root).currency)
+    opening = AccountOpen(account, Limit.DEBITS_WITHIN_CREDITS, merchant.overdraft)
+    return msgspec.structs.replace(decided, opens=(*decided.opens, opening))
 
 
 def _ruled(

@@ -10,6 +10,7 @@ from conformance.journal.house import HOME, NOW, House, committed, funded, paid,
 from kassa.errors import InvariantBroken, KassaError, RefundExceedsPaid
 from kassa.ids import new_id
 from kassa.journal.change import (
+    AccountOpen,
     Again,
     Aggregate,
     Change,
@@ -34,7 +35,17 @@ from kassa.journal.change import (
     TimerDone,
 )  # fmt: skip
 from kassa.ledger import chart
-from kassa.ledger.model import AccountMissing, HoldKey, HoldRefused, InsufficientFunds, hold, release, settle
+from kassa.ledger.model import (
+    AccountMissing,
+    HoldKey,
+    HoldRefused,
+    InsufficientFunds,
+    Limit,
+    hold,
+    release,
+    settle,
+    single,
+)
 from kassa.payments.records import PAYMENT, Payment
 
 
@@ -438,3 +449,22 @@ async def test_a_timer_that_was_set_again_in_the_same_batch_is_not_acted_on(hous
 
     assert [type(verdict) for verdict in verdicts] == [Committed, Consumed]
     assert len(await house.timers()) == 1
+
+
+async def test_an_overdraft_that_a_change_brings_counts_for_its_own_transfers(house: House) -> None:
+    purse = wallet()
+    committed(await house.journal.commit(funded(purse, 100)))
+    order = payment("o-1", 100, purse.id)
+    committed(await house.journal.commit(paid(order)))
+    account = chart.payable(HOME, "CNY")
+    spend = single(1, account, chart.fee_income(HOME, "CNY"), 130)
+    wide, narrow = (AccountOpen(account, Limit.DEBITS_WITHIN_CREDITS, overdraft) for overdraft in (50, 20))
+
+    refused = await house.journal.commit(Change(home=HOME, opens=(narrow,), transfers=(spend,)))
+    still = await house.journal.commit(Change(home=HOME, transfers=(spend._replace(amount=101),)))
+    taken = await house.journal.commit(Change(home=HOME, opens=(wide,), transfers=(spend,)))
+    later = await house.journal.commit(Change(home=HOME, transfers=(spend._replace(amount=20),)))
+
+    assert isinstance(refused, Money) and isinstance(still, Money)
+    assert isinstance(taken, Committed) and isinstance(later, Committed)
+    assert (await house.balance(account))[0] == -50
