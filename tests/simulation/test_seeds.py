@@ -42,7 +42,7 @@ def test_a_thousand_seeds_keep_every_promise() -> None:
 @pytest.mark.long
 def test_a_hundred_thousand_seeds_keep_every_promise(capsys: pytest.CaptureFixture[str]) -> None:
     happened: Counter[str] = Counter()
-    for report in simulate_all(range(SEEDS, SEEDS + SEEDS_LONG), jobs=os.cpu_count() or 1):
+    for report in simulate_all(range(SEEDS, SEEDS + SEEDS_LONG), STEPS, jobs=os.cpu_count() or 1):
         assert report.is_good, told(report)
         happened.update(report.counts)
 

@@ -142,7 +142,7 @@ class World:
                 self.later(
                     self.random.uniform(0, 4000), lambda: self.start(self._deliver(provider, said, body, _nothing))
                 )
-            if not taken and (surely or self.is_kind or tries < len(CALLBACK_PAUSES_S)):
+            if not taken and (surely or tries < len(CALLBACK_PAUSES_S)):
                 self._call_back(provider, said, tries + 1, surely)
 
         self.later(pause_s, deliver)
