@@ -45,6 +45,8 @@ BATCH_MAX = 512
 """Changes per commit: about 10 ms of work at most, so that latency stays small under load."""
 QUEUE_MAX = 20_000
 """Waiting changes: two seconds of work; past that an honest 503 is better than a time-out."""
+AWAY_S = 1.0
+"""How long callers wait while the database is known to be away: nothing of theirs was sent, so they may be told soon."""
 SETTLE_S = 8.0
 """How long callers wait for the truth about a commit in the middle of which the connection died."""
 END_TRIES_MAX = 200
@@ -268,7 +270,8 @@ class _Lane:
 
     async def _commit_all(self, taken: list[_Waiting]) -> None:
         """One batch, whatever happens to it: each caller gets the truth, once."""
-        deadline = time.monotonic() + self.journal.settle_s
+        wait_s = self.journal.settle_s if self.is_writable else min(AWAY_S, self.journal.settle_s)
+        deadline = time.monotonic() + wait_s
         while True:
             if self._connection is None or self._connection.is_closed():
                 try:
