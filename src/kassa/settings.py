@@ -55,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Changes that may wait for the journal; past it the API answers 503 at once, so nobody times out."""
     journal_batch_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 512
     """Changes in one database commit. More saves a little; the slowest waits longer."""
-    journal_lanes: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    journal_lanes: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2
     """Connections that write batches side by side. Each has a writer slot of its own."""
     pool_min: Annotated[int, msgspec.Meta(ge=1)] = 2
     """Database connections for reading that are kept open."""

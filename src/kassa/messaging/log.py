@@ -34,8 +34,9 @@ PAGE = 500
 """Events per writer and reading: about a megabyte."""
 HOLD_S = 15.0
 """A reader that dies is followed by another after so long."""
-STEP_S = 0.01
-"""A reading takes in what came in so long; each costs a handful of statements and a commit."""
+STEP_S = 0.05
+BUSY_MIN = 20
+"""Where a reading finds so many events, the next begins no sooner than so long after: each costs a handful of statements."""
 HALT_S = 0.2
 HALT_MAX_S = 30.0
 """Pauses while a destination is away; the cursor stays where it is, so nothing needs to be parked."""
@@ -346,6 +347,7 @@ class GroupReader:
         self._wait = wait
         self._page = page
         self._held_at = float("-inf")
+        self._read_last = 0
 
     async def run(self) -> None:
         """Until it is cancelled; then another process may go on at once."""
@@ -367,11 +369,11 @@ class GroupReader:
                     await asyncio.sleep(pause_s)
                     pause_s = min(pause_s * 2, HALT_MAX_S)
                     continue
-                if worked:
-                    # Under load: fewer and larger readings. A lone event after a rest has waited for nothing.
-                    await asyncio.sleep(max(0.0, started + STEP_S - asyncio.get_running_loop().time()))
-                else:
+                if not worked:
                     await self._wait(0.25)
+                elif BUSY_MIN <= self._read_last < self._page:
+                    # Under load: fewer and larger readings. A few events at a time never wait, nor does a backlog.
+                    await asyncio.sleep(max(0.0, started + STEP_S - asyncio.get_running_loop().time()))
         finally:
             await asyncio.shield(self._group.release())
 
@@ -379,6 +381,7 @@ class GroupReader:
         """One reading, and what is parked and due; whether there was anything. Raises Halt, LostGroup."""
         retried = await self._retry_parked()
         unread = await self._group.read(self._page)
+        self._read_last = len(unread)
         if unread:
             await self._handle(unread)
         return retried or bool(unread)
