@@ -192,7 +192,8 @@ class Client:
         """The sandbox's control door, repeated while it is down."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            with suppress(httpx.TransportError):
+            # KeyError: a sandbox that is only just starting has not said yet where it is.
+            with suppress(httpx.TransportError, KeyError):
                 answer = await self.http.request(method, f"{self.house.sandbox_url}/_sandbox{path}", json=body)
                 assert answer.status_code < 500, answer.text
                 return answer.json()

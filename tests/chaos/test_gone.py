@@ -16,6 +16,10 @@ from chaos.node import kill_family
 from kassa.db import embedded
 from kassa.ids import new_id
 
+pytestmark = pytest.mark.long
+"""Processes die here at chosen moments, for minutes in all; `make test` has the same promises in miniature in
+flows/cli and conformance/journal."""
+
 
 @pytest.fixture
 def server() -> Iterator[embedded.Running]:

@@ -8,6 +8,10 @@ import pytest
 from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
 from kassa.cli.sandboxes import is_alive
 
+pytestmark = pytest.mark.long
+"""Processes die here at chosen moments, for minutes in all; `make test` has the same promises in miniature in
+flows/cli and conformance/journal."""
+
 PLANS = {
     "before the intent is stored": "charge.intended",
     "in the intent's commit": "charge.intended>commit.before",

@@ -296,19 +296,19 @@ class _Lane:
                 self._fail(taken, DatabaseUnreachable("The database has no room or no resources left."))
                 return
             except _CONNECTION_LOST as error:
-                if isinstance(error, asyncpg.InterfaceError) and not self._connection.is_closed():
+                if isinstance(error, asyncpg.InterfaceError) and await self._roll_back():
                     # The connection is there; what we gave it is wrong.
-                    await self._roll_back()
                     await self._bisect(taken, error)
                     return
                 log.warning("journal.connection_lost", error=repr(error), waiting=len(taken))
                 self._drop_connection()
             except Exception as error:
                 # Whatever a change did wrong (a rule that raises, a value that no column takes), COMMIT was not sent:
-                # only that change may fail.
-                await self._roll_back()
-                await self._bisect(taken, error)
-                return
+                # only that change may fail. Where the connection is gone as well, nothing is proven against the change.
+                if await self._roll_back():
+                    await self._bisect(taken, error)
+                    return
+                log.warning("journal.connection_lost", error=repr(error), waiting=len(taken))
             if time.monotonic() > deadline:
                 self._fail(taken, DatabaseUnreachable())
                 return
@@ -712,13 +712,16 @@ class _Lane:
             self._connection.terminate()
             self._connection = None
 
-    async def _roll_back(self) -> None:
+    async def _roll_back(self) -> bool:
+        """Whether the connection still works; else it is dropped, which rolls back too."""
         if self._connection is None:
-            return
+            return False
         try:
             await self._connection.execute("ROLLBACK")
         except (*_CONNECTION_LOST, asyncpg.PostgresError, asyncpg.InternalClientError):
             self._drop_connection()
+            return False
+        return True
 
     async def _reopen(self, deadline: float) -> None:
         """A new connection, once the old server process is surely gone, so that it cannot commit behind our back.
