@@ -275,6 +275,8 @@ def test_a_port_that_somebody_took_is_replaced_with_a_notice(home: Path) -> None
     embedded.stop(first)
 
     with socket.socket() as thief:
+        # Connections of the server that was stopped may still be in their last wait.
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         thief.bind(("127.0.0.1", first.port))
         thief.listen()
         second = embedded.start(home)

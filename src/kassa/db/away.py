@@ -7,7 +7,8 @@ AWAY = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
 )
-"""Refused, cut, shutting down, starting, full, or no answer in time. Any of them may be gone at the next try."""
+"""Refused, cut, shutting down, starting, full, cut in the middle of an answer, or no answer in time. Any of them may be gone at the next try."""
