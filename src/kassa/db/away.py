@@ -11,4 +11,4 @@ AWAY = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
 )
-"""Refused, cut, shutting down, starting, full, cut in the middle of an answer, or no answer in time. Any of them may be gone at the next try."""
+"""Refused, cut (also in the middle of an answer), shutting down, starting, full, or late. Any may be gone at the next try."""
