@@ -14,7 +14,7 @@ import asyncpg
 
 from kassa.errors import SettingInvalid
 from kassa.messaging.model import Delivery, Depth, Receipt, Record, Settlement, Traits
-from kassa.messaging.topology import Topic
+from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import Wakeups
 
 
@@ -22,7 +22,10 @@ class Resources(NamedTuple):
     """What a binder may use of this process."""
 
     pool: "asyncpg.Pool[asyncpg.Record]"
+    """Of the database that is its memory: retries, delays, dead letters."""
     wakeups: Wakeups
+    topics: tuple[Topic, ...] = TOPOLOGY
+    """What is sent and received; a topic that is not among them is taken for one without groups, lanes or envelopes."""
 
 
 class Subscription(Protocol):
@@ -51,7 +54,10 @@ class Subscription(Protocol):
 class Binder(Protocol):
     """One broker."""
 
+    name: str
+    """What people call it: postgres, rabbitmq …"""
     traits: Traits
+    """What the broker does by itself; all binders behave the same."""
 
     async def open(self) -> None:
         """Connects. Raises BrokerUnreachable. A connection that is lost later comes back by itself, as a new epoch."""
@@ -64,6 +70,10 @@ class Binder(Protocol):
     async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
         """One receipt per record, in order. Never raises for the broker: a lost connection is Unknown, a topic that
         nobody receives is Failed, a broker that does not take more within `deadline_s` is Failed and retryable."""
+        ...
+
+    async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        """Sends to an address that a request gave as `reply-to`; else like `send`."""
         ...
 
     async def subscribe(self, topic: str, group: str) -> Subscription:
@@ -93,16 +103,17 @@ class Binder(Protocol):
 
 
 REGISTRY = {
+    "memory": "kassa.messaging.binders.memory",
     "postgres": "kassa.messaging.binders.postgres",
 }
-"""URL scheme, or its bare name, to the module whose `make_binder(url, resources)` makes the binder."""
+"""URL scheme, or its bare name, to the module whose `make_binder(url, resources)` makes the binder. One file that speaks a
+broker's protocol (`transport.py`) and one line here are a broker; everything else is the same for all."""
 
 
 def make_binder(url: str, resources: Resources) -> Binder:
-    """The binder for `postgres`, `amqp://…`, `kafka://…`. `resources`: what the module needs of this process (the
-    pool).
+    """The binder for `postgres`, `amqp://…`, `kafka://…`. `resources`: what it needs of this process.
 
-    Raises SettingInvalid for a broker that Kassa does not know.
+    Raises SettingInvalid for a broker that Kassa does not know, or a URL that its file cannot read.
     """
     scheme = urlsplit(url).scheme or url
     module = REGISTRY.get(scheme)

@@ -339,7 +339,7 @@ class GroupReader:
     """Reads the log for a group and hands it to a handler, for ever."""
 
     def __init__(
-        self, group: LogGroup, handler: Handler, wait: Callable[[float], Awaitable[None]], *, page: int = PAGE
+        self, group: LogGroup, handler: Handler, wait: Callable[[float], Awaitable[object]], *, page: int = PAGE
     ) -> None:
         """wait: returns when there may be new events, at the latest after so many seconds."""
         self._group = group

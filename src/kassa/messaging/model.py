@@ -56,6 +56,31 @@ class Record(NamedTuple):
     home: int = 0
 
 
+class Packet(NamedTuple):
+    """One message of a broker: a record by itself, or an envelope of several."""
+
+    id: str
+    """Of the record, or of the envelope's first; names the packet when it is sent again."""
+    key: str
+    """Packets of one key stay in order; '' has none. Of an envelope: the number of its lane."""
+    body: bytes
+    headers: dict[str, str]
+    """CloudEvents attributes begin with `ce-`; each broker's file gives them the prefix of its own protocol."""
+
+
+class Arrival(NamedTuple):
+    """A packet in a consumer's hands."""
+
+    packet: Packet
+    redeliveries: int
+    """How often it was handed out before without being settled, as far as the broker counts that."""
+    sent_at: datetime | None
+    token: object
+    """The transport's own mark."""
+    epoch: int
+    """The session that it came with; settled in another one it counts as not settled, and comes again."""
+
+
 class Confirmed(NamedTuple):
     """The broker has it, as durably as its traits say."""
 
@@ -126,13 +151,13 @@ class Depth(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What a binder does by itself. What it lacks Kassa supplies from its own tables, so behaviour is the same
-    everywhere."""
+    """What a broker does by itself. What it lacks Kassa supplies from its own tables (`supplied.py`), so behaviour is the
+    same everywhere."""
 
     durable: bool
     """Confirmed records survive the death of the broker."""
     ordered: bool
-    """Records of one key arrive in order, also after a failure."""
+    """Records of one key arrive in order, to one consumer at a time."""
     delay_max_s: float
     """The longest delay that it keeps by itself; 0: none."""
     priorities: int
@@ -143,7 +168,11 @@ class Traits(NamedTuple):
     """It counts failed attempts of a record, also over a restart."""
     acknowledges_in_change: bool
     """The effect's commit is the acknowledgement (`Delivery.done`), so that no inbox is needed."""
+    deduplicates: bool
+    """A record that is sent again while it waits is there once."""
     batch_max: int
     """Records in one send."""
+    bytes_max: int
+    """Body of one packet."""
     reports_depth: bool
     request_reply: bool

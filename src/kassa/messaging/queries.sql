@@ -71,7 +71,7 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
 -- name: claim_messages
 -- Due messages of one topic, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
 -- only if nobody holds an earlier one: a key has one holder. The candidates are bounded, so that a long queue behind one key
--- costs no more than a short one; `$5` is how many candidates to pass over because they waited behind a held key.
+-- costs no more than a short one; what was only sent with a delay and never handed out holds up nothing; `$5` is how many candidates to pass over because they waited behind a held key.
 WITH lazy AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
      WHERE NOT EXISTS (SELECT 1 FROM subscription WHERE queue = $1 AND paused)
@@ -102,7 +102,7 @@ head AS MATERIALIZED (
              WHERE earlier.topic = m.topic
                AND earlier.key = m.key
                AND earlier.position < m.position
-               AND (earlier.attempts > 0 OR earlier.due <= clock_timestamp())))
+               AND (earlier.lease > 0 OR earlier.due <= clock_timestamp())))
      ORDER BY c.rank
      LIMIT $2
        FOR UPDATE OF m SKIP LOCKED
@@ -146,6 +146,47 @@ SELECT id, home, topic, key, priority, clock_timestamp() + delay, clock_timestam
        WITH ORDINALITY AS m (id, home, topic, key, priority, delay, headers, body, place)
  ORDER BY place
 ON CONFLICT (id) DO NOTHING;
+
+-- name: park_messages
+-- Records that came from a broker and could not be handled now, and those that came behind them in their key. They count as
+-- handed out (lease), so that they hold up what comes later in their key. One that is there already stays as it is.
+INSERT INTO message (id, home, topic, key, priority, due, created_at, attempts, lease, first_error, last_error, headers, body)
+SELECT id, home, $2, key, priority, clock_timestamp() + delay, clock_timestamp(), attempts, 1, error, error, headers, body
+  FROM unnest($1::uuid[], $3::bigint[], $4::text[], $5::smallint[], $6::interval[], $7::integer[], $8::text[], $9::text[],
+              $10::bytea[])
+       WITH ORDINALITY AS m (id, home, key, priority, delay, attempts, error, headers, body, place)
+ ORDER BY place
+ON CONFLICT (id) DO NOTHING;
+
+-- name: bury_records
+-- Records that came from a broker and were given up: to the dead letters at once.
+INSERT INTO dead_letter (id, home, topic, key, priority, created_at, died_at, attempts, reason, first_error, last_error,
+                         headers, body)
+SELECT id, home, $2, key, priority, clock_timestamp(), clock_timestamp(), attempts, reason, reason, reason, headers, body
+  FROM unnest($1::uuid[], $3::bigint[], $4::text[], $5::smallint[], $6::integer[], $7::text[], $8::text[], $9::bytea[])
+       AS m (id, home, key, priority, attempts, reason, headers, body)
+ON CONFLICT (id) DO UPDATE
+   SET died_at = EXCLUDED.died_at, attempts = dead_letter.attempts + EXCLUDED.attempts, reason = EXCLUDED.reason,
+       last_error = EXCLUDED.last_error, replayed_at = NULL;
+
+-- name: parked_keys
+-- Which of these keys have a message in a queue that what comes later has to wait behind.
+SELECT k.key
+  FROM unnest($2::text[]) AS k (key)
+ CROSS JOIN LATERAL (
+       SELECT 1
+         FROM message
+        WHERE topic = $1
+          AND key = k.key
+          AND (lease > 0 OR due <= clock_timestamp())
+        LIMIT 1) AS m;
+
+-- name: group_paused
+-- Whether a group gets nothing for now.
+SELECT paused
+  FROM subscription
+ WHERE topic = $1
+   AND group_name = $2;
 
 -- name: acknowledge_messages
 -- Done, for handlers whose effect is elsewhere. Only under the lease that they were given.

@@ -40,13 +40,13 @@ class Watch:
         """There may be work."""
         self._event.set()
 
-    async def wait(self, timeout_s: float = POLL_S) -> None:
-        """Returns when there may be work, at the latest after `timeout_s`."""
+    async def wait(self, timeout_s: float = POLL_S) -> bool:
+        """Returns when there may be work, at the latest after `timeout_s`; whether something woke it."""
         try:
             async with asyncio.timeout(max(timeout_s, 0.0)):
-                await self._event.wait()
+                return await self._event.wait()
         except TimeoutError:
-            return
+            return False
         finally:
             self._event.clear()
 

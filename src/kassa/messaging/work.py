@@ -169,6 +169,14 @@ class OutgoingMessage(NamedTuple):
     body: bytes
 
 
+class ParkedMessage(NamedTuple):
+    """A record from a broker that waits in our own queue, or was given up."""
+
+    message: OutgoingMessage
+    attempts: int
+    reason: str | None
+
+
 class Queue(NamedTuple):
     """How a topic is doing."""
 
@@ -265,6 +273,41 @@ class MessageWork:
             [msgspec.json.encode(message.headers).decode() for message in messages],
             [message.body for message in messages],
         )
+
+    async def park(self, topic: str, parked: Sequence[ParkedMessage]) -> None:
+        """Keeps records of a broker until their time has come (`delay_s`); those that are there already stay as they are."""
+        await self._pool.execute(
+            _SQL.park_messages,
+            [one.message.id for one in parked],
+            topic,
+            [one.message.home for one in parked],
+            [one.message.key for one in parked],
+            [one.message.priority for one in parked],
+            [timedelta(seconds=one.message.delay_s) for one in parked],
+            [one.attempts for one in parked],
+            [shortened(one.reason) for one in parked],
+            [msgspec.json.encode(one.message.headers).decode() for one in parked],
+            [one.message.body for one in parked],
+        )
+
+    async def bury_records(self, topic: str, dead: Sequence[ParkedMessage]) -> None:
+        """Records of a broker that were given up: to the dead letters."""
+        await self._pool.execute(
+            _SQL.bury_records,
+            [one.message.id for one in dead],
+            topic,
+            [one.message.home for one in dead],
+            [one.message.key for one in dead],
+            [one.message.priority for one in dead],
+            [one.attempts for one in dead],
+            [shortened(one.reason) for one in dead],
+            [msgspec.json.encode(one.message.headers).decode() for one in dead],
+            [one.message.body for one in dead],
+        )
+
+    async def parked_keys(self, topic: str, keys: Sequence[str]) -> set[str]:
+        """Which of these keys have something that waits: what comes later in them has to wait behind it."""
+        return {row["key"] for row in await self._pool.fetch(_SQL.parked_keys, topic, keys)}
 
     async def next_due(self, topic: str) -> float | None:
         """Seconds until a message of the topic is due that nobody holds (≤ 0: now); None when there is none."""

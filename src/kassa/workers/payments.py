@@ -54,7 +54,7 @@ class Unarmed(Protocol):
 class Wait(Protocol):
     """Returns when there may be work, at the latest after `timeout_s`."""
 
-    async def wait(self, timeout_s: float = ...) -> None: ...
+    async def wait(self, timeout_s: float = ...) -> object: ...
 
 
 class PaymentWorker:

@@ -6,26 +6,40 @@ from contextlib import suppress
 
 import pytest
 
-from conformance.messaging.house import TOPIC, Bench
+from conformance.messaging.house import SERVERS, Bench
 from kassa.db.pool import connect, open_pool
+from kassa.ids import new_id
 from kassa.journal.writer import PostgresJournal
 from kassa.messaging.binder import REGISTRY, Resources, make_binder
+from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters
 from kassa.tables import TABLES
 
 
-@pytest.fixture(params=sorted(REGISTRY))
+def schemes() -> list[object]:
+    """One parameter per binder; it needs its server."""
+    return [
+        pytest.param(scheme, marks=pytest.mark.needs(SERVERS[scheme]) if scheme in SERVERS else ())
+        for scheme in sorted(REGISTRY)
+    ]
+
+
+@pytest.fixture(params=schemes())
 async def bench(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[Bench]:
+    server = SERVERS.get(request.param)
+    url = request.param if server is None else request.getfixturevalue(server).url
+    # A name of its own, since the servers are shared.
+    topic = Topic(f"orders-{new_id()[-12:]}", ("shop",), "Orders, for the tests.", classes=True)
     pool = await open_pool(database_url, application="test")
     journal = PostgresJournal(lambda: connect(database_url, application="test writer"), TABLES)
     await journal.start()
     wakeups = Wakeups(lambda: connect(database_url, application="test wake"))
     wakeups.follow(journal)
     telling = asyncio.create_task(wakeups.run())
-    async with make_binder(request.param, Resources(pool, wakeups)) as binder:
-        await binder.provision([TOPIC])
-        yield Bench(binder, pool, journal, wakeups, DeadLetters(pool))
+    async with make_binder(url, Resources(pool, wakeups, (topic,))) as binder:
+        await binder.provision([topic])
+        yield Bench(binder, topic, pool, journal, wakeups, DeadLetters(pool))
     telling.cancel()
     with suppress(asyncio.CancelledError):
         await telling

@@ -11,23 +11,26 @@ from kassa.clock import SystemClock
 from kassa.ids import new_id
 from kassa.journal.change import Change, Event
 from kassa.journal.writer import PostgresJournal
-from kassa.messaging.binder import Binder
+from kassa.messaging.binder import Binder, Subscription
 from kassa.messaging.log import EventLog
-from kassa.messaging.model import Record
-from kassa.messaging.topology import Topic
+from kassa.messaging.model import Delivery, Record
+from kassa.messaging.topology import Topic, lane
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters
 from kassa.payments.records import Wallet
 
 HOME = 7
-TOPIC = Topic("orders", ("shop",), "Orders, for the tests.")
+
+SERVERS = {"amqp": "rabbitmq", "kafka": "kafka", "rocketmq": "rocketmq"}
+"""The fixture of the real server that a scheme needs; the others need none."""
 
 
 @dataclass
 class Bench:
-    """A binder, and what is beside it."""
+    """A binder with a topic of its own, and what is beside it."""
 
     binder: Binder
+    topic: Topic
     pool: Any
     journal: PostgresJournal
     wakeups: Wakeups
@@ -56,6 +59,20 @@ async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -
         while not is_true:
             await asyncio.sleep(0.01)
             is_true = await claim()
+
+
+async def collect(subscription: Subscription, count: int, wait_s: float = 15.0) -> list[Delivery]:
+    """At least so many deliveries, however the broker batches them."""
+    found: list[Delivery] = []
+    async with asyncio.timeout(wait_s):
+        while len(found) < count:
+            found += await subscription.receive(max(count, 10), wait_s)
+    return found
+
+
+def key_of_another_lane(key: str, lanes: int) -> str:
+    """A key that does not share the lane of `key`."""
+    return next(f"j{number}" for number in range(1000) if lane(f"j{number}", lanes) != lane(key, lanes))
 
 
 def record(id: str, key: str = "", priority: int = 4, delay_s: float = 0.0, body: bytes = b"{}") -> Record:

@@ -33,7 +33,7 @@ from kassa.messaging.model import (
 )
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups
-from kassa.messaging.work import ClaimedMessage, MessageWork, OutgoingMessage
+from kassa.messaging.work import ClaimedMessage, MessageWork, OutgoingMessage, ParkedMessage
 
 _SQL = load("kassa.messaging")
 
@@ -41,7 +41,8 @@ RECORD_HEADER = "kassa-record"
 """The record's own id, which may be anything; the row's is derived from it and the queue."""
 TRAITS = Traits(
     durable=True, ordered=True, delay_max_s=10 * 365 * 86400.0, priorities=10, dead_letters=True, counts_attempts=True,
-    acknowledges_in_change=True, batch_max=1000, reports_depth=True, request_reply=True,
+    acknowledges_in_change=True, deduplicates=True, batch_max=1000, bytes_max=64 * 1024 * 1024, reports_depth=True,
+    request_reply=True,
 )  # fmt: skip
 
 _GONE = (
@@ -73,6 +74,7 @@ def message_id(queue: str, record: str) -> Id:
 class PostgresBinder:
     """Queues in PostgreSQL."""
 
+    name = "postgres"
     traits = TRAITS
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", wakeups: Wakeups, *, lease_s: float = 60.0) -> None:
@@ -118,6 +120,10 @@ class PostgresBinder:
             # The commit may have happened before the connection went.
             return [Unknown(type(error).__name__)] * len(records)
 
+    async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        """An address is a topic here."""
+        return await self.send(address, records, deadline_s=deadline_s)
+
     async def subscribe(self, topic: str, group: str) -> Subscription:
         """A consumer of the group's queue."""
         await self._require(topic, group)
@@ -138,6 +144,57 @@ class PostgresBinder:
         for queue in await self._work.queues(queue_name(topic, group)):
             return Depth(queue.depth, queue.in_flight, queue.delayed, queue.dead, queue.oldest_s)
         return Depth(0, 0, 0, 0, None)
+
+    # What `supplied.py` keeps here for other brokers
+
+    async def park(self, topic: str, group: str, parked: Sequence[tuple[Record, float, int, str | None]]) -> None:
+        """(record, seconds, failed attempts, reason): kept in the group's queue until its time has come.
+
+        Raises BrokerUnreachable when the database is away: nothing was kept, or nobody knows.
+        """
+        queue = queue_name(topic, group)
+        rows = [
+            ParkedMessage(_row(queue, record._replace(delay_s=delay_s)), attempts, reason)
+            for record, delay_s, attempts, reason in parked
+        ]
+        try:
+            await self._work.park(queue, rows)
+        except _GONE as error:
+            raise BrokerUnreachable(broker="postgres") from error
+        self._wakeups.touch(MESSAGES)
+
+    async def bury(self, topic: str, group: str, dead: Sequence[tuple[Record, int, str]]) -> None:
+        """(record, attempts, reason): to the dead letters of the group's queue. Raises BrokerUnreachable."""
+        queue = queue_name(topic, group)
+        rows = [ParkedMessage(_row(queue, record), attempts, reason) for record, attempts, reason in dead]
+        try:
+            await self._work.bury_records(queue, rows)
+        except _GONE as error:
+            raise BrokerUnreachable(broker="postgres") from error
+
+    async def parked_keys(self, topic: str, group: str, keys: Sequence[str]) -> set[str]:
+        """Which of these keys have something that waits in the group's queue. Raises BrokerUnreachable."""
+        try:
+            return await self._work.parked_keys(queue_name(topic, group), keys)
+        except _GONE as error:
+            raise BrokerUnreachable(broker="postgres") from error
+
+    async def is_paused(self, topic: str, group: str) -> bool:
+        """Whether the group gets nothing for now. Raises BrokerUnreachable, QueueNotFound."""
+        try:
+            paused: bool | None = await self._pool.fetchval(_SQL.group_paused, topic, group)
+        except _GONE as error:
+            raise BrokerUnreachable(broker="postgres") from error
+        if paused is None:
+            raise QueueNotFound(topic=topic, group=group)
+        return paused
+
+    async def next_due_s(self, topic: str, group: str) -> float | None:
+        """Seconds until something in the group's queue is due (≤ 0: now); None when nothing waits."""
+        try:
+            return await self._work.next_due(queue_name(topic, group))
+        except _GONE as error:
+            raise BrokerUnreachable(broker="postgres") from error
 
     async def _send(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
         groups = await self._groups(topic)

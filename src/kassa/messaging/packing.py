@@ -1,0 +1,193 @@
+"""Records in packets: one by one (CloudEvents binary mode where the record is an event), or many in an envelope. Pure.
+
+Source: CloudEvents 1.0.2, "JSON batch format" (https://github.com/cloudevents/spec, cloudevents/formats/json-format.md).
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from kassa.clock import rfc3339
+from kassa.messaging.model import Packet, Record
+from kassa.messaging.topology import Topic, lane
+
+ENVELOPE_TYPE = "application/cloudevents-batch+json"
+ENVELOPE_RECORDS_MAX = 100
+ENVELOPE_BYTES_MAX = 256 * 1024
+"""Where bigger envelopes stopped to help, and every broker still takes them."""
+ID, KEY, PRIORITY, HOME = "kassa-id", "kassa-key", "kassa-priority", "kassa-home"
+"""Headers beside a record that travels by itself."""
+JSON_TYPE = "application/json"
+_PRIORITY = Record._field_defaults["priority"]
+
+
+class Undecodable(Exception):
+    """A packet that no record can be read from."""
+
+
+class Packed(NamedTuple):
+    """A packet, and which of the records that were sent are in it."""
+
+    packet: Packet
+    places: list[int]
+
+
+def pack(topic: Topic, records: Sequence[Record], now: datetime) -> list[Packed]:
+    """Records as they travel on a topic."""
+    if not topic.envelopes:
+        return [Packed(single(record), [place]) for place, record in enumerate(records)]
+    return list(_envelopes(topic, records, now))
+
+
+def unpack(packet: Packet, new_name: Callable[[], str]) -> list[Record]:
+    """The records of a packet. new_name: an id for one that came without.
+
+    Raises Undecodable.
+    """
+    if packet.headers.get("content-type", "").partition(";")[0].strip().lower() == ENVELOPE_TYPE:
+        return _opened(packet)
+    return [_single(packet, new_name)]
+
+
+# One by one
+
+
+def single(record: Record) -> Packet:
+    """A record by itself; what the broker's own message has no place for goes into headers."""
+    headers = {**record.headers, ID: record.id}
+    if record.key:
+        headers[KEY] = record.key
+    if record.priority != _PRIORITY:
+        headers[PRIORITY] = str(record.priority)
+    if record.home:
+        headers[HOME] = str(record.home)
+    return Packet(record.id, record.key, record.body, headers)
+
+
+def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
+    headers = dict(packet.headers)
+    id = headers.pop(ID, "") or headers.get("ce-id", "") or packet.id or new_name()
+    key = headers.pop(KEY, packet.key)
+    priority = _number(headers.pop(PRIORITY, ""), _PRIORITY)
+    home = _number(headers.pop(HOME, ""), 0)
+    return Record(id, key, packet.body, headers, min(max(priority, 0), 9), 0.0, home)
+
+
+def _number(text: str, default: int) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else default
+
+
+# Envelopes
+
+
+class _Item(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One CloudEvent of an envelope. What is not an event of the log is one as well: a record with a type of its own."""
+
+    specversion: str = ""
+    id: str
+    source: str = ""
+    type: str = ""
+    subject: str = ""
+    time: str = ""
+    sequence: str = ""
+    datacontenttype: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+    data_base64: str = ""
+    kassakey: str = ""
+    kassapriority: int = _PRIORITY
+    kassahome: int = 0
+    kassaheaders: str = ""
+    """JSON text of the headers that are no attribute of a CloudEvent: an extension's value may not be an object."""
+
+
+_ATTRIBUTES = ("specversion", "source", "type", "subject", "time", "sequence")
+_encode = msgspec.json.Encoder().encode
+_decode_items = msgspec.json.Decoder(list[_Item]).decode
+_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+_decode_any = msgspec.json.Decoder().decode
+RECORD_TYPE = "kassa.record"
+SOURCE = "kassa"
+
+
+def _envelopes(topic: Topic, records: Sequence[Record], now: datetime) -> Iterator[Packed]:
+    """Of each lane as many records as fit into one envelope, in the order in which they were given."""
+    lanes: dict[int, list[int]] = {}
+    for place, record in enumerate(records):
+        lanes.setdefault(lane(record.key or record.id, topic.lanes), []).append(place)
+    sent_at = rfc3339(now)
+    for number, places in sorted(lanes.items()):
+        items: list[bytes] = []
+        inside: list[int] = []
+        size = 0
+        for place in places:
+            item = _encode(_item(records[place], sent_at))
+            if inside and (len(inside) == ENVELOPE_RECORDS_MAX or size + len(item) > ENVELOPE_BYTES_MAX):
+                yield Packed(_envelope(number, records[inside[0]].id, items), inside)
+                items, inside, size = [], [], 0
+            items.append(item)
+            inside.append(place)
+            size += len(item) + 1
+        yield Packed(_envelope(number, records[inside[0]].id, items), inside)
+
+
+def _envelope(number: int, first: str, items: Sequence[bytes]) -> Packet:
+    body = b"[" + b",".join(items) + b"]"
+    return Packet(first, str(number), body, {"content-type": ENVELOPE_TYPE})
+
+
+def _item(record: Record, sent_at: str) -> _Item:
+    headers = dict(record.headers)
+    attributes = {name: headers.pop(f"ce-{name}", "") for name in _ATTRIBUTES}
+    headers.pop("ce-id", None)
+    content_type = headers.pop("content-type", "")
+    item = _Item(
+        id=record.id,
+        specversion=attributes["specversion"] or "1.0",
+        source=attributes["source"] or SOURCE,
+        type=attributes["type"] or RECORD_TYPE,
+        subject=attributes["subject"],
+        time=attributes["time"] or sent_at,
+        sequence=attributes["sequence"],
+        datacontenttype=content_type,
+        kassakey=record.key,
+        kassapriority=record.priority,
+        kassahome=record.home,
+        kassaheaders=_encode(headers).decode() if headers else "",
+    )
+    if content_type == JSON_TYPE and _is_json(record.body):
+        item.data = msgspec.Raw(record.body)
+    else:
+        item.data_base64 = base64.b64encode(record.body).decode()
+    return item
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        _decode_any(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _opened(packet: Packet) -> list[Record]:
+    try:
+        return [_record(item) for item in _decode_items(packet.body)]
+    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error) as error:
+        raise Undecodable(f"the envelope cannot be read: {error}") from error
+
+
+def _record(item: _Item) -> Record:
+    headers = _decode_headers(item.kassaheaders) if item.kassaheaders else {}
+    if item.datacontenttype:
+        headers["content-type"] = item.datacontenttype
+    if item.type and item.type != RECORD_TYPE:
+        headers["ce-id"] = item.id
+        for name in _ATTRIBUTES:
+            if value := getattr(item, name):
+                headers[f"ce-{name}"] = value
+    body = base64.b64decode(item.data_base64, validate=True) if item.data_base64 else bytes(item.data)
+    return Record(item.id, item.kassakey, body, headers, item.kassapriority, 0.0, item.kassahome)

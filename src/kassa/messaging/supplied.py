@@ -1,0 +1,449 @@
+"""A binder made of a broker's transport and Kassa's own tables: what the broker lacks is supplied, the same for all.
+
+The broker is the way of records that nothing goes wrong with. Whatever has to wait (a delay, a retry, what comes behind it
+in its key) or was given up is a row in PostgreSQL, in the queue of the topic and group, where the PostgreSQL binder would
+have it. So retries, order after a failure, delays, dead letters and pausing behave alike on every broker, survive its death,
+and are operated by the same commands (docs/decisions/0005).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from kassa.clock import Clock, SystemClock
+from kassa.errors import BrokerUnreachable, InvariantBroken
+from kassa.ids import new_id
+from kassa.messaging.binder import Resources, Subscription
+from kassa.messaging.binders.postgres import PostgresBinder, queue_name
+from kassa.messaging.model import (
+    Ack,
+    Arrival,
+    Dead,
+    Delivery,
+    Depth,
+    Failed,
+    Receipt,
+    Record,
+    RetryAfter,
+    Settlement,
+)
+from kassa.messaging.packing import Packed, Undecodable, pack, unpack
+from kassa.messaging.topology import Topic, class_of, of_class, travelling
+from kassa.messaging.transport import Stream, Transport
+from kassa.messaging.wake import MESSAGES, POLL_S, Watch
+
+log = structlog.get_logger("kassa.messaging.supplied")
+
+CREDIT = 100
+"""Packets asked for at once and kept until somebody wants them: one batch per class at most is fetched ahead."""
+CRASHES_MAX = 5
+"""A packet that was handed out so often without being settled is opened up: its records go on alone, counted by us."""
+GLANCE_S = 0.02
+"""Our own queue is looked at no more often than this while the broker delivers."""
+PAUSE_S = 1.0
+
+
+class SuppliedBinder:
+    """One broker, complete."""
+
+    def __init__(self, transport: Transport, resources: Resources, *, clock: Clock | None = None) -> None:
+        self.name = transport.name
+        self.traits = transport.traits
+        self.transport = transport
+        self._wakeups = resources.wakeups
+        self._memory = PostgresBinder(resources.pool, resources.wakeups)
+        self._topics = {topic.name: topic for topic in resources.topics}
+        self._clock = clock or SystemClock()
+
+    async def open(self) -> None:
+        await self.transport.open()
+
+    async def close(self) -> None:
+        await self.transport.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def provision(self, topics: Sequence[Topic], *, verify_only: bool = False) -> list[str]:
+        """The broker's part first: a group that is in our tables is there as a whole."""
+        self._topics.update((topic.name, topic) for topic in topics)
+        expanded = [one for topic in topics for one in travelling(topic)]
+        word = "missing" if verify_only else "created"
+        ours = {topic.name for topic in topics}
+        said = [
+            f"{word}: {queue_name(topic, group) if group else topic}"
+            for topic, group in await self.transport.provision(expanded, verify_only=verify_only)
+            if topic in ours
+        ]
+        return said + [
+            line for line in await self._memory.provision(topics, verify_only=verify_only) if line not in said
+        ]
+
+    async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        """What is delayed waits in our own queues, the rest goes to the broker."""
+        receipts: dict[int, Receipt] = {}
+        at_once: dict[Topic, list[int]] = {}
+        delayed: list[int] = []
+        known = self._topic(topic)
+        for place, record in enumerate(records):
+            if record.delay_s > 0:
+                delayed.append(place)
+            elif known.classes:
+                at_once.setdefault(of_class(known, class_of(record.priority)), []).append(place)
+            else:
+                at_once.setdefault(known, []).append(place)
+        if delayed:
+            kept = await self._memory.send(topic, [records[place] for place in delayed], deadline_s=deadline_s)
+            receipts.update(zip(delayed, kept, strict=True))
+        for raw, places in at_once.items():
+            sent = await self._send(raw, [records[place] for place in places], deadline_s)
+            receipts.update(zip(places, sent, strict=True))
+        return [receipts[place] for place in range(len(records))]
+
+    async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        packed = pack(Topic(address, (), ""), records, self._clock.now())
+        return await self.transport.reply(address, [one.packet for one in packed], deadline_s=deadline_s)
+
+    async def subscribe(self, topic: str, group: str) -> Subscription:
+        known = self._topic(topic)
+        # In our tables first: a broker may make a group of any name by itself.
+        await self._memory.is_paused(topic, group)
+        streams = [await self.transport.subscribe(raw, group) for raw in travelling(known)]
+        memory = await self._memory.subscribe(topic, group)
+        return SuppliedSubscription(known.name, group, streams, self._memory, memory, self._wakeups.watch(MESSAGES))
+
+    async def pause(self, topic: str, group: str) -> None:
+        """Kept in the database, so it holds for every process and over restarts."""
+        await self._memory.pause(topic, group)
+
+    async def resume(self, topic: str, group: str) -> None:
+        await self._memory.resume(topic, group)
+
+    async def depth(self, topic: str, group: str) -> Depth:
+        """Our own queue and the broker's together. An envelope counts as one there."""
+        ours = await self._memory.depth(topic, group)
+        waiting = 0
+        for raw in travelling(self._topic(topic)):
+            waiting += await self.transport.depth(raw, group) or 0
+        return ours._replace(waiting=ours.waiting + waiting)
+
+    def _topic(self, name: str) -> Topic:
+        return self._topics.get(name) or Topic(name, (), "")
+
+    async def _send(self, topic: Topic, records: Sequence[Record], deadline_s: float) -> list[Receipt]:
+        packed = pack(topic, records, self._clock.now())
+        receipts: list[Receipt] = [Failed("not sent", is_retryable=True)] * len(records)
+        fitting: list[Packed] = []
+        for one in packed:
+            if len(one.packet.body) > self.traits.bytes_max:
+                too_large = Failed(f"larger than the {self.traits.bytes_max} bytes of {self.name}", is_retryable=False)
+                _fill(receipts, one, too_large)
+            else:
+                fitting.append(one)
+        if fitting:
+            answers = await self.transport.send(
+                topic, [one.packet for one in fitting], deadline_s=deadline_s, must_arrive=bool(topic.groups)
+            )
+            for one, answer in zip(fitting, answers, strict=True):
+                _fill(receipts, one, answer)
+        return receipts
+
+
+def _fill(receipts: list[Receipt], packed: Packed, receipt: Receipt) -> None:
+    for place in packed.places:
+        receipts[place] = receipt
+
+
+class _Parcel:
+    """A packet in our hands, until the last of its records is settled."""
+
+    __slots__ = ("arrival", "left", "stream")
+
+    def __init__(self, arrival: Arrival, stream: Stream, left: int) -> None:
+        self.arrival = arrival
+        self.stream = stream
+        self.left = left
+
+
+class _Ahead:
+    """One class of a topic: its stream, and what it brought that nobody has asked for yet."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.arrivals: deque[Arrival] = deque()
+        self.has_room = asyncio.Event()
+        self.has_room.set()
+        self.lost: BrokerUnreachable | None = None
+
+
+class SuppliedSubscription:
+    """A group's records from the broker and from our own queue, as one."""
+
+    def __init__(
+        self,
+        topic: str,
+        group: str,
+        streams: Sequence[Stream],
+        tables: PostgresBinder,
+        memory: Subscription,
+        watch: Watch,
+    ) -> None:
+        """streams: urgent ones first."""
+        self._topic = topic
+        self._group = group
+        self._tables = tables
+        self._memory = memory
+        self._watch = watch
+        self._ahead = [_Ahead(stream) for stream in streams]
+        self._deliveries: deque[Delivery] = deque()
+        """Opened and not handed out yet: the rest of an envelope."""
+        self._held: dict[int, _Parcel] = {}
+        """Parcels in hand, by identity."""
+        self._drained = asyncio.Event()
+        self._is_closed = False
+        self._is_paused = False
+        self._look_at = 0.0
+        """When our own queue is looked at next, by the loop's clock."""
+        self._pumps = [asyncio.create_task(self._pump(ahead), name="stream") for ahead in self._ahead]
+
+    async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_s
+        while not self._is_closed:
+            found = await self._from_memory(max(1, limit // 2), clock())
+            if not self._is_paused:
+                found += await self._from_broker(limit - len(found))
+            if found:
+                return found
+            left_s = deadline - clock()
+            if left_s <= 0:
+                return []
+            if await self._watch.wait(max(0.0, min(left_s, self._look_at - clock()))) and not self._has_news():
+                # Nothing came from the broker, so what woke us is in the tables.
+                self._look_at = 0.0
+        return []
+
+    async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
+        ours = [place for place, (delivery, _) in enumerate(settled) if not isinstance(delivery.token, _Parcel)]
+        theirs = [place for place, (delivery, _) in enumerate(settled) if isinstance(delivery.token, _Parcel)]
+        results = [False] * len(settled)
+        if ours:
+            answers = await self._memory.settle([settled[place] for place in ours])
+            for place, answer in zip(ours, answers, strict=True):
+                results[place] = answer
+        if theirs:
+            answers = await self._settle_parcels([settled[place] for place in theirs])
+            for place, answer in zip(theirs, answers, strict=True):
+                results[place] = answer
+        return results
+
+    async def close(self, drain_s: float) -> None:
+        self._is_closed = True
+        self._watch.set()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+        if self._held:
+            self._drained.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._drained.wait()
+        for ahead in self._ahead:
+            await ahead.stream.close()
+        await self._memory.close(0.0)
+
+    # Receiving
+
+    async def _pump(self, ahead: _Ahead) -> None:
+        """Asks the broker whenever there is room, so that one class never waits for another."""
+        while True:
+            await ahead.has_room.wait()
+            try:
+                arrivals = await ahead.stream.receive(CREDIT, 60.0)
+            except BrokerUnreachable as error:
+                ahead.lost = error
+                self._watch.set()
+                await asyncio.sleep(PAUSE_S)
+                continue
+            if arrivals:
+                ahead.arrivals.extend(arrivals)
+                ahead.has_room.clear()
+                self._watch.set()
+
+    async def _from_memory(self, limit: int, now: float) -> list[Delivery]:
+        """What is due in our own queue. Most of the time there is nothing, so it is looked at when something woke us, when
+        something is due, and else four times a second."""
+        if now < self._look_at:
+            return []
+        self._is_paused = await self._tables.is_paused(self._topic, self._group)
+        due_s = None if self._is_paused else await self._tables.next_due_s(self._topic, self._group)
+        found: list[Delivery] = []
+        if due_s is not None and due_s <= 0:
+            found = await self._memory.receive(limit, 0.0)
+        soon_s = 0.0 if found else POLL_S if due_s is None else min(max(due_s, GLANCE_S), POLL_S)
+        self._look_at = now + soon_s
+        return found
+
+    async def _from_broker(self, limit: int) -> list[Delivery]:
+        lost: BrokerUnreachable | None = None
+        for ahead in self._ahead:
+            if ahead.lost is not None:
+                lost = ahead.lost
+                ahead.lost = None
+        while len(self._deliveries) < limit and (ahead_of := self._next()) is not None:
+            await self._open(ahead_of)
+        ready: list[Delivery] = []
+        while self._deliveries and len(ready) < limit:
+            delivery = self._deliveries.popleft()
+            parcel = _parcel(delivery)
+            if parcel.stream.holds(parcel.arrival):
+                ready.append(delivery)
+            else:
+                self._let_go([parcel])
+        if not ready and lost is not None:
+            raise lost
+        return await self._past_parked(ready) if ready else []
+
+    def _has_news(self) -> bool:
+        return any(ahead.arrivals or ahead.lost for ahead in self._ahead)
+
+    def _next(self) -> _Ahead | None:
+        return next((ahead for ahead in self._ahead if ahead.arrivals), None)
+
+    async def _open(self, ahead: _Ahead) -> None:
+        """The first packet's records, ready to be handed out."""
+        arrival = ahead.arrivals.popleft()
+        if not ahead.arrivals:
+            ahead.has_room.set()
+        if not ahead.stream.holds(arrival):
+            return
+        try:
+            records = unpack(arrival.packet, new_id)
+        except Undecodable as error:
+            await self._bury_whole(ahead.stream, arrival, str(error))
+            return
+        parcel = _Parcel(arrival, ahead.stream, len(records))
+        self._held[id(parcel)] = parcel
+        if not records:
+            await self._finish([parcel])
+        for record in records:
+            self._deliveries.append(Delivery(record, 0, arrival.sent_at, parcel, arrival.epoch))
+
+    async def _past_parked(self, ready: list[Delivery]) -> list[Delivery]:
+        """Those that nothing holds up. What is behind a parked record of its key is parked too, and so is what has ended
+        too many consumers, so that it goes on alone."""
+        keys = sorted({delivery.record.key for delivery in ready if delivery.record.key})
+        held_up = {one.record.key for one in ready if one.record.key and _crashes(one) >= CRASHES_MAX}
+        try:
+            if keys:
+                held_up |= await self._tables.parked_keys(self._topic, self._group, keys)
+            behind = [one for one in ready if one.record.key in held_up or _crashes(one) >= CRASHES_MAX]
+            if behind:
+                rows = [(one.record, 0.0, _crashes(one) if _crashes(one) >= CRASHES_MAX else 0, None) for one in behind]
+                await self._tables.park(self._topic, self._group, rows)
+                self._look_at = 0.0
+                await self._count_down(behind)
+        except BrokerUnreachable:
+            # The database is away, and in it what has to come before these: everything again, later and in order.
+            await self._start_again({_parcel(one).stream for one in ready})
+            raise
+        return [one for one in ready if not (one.record.key in held_up or _crashes(one) >= CRASHES_MAX)]
+
+    # Settling
+
+    async def _settle_parcels(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
+        later: list[tuple[Record, float, int, str | None]] = []
+        dead: list[tuple[Record, int, str]] = []
+        for delivery, end in settled:
+            match end:
+                case RetryAfter(delay_s, reason, counts):
+                    later.append((delivery.record, delay_s, int(counts), reason))
+                case Dead(reason):
+                    dead.append((delivery.record, delivery.attempts + 1, reason))
+                case Ack():
+                    continue
+        try:
+            if dead:
+                await self._tables.bury(self._topic, self._group, dead)
+            if later:
+                await self._tables.park(self._topic, self._group, later)
+                self._look_at = 0.0
+        except BrokerUnreachable as error:
+            log.warning("supplied.memory_away", topic=self._topic, group=self._group, error=str(error))
+            await self._start_again({_parcel(delivery).stream for delivery, _ in settled})
+            return [False] * len(settled)
+        return await self._count_down([delivery for delivery, _ in settled])
+
+    async def _count_down(self, deliveries: Sequence[Delivery]) -> list[bool]:
+        """These are done, or kept elsewhere; a packet is settled with its last record. Of a record whose packet has others
+        left, the effect is durable and nothing can go wrong any more but that it comes again: True."""
+        finished: list[_Parcel] = []
+        for delivery in deliveries:
+            parcel = _parcel(delivery)
+            parcel.left -= 1
+            if parcel.left == 0:
+                finished.append(parcel)
+        refused = await self._finish(finished)
+        return [id(_parcel(delivery)) not in refused for delivery in deliveries]
+
+    async def _finish(self, parcels: Sequence[_Parcel]) -> set[int]:
+        """Settles packets with the broker; says which it did not take."""
+        refused: set[int] = set()
+        by_stream: dict[int, list[_Parcel]] = {}
+        for parcel in parcels:
+            by_stream.setdefault(id(parcel.stream), []).append(parcel)
+        for some in by_stream.values():
+            answers = await some[0].stream.settle([parcel.arrival for parcel in some])
+            refused.update(id(parcel) for parcel, answer in zip(some, answers, strict=True) if not answer)
+        self._let_go(parcels)
+        return refused
+
+    def _let_go(self, parcels: Iterable[_Parcel]) -> None:
+        for parcel in parcels:
+            self._held.pop(id(parcel), None)
+        if not self._held:
+            self._drained.set()
+
+    async def _bury_whole(self, stream: Stream, arrival: Arrival, reason: str) -> None:
+        """A packet that nobody can read is one dead letter, as it came."""
+        packet = arrival.packet
+        record = Record(packet.id or new_id(), "", packet.body, packet.headers)
+        log.warning("supplied.undecodable", topic=self._topic, group=self._group, packet=packet.id, reason=reason)
+        try:
+            await self._tables.bury(self._topic, self._group, [(record, 1, reason)])
+        except BrokerUnreachable:
+            await self._start_again({stream})
+            raise
+        await stream.settle([arrival])
+
+    async def _start_again(self, streams: set[Stream]) -> None:
+        """What of these streams is in hand or ahead comes again, so it is forgotten here."""
+        for ahead in self._ahead:
+            if ahead.stream in streams:
+                ahead.arrivals.clear()
+                ahead.has_room.set()
+        self._deliveries = deque(one for one in self._deliveries if _parcel(one).stream not in streams)
+        self._let_go([parcel for parcel in self._held.values() if parcel.stream in streams])
+        for stream in streams:
+            await stream.restart()
+
+
+def _crashes(delivery: Delivery) -> int:
+    return _parcel(delivery).arrival.redeliveries
+
+
+def _parcel(delivery: Delivery) -> _Parcel:
+    if not isinstance(delivery.token, _Parcel):
+        raise InvariantBroken("A delivery of another binder was settled here.", record=delivery.record.id)
+    return delivery.token
