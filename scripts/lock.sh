@@ -11,5 +11,5 @@ compile() {
 }
 
 compile requirements-install.lock requirements-install.in "${@}"
-compile requirements.lock pyproject.toml --extra embedded "${@}"
-compile requirements-dev.lock pyproject.toml --extra embedded --extra dev --extra bench -c requirements.lock "${@}"
+compile requirements.lock pyproject.toml --extra embedded --extra brokers "${@}"
+compile requirements-dev.lock pyproject.toml --extra embedded --extra brokers --extra dev --extra bench -c requirements.lock "${@}"
