@@ -1,0 +1,105 @@
+"""Records in packets and back; others' software reads the envelopes."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from cloudevents.core.formats.json import JSONFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kassa.messaging.model import Packet, Record
+from kassa.messaging.packing import ENVELOPE_BYTES_MAX, ENVELOPE_RECORDS_MAX, Undecodable, pack, unpack
+from kassa.messaging.topology import Topic, lane
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+SINGLE = Topic("t", ("g",), "")
+ENVELOPES = Topic("t", ("g",), "", envelopes=True)
+EVENT = Record(
+    "evt_1", "0190", b'{"a": [1, "\xc3\xbc"]}',
+    {
+        "content-type": "application/json", "ce-specversion": "1.0", "ce-id": "evt_1", "ce-source": "kassa",
+        "ce-type": "payment.succeeded", "ce-subject": "pay_1", "ce-time": "2026-03-01T00:00:00.000Z", "ce-sequence": "3",
+    },
+)  # fmt: skip
+
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+records = st.lists(
+    st.builds(
+        Record,
+        id=st.text("abc123", min_size=1, max_size=8),
+        key=texts,
+        body=st.one_of(st.binary(max_size=50), st.just(b"{}"), st.just(b" [1, 2] \n")),
+        headers=st.dictionaries(st.sampled_from(["content-type", "x", "correlation-id"]), texts.filter(bool)),
+        priority=st.integers(0, 9),
+        delay_s=st.just(0.0),
+        home=st.integers(0, 2**40),
+    ),
+    max_size=30,
+)
+
+
+def never() -> str:
+    raise AssertionError("every record has an id of its own")
+
+
+@given(records, st.sampled_from([SINGLE, ENVELOPES]))
+def test_records_come_out_as_they_went_in(sent: list[Record], topic: Topic) -> None:
+    packed = pack(topic, sent, NOW)
+
+    came = {
+        place: record
+        for one in packed
+        for place, record in zip(one.places, unpack(one.packet, never), strict=True)
+    }  # fmt: skip
+    assert [came[place] for place in range(len(sent))] == sent
+
+
+@given(records)
+def test_envelope_holds_one_lane_in_the_order_that_was_given(sent: list[Record]) -> None:
+    for one in pack(ENVELOPES, sent, NOW):
+        assert one.places == sorted(one.places)
+        assert {str(lane(sent[place].key or sent[place].id, ENVELOPES.lanes)) for place in one.places} == {
+            one.packet.key
+        }
+
+
+def test_envelope_is_bounded_in_records_and_bytes() -> None:
+    many = [Record(f"r-{number}", "k", b"{}", {}) for number in range(ENVELOPE_RECORDS_MAX + 1)]
+    large = [Record(f"r-{number}", "k", bytes(ENVELOPE_BYTES_MAX // 2), {}) for number in range(3)]
+
+    assert [len(one.places) for one in pack(ENVELOPES, many, NOW)] == [ENVELOPE_RECORDS_MAX, 1]
+    assert [len(one.places) for one in pack(ENVELOPES, large, NOW)] == [1, 1, 1]
+
+
+def test_cloudevents_package_reads_every_event_of_an_envelope() -> None:
+    plain = Record("r-1", "0190", b"\x00\xff", {"x": "1"})
+    (packed,) = pack(ENVELOPES, [EVENT, plain], NOW)
+
+    assert packed.packet.headers["content-type"] == "application/cloudevents-batch+json"
+    events = [JSONFormat().read(None, msgspec.json.encode(one)) for one in msgspec.json.decode(packed.packet.body)]
+
+    told, kept = events
+    assert (told.get_id(), told.get_type(), told.get_subject()) == ("evt_1", "payment.succeeded", "pay_1")
+    assert told.get_data() == {"a": [1, "ü"]}
+    assert (kept.get_id(), kept.get_type(), kept.get_data()) == ("r-1", "kassa.record", b"\x00\xff")
+
+
+def test_item_with_fields_of_a_later_version_is_read() -> None:
+    body = b'[{"specversion":"1.0","id":"r-1","source":"kassa","type":"payment.frozen","data":{},"kassanew":{"a":1}}]'
+
+    (record,) = unpack(Packet("r-1", "0", body, {"content-type": "application/cloudevents-batch+json"}), never)
+
+    assert (record.id, record.headers["ce-type"]) == ("r-1", "payment.frozen")
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[{}]", b"\xff", b'[{"id": 1}]', b'[{"id":"r","data_base64":"%"}]'])
+def test_envelope_that_cannot_be_read_is_told_as_such(body: bytes) -> None:
+    with pytest.raises(Undecodable):
+        unpack(Packet("r-1", "0", body, {"content-type": "application/cloudevents-batch+json; charset=utf-8"}), never)
+
+
+def test_message_of_somebody_who_never_heard_of_kassa_is_a_record() -> None:
+    (record,) = unpack(Packet("", "", b'{"order_id": "1"}', {"kassa-priority": "many"}), lambda: "fresh")
+
+    assert record == Record("fresh", "", b'{"order_id": "1"}', {}, 4)
