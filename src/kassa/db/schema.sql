@@ -141,7 +141,8 @@ CREATE UNIQUE INDEX event_root ON event (home, root, sequence);
 CREATE INDEX event_home ON event (home, at, writer, seq, ord);
 
 -- Work for one receiver; the delete in the handler's own commit is the acknowledgement. `position` is drawn inside the
--- writing transaction, so messages of one key have the order in which their root's lock was held.
+-- writing transaction, so messages of one key have the order in which their root's lock was held. Half of a page is left
+-- free, so that a lease touches no index.
 CREATE TABLE message (
     id uuid PRIMARY KEY,
     position bigint GENERATED ALWAYS AS IDENTITY,
@@ -158,7 +159,7 @@ CREATE TABLE message (
     last_error text,
     headers text NOT NULL,
     body bytea NOT NULL
-);
+) WITH (fillfactor = 50);
 CREATE INDEX message_work ON message (topic, priority, due, position);
 CREATE INDEX message_key ON message (topic, key, position);
 

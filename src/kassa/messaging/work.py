@@ -206,10 +206,11 @@ class DeadLetter(NamedTuple):
     body: bytes
 
 
-WINDOWS_MAX = 8
-WINDOW_MIN = 256
-"""Candidates looked at in one claim. Where all of them wait behind a held key, the next window is looked at, and so
-on, so that a long queue behind one slow key does not hide the others."""
+WINDOWS_MAX = 6
+WINDOW_MIN = 16
+WINDOW_GROWTH = 4
+"""Candidates looked at in one claim: as many as are wanted. Where all of them wait behind a held key, the next and larger
+window is looked at, and so on, so that a long queue behind one slow key does not hide the others."""
 
 
 class MessageWork:
@@ -222,12 +223,14 @@ class MessageWork:
     async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
         """At most `limit` due messages, urgent ones first. A key's messages come in order and to one holder at a
         time."""
-        window = max(WINDOW_MIN, 2 * limit)
-        for number in range(WINDOWS_MAX):
-            rows = await self._pool.fetch(_SQL.claim_messages, topic, limit, self._lease, window, number * window)
+        window, passed = max(limit, WINDOW_MIN), 0
+        for _ in range(WINDOWS_MAX):
+            rows = await self._pool.fetch(_SQL.claim_messages, topic, limit, self._lease, window, passed)
             claimed = [_claimed(row) for row in rows if row["id"] is not None]
             if claimed or rows[0]["candidates"] < window:
                 return claimed
+            passed += window
+            window *= WINDOW_GROWTH
         return []
 
     async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
