@@ -115,14 +115,17 @@ def ends(records: Sequence[Unread]) -> list[Place]:
     return sorted(last.values())
 
 
+_PREFIX_MAX = 4
 _ROOT_PREFIXES = {"payment": "pay_", "refund": "pay_", "topup": "top_", "wallet": "wal_", "webhook_endpoint": "whe_"}
 
 
 def root_name(record: LogRecord) -> str:
     """The root's public name: as the object itself says it, else by the event's noun."""
-    found = re.search(rb'"([a-z]{2,4}_' + record.root.encode() + rb')"', record.data)
-    if found is not None:
-        return found[1].decode()
+    place = record.data.find(b"_" + record.root.encode() + b'"')
+    start = record.data.rfind(b'"', max(0, place - _PREFIX_MAX - 1), max(0, place))
+    prefix = record.data[start + 1 : place]
+    if place > 0 and start >= 0 and prefix.isalpha() and prefix.islower():
+        return f"{prefix.decode()}_{record.root}"
     return _ROOT_PREFIXES.get(record.type.partition(".")[0], "") + record.root
 
 
