@@ -1,6 +1,7 @@
 """Queues for operators: how they are doing, what died in them, and trying it again."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -108,6 +109,21 @@ def replay(
 
     replayed = run(work())
     show({"replayed": replayed}, as_json, lambda: print(f"{replayed} put back."))
+
+
+@queue.command()
+@click.argument("name")
+@click.option("--keys-dir", type=click.Path(file_okay=False, path_type=Path), default=Path(), show_default="here")
+@json_option
+def keys(name: str, keys_dir: Path, as_json: bool) -> None:
+    """A new pair of CURVE keys for a ZeroMQ hub or peer. The secret one stays with its owner; a hub keeps the public ones
+    of its peers in one directory, and reads them when it starts."""
+    from kassa.messaging.binders.zeromq import make_keys
+
+    if (keys_dir / f"{name}.key_secret").exists():
+        raise click.ClickException(f"{keys_dir / name}.key_secret exists already, and is not overwritten.")
+    public, secret = make_keys(keys_dir, name)
+    show({"public": str(public), "secret": str(secret)}, as_json, lambda: print(f"public  {public}\nsecret  {secret}"))
 
 
 def _utc(at: datetime | None) -> datetime | None:

@@ -105,6 +105,7 @@ class Binder(Protocol):
 REGISTRY = {
     "memory": "kassa.messaging.binders.memory",
     "postgres": "kassa.messaging.binders.postgres",
+    "zeromq": "kassa.messaging.binders.zeromq",
 }
 """URL scheme, or its bare name, to the module whose `make_binder(url, resources)` makes the binder. One file that speaks a
 broker's protocol (`transport.py`) and one line here are a broker; everything else is the same for all."""

@@ -1,0 +1,748 @@
+"""The binder without a broker in between: peers talk to a hub over ZeroMQ, and PostgreSQL is the hub's memory.
+
+ZeroMQ stores nothing and drops what does not fit, so nothing depends on it: a record is confirmed when the hub has committed
+it to its queues in PostgreSQL, and it stays there until the receiver settles it. Each thing that a peer wants is a call with a
+number; a call that is not answered is made again with its number, and the hub gives the first answer again. A peer receives
+by a call that the hub answers when there is something, so what is asked for is the credit.
+
+    zeromq://host:port                      the first process on a machine that opens it is the hub, the others are peers
+    zeromq://host:port?role=peer            never the hub: a service on another machine (role=hub: it must be the hub)
+    …?secret=FILE&peers=DIR                 the hub's CURVE key, and the public keys of those who may call (*.key)
+    …?secret=FILE&server=FILE               a peer's CURVE key, and the hub's public key
+    …?lease_s=30                            after how long comes again what was on its way when the hub was killed
+
+Outside loopback CURVE is required; `plain=yes` says that the network itself is trusted. `make_keys` makes key files.
+Source: ZeroMQ RFC 28 (REQ-REP), 26 (CurveZMQ); https://rfc.zeromq.org, read 2026-11.
+"""
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+import structlog
+import zmq
+import zmq.asyncio
+import zmq.auth
+from zmq.auth.asyncio import AsyncioAuthenticator
+
+from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, QueueNotFound, SettingInvalid
+from kassa.ids import Id, new_id
+from kassa.messaging.binder import Resources, Subscription
+from kassa.messaging.binders.postgres import PostgresBinder
+from kassa.messaging.model import (
+    Ack,
+    Confirmed,
+    Dead,
+    Delivery,
+    Depth,
+    Failed,
+    Receipt,
+    Record,
+    RetryAfter,
+    Settlement,
+    Traits,
+    Unknown,
+)
+from kassa.messaging.topology import Topic
+from kassa.messaging.work import ClaimedMessage
+
+TRAITS = Traits(
+    durable=False, ordered=True, delay_max_s=0.0, priorities=1, dead_letters=False, counts_attempts=False,
+    acknowledges_in_change=False, deduplicates=True, batch_max=500, bytes_max=16 * 1024 * 1024, reports_depth=False,
+    request_reply=True,
+)  # fmt: skip
+"""Of ZeroMQ itself; the hub's PostgreSQL supplies the rest."""
+LEASE_S = 30.0
+"""What was on its way to a peer when the hub was killed comes again after so long; peers settle what they hold at any hub."""
+CALL_S = 5.0
+RESEND_S = 1.0
+"""An answer that did not come by then was lost with a connection."""
+SILENCE_S = 5.0
+"""A peer that has not called for so long is gone, and what it had goes to others. A waiting call counts as calling."""
+RECEIVE_MAX_S = 2.0
+"""A call to receive is answered by then, so that a hub that died is noticed soon."""
+CALLS_MAX = 32
+"""Of one peer at once; the hub takes no more, so a peer can only fill a bounded part of its memory."""
+BEAT_S = 1.0
+HIGH_WATER = 10_000
+"""Far above what can be under way, since ZeroMQ drops what is past it."""
+HEARTBEAT_MS = 1000
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+log = structlog.get_logger("kassa.messaging.zeromq")
+
+
+class Address(NamedTuple):
+    """What the URL says."""
+
+    host: str
+    port: int
+    role: str
+    """auto, hub or peer."""
+    secret: Path | None
+    peers: Path | None
+    server: Path | None
+    lease_s: float
+
+
+def make_binder(url: str, resources: Resources) -> "ZeroMQBinder":
+    """The registry's way in."""
+    return ZeroMQBinder(read_url(url), resources)
+
+
+def read_url(url: str) -> Address:
+    """The address in a URL. Raises SettingInvalid."""
+    if "://" not in url:
+        url = "zeromq://127.0.0.1:0"
+    parts = urlsplit(url)
+    given = dict(parse_qsl(parts.query))
+    host = parts.hostname or "127.0.0.1"
+    host = f"[{host}]" if ":" in host else host
+    unknown = set(given) - {"role", "secret", "peers", "server", "plain", "lease_s"}
+    if unknown or given.get("role", "auto") not in ("auto", "hub", "peer"):
+        raise SettingInvalid(
+            "A ZeroMQ address takes role=hub|peer, secret=FILE, peers=DIR, server=FILE, plain=yes and lease_s=SECONDS.",
+            broker="zeromq",
+        )
+    secret, peers, server = (Path(given[name]) if name in given else None for name in ("secret", "peers", "server"))
+    if host not in LOOPBACK and secret is None and given.get("plain") != "yes":
+        raise SettingInvalid(
+            f"{host} is not loopback, so ZeroMQ needs CURVE keys: add ?secret=FILE and peers=DIR (hub) or server=FILE "
+            "(peer); `kassa queue keys` makes them. plain=yes trusts the network.",
+            broker="zeromq",
+        )  # fmt: skip
+    return Address(
+        host, parts.port or 0, given.get("role", "auto"), secret, peers, server, _seconds(given.get("lease_s"))
+    )
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        seconds = LEASE_S if text is None else float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 3600:
+        raise SettingInvalid(f"lease_s={text} of the ZeroMQ address is not 1 … 3600 seconds.", broker="zeromq")
+    return seconds
+
+
+def make_keys(directory: Path, name: str) -> tuple[Path, Path]:
+    """A new pair of CURVE keys in `directory`: NAME.key (public) and NAME.key_secret (mode 0600)."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    mask = os.umask(0o077)
+    try:
+        public, secret = zmq.auth.create_certificates(directory, name)
+    finally:
+        os.umask(mask)
+    return Path(public), Path(secret)
+
+
+# What travels
+
+
+class _Call(msgspec.Struct, array_like=True):
+    session: str
+    number: int
+    oldest: int
+    """The lowest number that still waits for its answer: what the hub keeps of earlier ones it may forget."""
+    method: str
+    arguments: msgspec.Raw
+
+
+class _Answer(msgspec.Struct, array_like=True):
+    number: int
+    result: msgspec.Raw
+    error: str = ""
+    """The code of what was refused."""
+    detail: str = ""
+
+
+class _Sent(msgspec.Struct, array_like=True):
+    topic: str
+    records: list[Record]
+    deadline_s: float
+
+
+class _Provision(msgspec.Struct, array_like=True):
+    topics: list[tuple[str, tuple[str, ...]]]
+    verify_only: bool
+
+
+class _Group(msgspec.Struct, array_like=True):
+    topic: str
+    group: str
+
+
+class _Receive(msgspec.Struct, array_like=True):
+    subscription: str
+    topic: str
+    group: str
+    limit: int
+    wait_s: float
+
+
+class _Handed(msgspec.Struct, array_like=True):
+    record: Record
+    attempts: int
+    sent_at: datetime
+    id: Id
+    lease: int
+
+
+class _End(msgspec.Struct, array_like=True):
+    """A settlement: kind is ack, retry or dead."""
+
+    id: Id
+    lease: int
+    kind: str
+    delay_s: float
+    reason: str | None
+    counts: bool
+
+
+class _Settle(msgspec.Struct, array_like=True):
+    subscription: str
+    topic: str
+    group: str
+    ends: list[_End]
+
+
+class _Receipt(msgspec.Struct, array_like=True):
+    kind: str
+    reason: str
+    is_retryable: bool
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_calls = msgspec.msgpack.Decoder(_Call)
+_answers = msgspec.msgpack.Decoder(_Answer)
+_NOTHING = msgspec.Raw(_encode(None))
+
+
+def _decode(raw: msgspec.Raw, kind: Any) -> Any:
+    return msgspec.msgpack.decode(raw, type=kind)
+
+
+def _receipt_out(receipt: Receipt) -> _Receipt:
+    match receipt:
+        case Confirmed():
+            return _Receipt("confirmed", "", False)
+        case Failed(reason, is_retryable):
+            return _Receipt("failed", reason, is_retryable)
+        case Unknown(reason):
+            return _Receipt("unknown", reason, True)
+
+
+def _receipt_in(sent: _Receipt) -> Receipt:
+    match sent.kind:
+        case "confirmed":
+            return Confirmed()
+        case "failed":
+            return Failed(sent.reason, sent.is_retryable)
+        case _:
+            return Unknown(sent.reason)
+
+
+# The hub
+
+
+class _Session:
+    """One peer: the answers to its last calls, and what it subscribed to."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, bytes] = {}
+        self.running: set[int] = set()
+        self.subscriptions: dict[str, Subscription] = {}
+        self.heard_at = 0.0
+
+
+_Method = Callable[[_Session, msgspec.Raw], Awaitable[Any]]
+
+
+class Hub:
+    """Answers calls. Everything that it knows is in PostgreSQL, so any process may be it, and the next one goes on."""
+
+    def __init__(self, memory: PostgresBinder) -> None:
+        self._memory = memory
+        self._sessions: dict[str, _Session] = {}
+        self._socket: zmq.asyncio.Socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._methods: dict[str, _Method] = {
+            "ping": self._ping,
+            "bye": self._bye,
+            "provision": self._provision,
+            "send": self._send,
+            "subscribe": self._subscribe,
+            "receive": self._receive,
+            "settle": self._settle,
+            "close": self._close,
+            "pause": self._pause,
+            "resume": self._resume,
+            "depth": self._depth,
+        }
+
+    def start(self, socket: zmq.asyncio.Socket) -> None:
+        """socket: a bound ROUTER."""
+        self._socket = socket
+        for loop in (self._listen(socket), self._watch()):
+            self._follow(asyncio.create_task(loop))
+
+    async def stop(self) -> None:
+        """Gives back what peers have: another hub may go on at once."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for session in self._sessions.values():
+            await self._end(session)
+        self._sessions.clear()
+        if self._socket is not None:
+            self._socket.close(linger=200)
+
+    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            identity, *frames = await socket.recv_multipart()
+            try:
+                call = _calls.decode(frames[-1] if frames else b"")
+            except msgspec.DecodeError as error:
+                log.warning("zeromq.unreadable", error=str(error))
+                continue
+            self._follow(asyncio.create_task(self._answer(socket, identity, call)))
+
+    def _follow(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, socket: zmq.asyncio.Socket, identity: bytes, call: _Call) -> None:
+        session = self._sessions.setdefault(call.session, _Session())
+        session.heard_at = asyncio.get_running_loop().time()
+        for number in [number for number in session.answers if number < call.oldest]:
+            del session.answers[number]
+        kept = session.answers.get(call.number)
+        if kept is None:
+            if call.number in session.running or len(session.running) >= CALLS_MAX:
+                # Its first one is still being worked on and will be answered, or it comes again when there is room.
+                return
+            session.running.add(call.number)
+            try:
+                kept = _encode(await self._result(session, call))
+            finally:
+                session.running.discard(call.number)
+            session.answers[call.number] = kept
+        with suppress(zmq.ZMQError):
+            # A peer that is gone is not told.
+            await socket.send_multipart([identity, kept])
+
+    async def _result(self, session: _Session, call: _Call) -> _Answer:
+        method = self._methods.get(call.method)
+        if method is None:
+            return _Answer(call.number, _NOTHING, "request.invalid", f"there is no call {call.method!r}")
+        try:
+            return _Answer(call.number, msgspec.Raw(_encode(await method(session, call.arguments))))
+        except KassaError as error:
+            return _Answer(call.number, _NOTHING, error.code, error.detail)
+        except msgspec.DecodeError as error:
+            return _Answer(call.number, _NOTHING, "request.invalid", str(error))
+        except Exception as error:
+            # The outermost loop of a call: whatever it raises belongs to its caller.
+            log.exception("zeromq.call_failed", method=call.method)
+            return _Answer(call.number, _NOTHING, "system.unexpected", type(error).__name__)
+
+    async def _watch(self) -> None:
+        """Ends the sessions of peers that fell silent."""
+        while True:
+            await asyncio.sleep(SILENCE_S / 5)
+            now = asyncio.get_running_loop().time()
+            for name, session in list(self._sessions.items()):
+                if not session.running and now - session.heard_at > SILENCE_S:
+                    del self._sessions[name]
+                    await self._end(session)
+
+    async def _end(self, session: _Session) -> None:
+        for subscription in session.subscriptions.values():
+            try:
+                await subscription.close(0.0)
+            except (KassaError, OSError) as error:
+                # The database is away; the leases run out by themselves.
+                log.warning("zeromq.not_given_back", error=str(error))
+        session.subscriptions.clear()
+
+    # Calls
+
+    async def _ping(self, session: _Session, raw: msgspec.Raw) -> None:
+        """Only shows that the peer lives."""
+
+    async def _send(self, session: _Session, raw: msgspec.Raw) -> list[_Receipt]:
+        sent: _Sent = _decode(raw, _Sent)
+        receipts = await self._memory.send(sent.topic, sent.records, deadline_s=sent.deadline_s)
+        return [_receipt_out(receipt) for receipt in receipts]
+
+    async def _provision(self, session: _Session, raw: msgspec.Raw) -> list[str]:
+        wanted: _Provision = _decode(raw, _Provision)
+        topics = [Topic(name, groups, "") for name, groups in wanted.topics]
+        return await self._memory.provision(topics, verify_only=wanted.verify_only)
+
+    async def _subscribe(self, session: _Session, raw: msgspec.Raw) -> None:
+        wanted: _Receive = _decode(raw, _Receive)
+        await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
+
+    async def _subscription(self, session: _Session, name: str, topic: str, group: str) -> Subscription:
+        found = session.subscriptions.get(name)
+        if found is None:
+            found = session.subscriptions[name] = await self._memory.subscribe(topic, group)
+        return found
+
+    async def _receive(self, session: _Session, raw: msgspec.Raw) -> list[_Handed]:
+        wanted: _Receive = _decode(raw, _Receive)
+        subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
+        return [_handed(one) for one in await subscription.receive(wanted.limit, min(wanted.wait_s, RECEIVE_MAX_S))]
+
+    async def _settle(self, session: _Session, raw: msgspec.Raw) -> list[bool]:
+        wanted: _Settle = _decode(raw, _Settle)
+        subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
+        return await subscription.settle([_settlement(end) for end in wanted.ends])
+
+    async def _close(self, session: _Session, raw: msgspec.Raw) -> None:
+        wanted: _Receive = _decode(raw, _Receive)
+        subscription = session.subscriptions.pop(wanted.subscription, None)
+        if subscription is not None:
+            await subscription.close(0.0)
+
+    async def _pause(self, session: _Session, raw: msgspec.Raw) -> None:
+        of: _Group = _decode(raw, _Group)
+        await self._memory.pause(of.topic, of.group)
+
+    async def _resume(self, session: _Session, raw: msgspec.Raw) -> None:
+        of: _Group = _decode(raw, _Group)
+        await self._memory.resume(of.topic, of.group)
+
+    async def _depth(self, session: _Session, raw: msgspec.Raw) -> Depth:
+        of: _Group = _decode(raw, _Group)
+        return await self._memory.depth(of.topic, of.group)
+
+    async def _bye(self, session: _Session, raw: msgspec.Raw) -> None:
+        await self._end(session)
+
+
+def _handed(delivery: Delivery) -> _Handed:
+    message = delivery.token
+    if not isinstance(message, ClaimedMessage):
+        raise InvariantBroken("The hub's memory is PostgreSQL.")
+    return _Handed(delivery.record, delivery.attempts, message.created_at, message.id, message.lease)
+
+
+def _settlement(end: _End) -> tuple[Delivery, Settlement]:
+    """As the hub's memory wants it; only id and lease say which message it is."""
+    message = ClaimedMessage(end.id, 0, "", 0, datetime.min, 0, end.lease, {}, b"")
+    delivery = Delivery(Record(end.id, "", b"", {}), 0, None, message, end.lease)
+    match end.kind:
+        case "ack":
+            return delivery, Ack()
+        case "retry":
+            return delivery, RetryAfter(end.delay_s, end.reason, end.counts)
+        case _:
+            return delivery, Dead(end.reason or "")
+
+
+# The peer
+
+
+class ZeroMQBinder:
+    """Calls the hub; is the hub, where nobody else on this machine is."""
+
+    name = "zeromq"
+    traits = TRAITS
+
+    def __init__(self, address: Address, resources: Resources) -> None:
+        self._address = address
+        self._hub = Hub(
+            PostgresBinder(resources.pool, resources.wakeups, lease_s=address.lease_s, topics=resources.topics)
+        )
+        self._is_hub = False
+        self._context: zmq.asyncio.Context | None = None
+        self._authenticator: AsyncioAuthenticator | None = None
+        self._socket: zmq.asyncio.Socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._session = new_id()
+        self._number = 0
+        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
+        self._places = asyncio.Semaphore(CALLS_MAX)
+
+    @property
+    def url(self) -> str:
+        """Where peers reach the hub, with the port that it really has."""
+        return f"zeromq://{self._address.host}:{self._address.port}"
+
+    async def open(self) -> None:
+        """Raises BrokerUnreachable when nobody answers there and this process cannot be the hub."""
+        self._context = zmq.asyncio.Context()
+        if self._address.role != "peer":
+            self._be_hub()
+        self._connect()
+        await self.call("ping", None, CALL_S)
+        self._tasks.append(asyncio.create_task(self._beat(), name="zeromq"))
+
+    async def close(self) -> None:
+        if self._socket is not None:
+            with suppress(BrokerUnreachable):
+                await self.call("bye", None, RESEND_S)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._socket.close(linger=0)
+            self._socket = None
+        if self._is_hub:
+            await self._hub.stop()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        if self._context is not None:
+            self._context.term()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def provision(self, topics: Sequence[Topic], *, verify_only: bool = False) -> list[str]:
+        wanted = _Provision([(topic.name, topic.groups) for topic in topics], verify_only)
+        said: list[str] = _decode(await self.call("provision", wanted, CALL_S), list[str])
+        return said
+
+    async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        """Confirmed once the hub has committed it. What is not answered is asked again under the same number."""
+        too_large = {place for place, record in enumerate(records) if len(record.body) > TRAITS.bytes_max}
+        fitting = [record for place, record in enumerate(records) if place not in too_large]
+        answers: list[Receipt] = []
+        if fitting:
+            try:
+                raw = await self.call("send", _Sent(topic, fitting, deadline_s), deadline_s)
+                answers = [_receipt_in(one) for one in _decode(raw, list[_Receipt])]
+            except BrokerUnreachable:
+                answers = [Unknown("the hub does not answer")] * len(fitting)
+        left = iter(answers)
+        refusal = Failed(f"larger than the {TRAITS.bytes_max} bytes of zeromq", is_retryable=False)
+        return [refusal if place in too_large else next(left) for place in range(len(records))]
+
+    async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        """An address is a topic here."""
+        return await self.send(address, records, deadline_s=deadline_s)
+
+    async def subscribe(self, topic: str, group: str) -> Subscription:
+        subscription = ZeroMQSubscription(self, topic, group)
+        await subscription.open()
+        return subscription
+
+    async def pause(self, topic: str, group: str) -> None:
+        await self.call("pause", _Group(topic, group), CALL_S)
+
+    async def resume(self, topic: str, group: str) -> None:
+        await self.call("resume", _Group(topic, group), CALL_S)
+
+    async def depth(self, topic: str, group: str) -> Depth:
+        depth: Depth = _decode(await self.call("depth", _Group(topic, group), CALL_S), Depth)
+        return depth
+
+    # Calling
+
+    async def call(self, method: str, arguments: Any, deadline_s: float, resend_s: float = RESEND_S) -> msgspec.Raw:
+        """The result. Raises QueueNotFound as the hub says, BrokerUnreachable when there is no answer in time."""
+        async with self._places:
+            self._number += 1
+            number = self._number
+            frame = _encode(
+                _Call(
+                    self._session, number, min(self._waiting, default=number), method, msgspec.Raw(_encode(arguments))
+                )
+            )
+            future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+            self._waiting[number] = future
+            try:
+                answer = await self._insist(frame, future, deadline_s, resend_s)
+            finally:
+                del self._waiting[number]
+        if answer.error == QueueNotFound.code:
+            raise QueueNotFound(answer.detail)
+        if answer.error:
+            raise BrokerUnreachable(f"The hub refused {method}: {answer.detail}", broker="zeromq", code=answer.error)
+        return answer.result
+
+    async def _insist(
+        self, frame: bytes, future: "asyncio.Future[_Answer]", deadline_s: float, resend_s: float
+    ) -> _Answer:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + deadline_s
+        while True:
+            left_s = deadline - clock()
+            if left_s <= 0 or self._socket is None:
+                raise BrokerUnreachable(f"No ZeroMQ hub answers at {self.url}.", broker="zeromq")
+            try:
+                async with asyncio.timeout(min(left_s, resend_s)):
+                    await self._socket.send(frame)
+                    return await asyncio.shield(future)
+            except TimeoutError:
+                continue
+
+    async def _beat(self) -> None:
+        """The hub takes a peer that says nothing for gone, however long its handlers take."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            with suppress(BrokerUnreachable):
+                await self.call("ping", None, CALL_S)
+
+    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            (*_, frame) = await socket.recv_multipart()
+            try:
+                answer = _answers.decode(frame)
+            except msgspec.DecodeError as error:
+                log.warning("zeromq.unreadable", error=str(error))
+                continue
+            waiting = self._waiting.get(answer.number)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+
+    # Sockets
+
+    def _be_hub(self) -> None:
+        """Binds, if nobody has. Raises BrokerUnreachable when this process must be the hub and cannot."""
+        socket = self._made(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if self._address.secret is not None:
+            self._secure_hub(socket, self._address.secret)
+        try:
+            socket.bind(f"tcp://{self._address.host}:{self._address.port or '*'}")
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV) and self._address.role == "auto":
+                return
+            raise BrokerUnreachable(f"Cannot be the ZeroMQ hub at {self.url}: {error}.", broker="zeromq") from error
+        bound = urlsplit(socket.getsockopt_string(zmq.LAST_ENDPOINT)).port or 0
+        self._address = self._address._replace(port=bound)
+        self._is_hub = True
+        self._hub.start(socket)
+
+    def _secure_hub(self, socket: zmq.asyncio.Socket, secret_file: Path) -> None:
+        public, secret = _keys(secret_file)
+        if self._address.peers is None:
+            raise SettingInvalid("A ZeroMQ hub with CURVE needs peers=DIR: the public keys of who may call.")
+        self._authenticator = AsyncioAuthenticator(self._context)
+        self._authenticator.start()
+        self._authenticator.configure_curve(domain="*", location=str(self._address.peers))
+        socket.curve_secretkey, socket.curve_publickey, socket.curve_server = secret, public, True
+
+    def _connect(self) -> None:
+        socket = self._made(zmq.DEALER)
+        if self._address.secret is not None:
+            public, secret = _keys(self._address.secret)
+            server = public if self._is_hub else _keys(self._address.server)[0]
+            socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, server
+        socket.connect(f"tcp://{self._address.host}:{self._address.port}")
+        self._socket = socket
+        self._tasks = [asyncio.create_task(self._listen(socket), name="zeromq")]
+
+    def _made(self, kind: int) -> zmq.asyncio.Socket:
+        if self._context is None:
+            raise InvariantBroken("The binder is not open.")
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        if ":" in self._address.host:
+            socket.setsockopt(zmq.IPV6, 1)
+        return socket
+
+
+def _keys(file: Path | None) -> tuple[bytes, bytes]:
+    """(public, secret) of a key file; the secret is empty in a public one. Raises SettingInvalid."""
+    if file is None:
+        raise SettingInvalid("A ZeroMQ peer with CURVE needs server=FILE: the hub's public key.", broker="zeromq")
+    try:
+        public, secret = zmq.auth.load_certificate(file)
+    except (OSError, ValueError) as error:
+        raise SettingInvalid(f"{file} is not a CURVE key file: {error}.", broker="zeromq") from error
+    return public, secret or b""
+
+
+class ZeroMQSubscription:
+    """A group's records at the hub. A delivery may be settled at any hub of the same database."""
+
+    def __init__(self, binder: ZeroMQBinder, topic: str, group: str) -> None:
+        self._binder = binder
+        self._name = new_id()
+        self._topic = topic
+        self._group = group
+        self._is_closed = False
+        self._held: set[Id] = set()
+        self._drained = asyncio.Event()
+
+    async def open(self) -> None:
+        """Raises QueueNotFound, BrokerUnreachable."""
+        await self._binder.call("subscribe", self._wanted(0, 0.0), CALL_S)
+
+    async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_s
+        while not self._is_closed:
+            wait = max(0.0, min(deadline - clock(), RECEIVE_MAX_S))
+            raw = await self._binder.call("receive", self._wanted(limit, wait), wait + CALL_S, wait + RESEND_S)
+            handed: list[_Handed] = _decode(raw, list[_Handed])
+            if handed:
+                self._held.update(one.id for one in handed)
+                return [Delivery(one.record, one.attempts, one.sent_at, one, one.lease) for one in handed]
+            if clock() >= deadline:
+                break
+        return []
+
+    async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
+        ends = [_end(delivery, end) for delivery, end in settled]
+        wanted = _Settle(self._name, self._topic, self._group, ends)
+        try:
+            raw = await self._binder.call("settle", wanted, CALL_S)
+        except (BrokerUnreachable, QueueNotFound):
+            return [False] * len(settled)
+        finally:
+            self._held.difference_update(end.id for end in ends)
+            if not self._held:
+                self._drained.set()
+        results: list[bool] = _decode(raw, list[bool])
+        return results
+
+    async def close(self, drain_s: float) -> None:
+        self._is_closed = True
+        if self._held:
+            self._drained.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._drained.wait()
+        with suppress(BrokerUnreachable):
+            await self._binder.call("close", self._wanted(0, 0.0), CALL_S)
+
+    def _wanted(self, limit: int, wait_s: float) -> _Receive:
+        return _Receive(self._name, self._topic, self._group, limit, wait_s)
+
+
+def _end(delivery: Delivery, end: Settlement) -> _End:
+    handed = delivery.token
+    if not isinstance(handed, _Handed):
+        raise InvariantBroken("A delivery of another binder was settled here.", record=delivery.record.id)
+    match end:
+        case Ack():
+            return _End(handed.id, handed.lease, "ack", 0.0, None, True)
+        case RetryAfter(delay_s, reason, counts):
+            return _End(handed.id, handed.lease, "retry", delay_s, reason, counts)
+        case Dead(reason):
+            return _End(handed.id, handed.lease, "dead", 0.0, reason, True)

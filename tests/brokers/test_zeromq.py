@@ -1,0 +1,205 @@
+"""ZeroMQ when something goes wrong: the hub killed, a connection cut, a peer that vanishes, keys that are not known."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brokers.load import under_load
+from conformance.journal.cutter import Cut, Cutter
+from conformance.messaging.house import Bench, collect, record
+from kassa.db.pool import connect, open_pool
+from kassa.errors import BrokerUnreachable, SettingInvalid
+from kassa.journal.writer import PostgresJournal
+from kassa.messaging.binder import Resources
+from kassa.messaging.binders.zeromq import SILENCE_S, ZeroMQBinder, make_binder, make_keys, read_url
+from kassa.messaging.model import Ack, Confirmed, Unknown
+from kassa.messaging.topology import Topic
+from kassa.messaging.wake import Wakeups
+from kassa.messaging.work import DeadLetters
+from kassa.tables import TABLES
+
+TOPIC = Topic("orders", ("shop",), "Orders, for the tests.")
+
+
+class HubProcess:
+    """A hub to be killed and started again on the same port."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._address = "zeromq://127.0.0.1:0?role=hub&lease_s=2"
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "brokers.zeromq_hub", self._database_url, self._address],
+            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+        assert self.url.startswith("zeromq://")
+        self._address = f"{self.url}?role=hub&lease_s=2"
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextmanager
+def hub_process(database_url: str) -> Iterator[HubProcess]:
+    hub = HubProcess(database_url)
+    hub.start()
+    try:
+        yield hub
+    finally:
+        hub.kill()
+
+
+@pytest.fixture
+async def parts(database_url: str) -> AsyncIterator[tuple[Any, Wakeups]]:
+    pool = await open_pool(database_url, application="test")
+    yield pool, Wakeups(lambda: connect(database_url, application="test wake"))
+    await pool.close()
+
+
+@asynccontextmanager
+async def bench_at(url: str, database_url: str, parts: tuple[Any, Wakeups]) -> AsyncIterator[Bench]:
+    pool, wakeups = parts
+    journal = PostgresJournal(lambda: connect(database_url, application="test writer"), TABLES)
+    await journal.start()
+    async with make_binder(url, Resources(pool, wakeups, (TOPIC,))) as binder:
+        await binder.provision([TOPIC])
+        yield Bench(binder, TOPIC, pool, journal, wakeups, DeadLetters(pool))
+    await journal.stop()
+
+
+async def test_hub_that_is_killed_again_and_again_loses_and_repeats_nothing(
+    database_url: str, parts: tuple[Any, Wakeups]
+) -> None:
+    with hub_process(database_url) as hub:
+        async with bench_at(f"{hub.url}?role=peer", database_url, parts) as bench:
+
+            async def trouble() -> None:
+                for _ in range(3):
+                    await asyncio.sleep(0.5)
+                    hub.kill()
+                    await asyncio.sleep(0.3)
+                    await asyncio.to_thread(hub.start)
+
+            await under_load(bench, 2000, trouble)
+
+
+@pytest.mark.parametrize("method", [b"send", b"receive", b"settle"])
+@pytest.mark.parametrize("cut", Cut)
+async def test_connection_cut_in_the_middle_of_a_call_changes_nothing(
+    database_url: str, parts: tuple[Any, Wakeups], method: bytes, cut: Cut
+) -> None:
+    with hub_process(database_url) as hub:
+        cutter = Cutter(hub.url)
+        url = await cutter.start()
+        async with bench_at(f"{url}?role=peer", database_url, parts) as bench:
+
+            async def trouble() -> None:
+                cutter.arm(method, cut)
+
+            await under_load(bench, 200, trouble, consumers=1)
+        assert cutter.cuts == 1
+        await cutter.stop()
+
+
+async def test_send_without_a_hub_is_unknown_by_its_deadline(database_url: str, parts: tuple[Any, Wakeups]) -> None:
+    with hub_process(database_url) as hub:
+        async with bench_at(f"{hub.url}?role=peer", database_url, parts) as bench:
+            hub.kill()
+            began = time.monotonic()
+
+            (receipt,) = await bench.binder.send(TOPIC.name, [record("r-1")], deadline_s=1.0)
+
+            assert isinstance(receipt, Unknown)
+            assert time.monotonic() - began < 3
+            hub.start()
+            assert await bench.binder.send(TOPIC.name, [record("r-1")], deadline_s=10) == [Confirmed()]
+
+
+async def test_what_a_vanished_peer_had_goes_to_another(database_url: str, parts: tuple[Any, Wakeups]) -> None:
+    with hub_process(database_url) as hub:
+        async with bench_at(f"{hub.url}?role=peer", database_url, parts) as bench:
+            vanishing = ZeroMQBinder(read_url(f"{hub.url}?role=peer"), Resources(*parts))
+            await vanishing.open()
+            await bench.binder.send(TOPIC.name, [record("r-1", key="k")], deadline_s=5)
+            await collect(await vanishing.subscribe(TOPIC.name, "shop"), 1)
+            # It says nothing any more, and takes its leave from nobody.
+            for task in vanishing._tasks:
+                task.cancel()
+            assert vanishing._socket is not None
+            vanishing._socket.close(linger=0)
+
+            (delivery,) = await collect(await bench.binder.subscribe(TOPIC.name, "shop"), 1, SILENCE_S + 10)
+
+            assert delivery.record.id == "r-1"
+
+
+async def test_handler_that_takes_longer_than_silence_keeps_its_records(
+    database_url: str, parts: tuple[Any, Wakeups]
+) -> None:
+    async with bench_at("zeromq://127.0.0.1:0", database_url, parts) as bench:
+        await bench.binder.send(TOPIC.name, [record("r-1", key="k")], deadline_s=5)
+        one = await bench.binder.subscribe(TOPIC.name, "shop")
+        two = await bench.binder.subscribe(TOPIC.name, "shop")
+        (delivery,) = await collect(one, 1)
+
+        assert await two.receive(10, SILENCE_S * 1.4) == []
+        assert await one.settle([(delivery, Ack())]) == [True]
+
+
+def query(**files: Path) -> str:
+    return "&".join(f"{name}={file}" for name, file in files.items())
+
+
+async def test_only_peers_whose_keys_are_known_are_heard(
+    database_url: str, parts: tuple[Any, Wakeups], tmp_path: Path
+) -> None:
+    hub_public, hub_secret = make_keys(tmp_path / "hub", "hub")
+    friend_public, friend_secret = make_keys(tmp_path / "friend", "friend")
+    _, stranger_secret = make_keys(tmp_path / "stranger", "stranger")
+    peers = tmp_path / "peers"
+    peers.mkdir()
+    for public in (hub_public, friend_public):
+        (peers / public.name).write_bytes(public.read_bytes())
+    assert hub_secret.stat().st_mode & 0o077 == 0
+
+    address = f"zeromq://127.0.0.1:0?role=hub&{query(secret=hub_secret, peers=peers)}"
+    async with bench_at(address, database_url, parts) as bench:
+        url = bench.binder.url  # type: ignore[attr-defined]
+        friend = f"{url}?role=peer&{query(secret=friend_secret, server=hub_public)}"
+        async with make_binder(friend, Resources(*parts)) as binder:
+            assert await binder.send(TOPIC.name, [record("r-1")], deadline_s=5) == [Confirmed()]
+        for wrong in (f"{url}?role=peer&{query(secret=stranger_secret, server=hub_public)}", f"{url}?role=peer"):
+            refused = make_binder(wrong, Resources(*parts))
+            with pytest.raises(BrokerUnreachable):
+                await refused.open()
+            await refused.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("zeromq://10.1.2.3:5599", "CURVE"),
+        ("zeromq://127.0.0.1:5599?colour=red", "role=hub"),
+        ("zeromq://127.0.0.1:5599?role=king", "role=hub"),
+        ("zeromq://127.0.0.1:5599?lease_s=0", "lease_s"),
+    ],
+)
+def test_address_that_cannot_be_meant_is_refused_with_what_to_do(url: str, says: str) -> None:
+    with pytest.raises(SettingInvalid, match=says):
+        read_url(url)
