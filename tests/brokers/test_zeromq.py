@@ -141,8 +141,8 @@ async def test_what_a_vanished_peer_had_goes_to_another(database_url: str, parts
             # It says nothing any more, and takes its leave from nobody.
             for task in vanishing._tasks:
                 task.cancel()
-            assert vanishing._socket is not None
-            vanishing._socket.close(linger=0)
+            assert vanishing._context is not None
+            vanishing._context.destroy(linger=0)
 
             (delivery,) = await collect(await bench.binder.subscribe(TOPIC.name, "shop"), 1, SILENCE_S + 10)
 
