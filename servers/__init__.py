@@ -10,6 +10,7 @@ here is part of Kassa; tests, benchmarks and `python -m servers` use it.
 
 from servers.errors import ServerFailed, ServerUnavailable
 from servers.installation import install, is_installed
+from servers.kafka import Kafka
 from servers.kept import KINDS, running
 from servers.process import Memory
 from servers.rabbitmq import RabbitMQ
@@ -17,6 +18,7 @@ from servers.server import Server
 
 __all__ = [
     "KINDS",
+    "Kafka",
     "Memory",
     "RabbitMQ",
     "Server",

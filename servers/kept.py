@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from servers import installation
+from servers.kafka import Kafka
 from servers.rabbitmq import RabbitMQ
 from servers.server import Server
 
-KINDS: Mapping[str, type[Server]] = {kind.name: kind for kind in (RabbitMQ,)}
+KINDS: Mapping[str, type[Server]] = {kind.name: kind for kind in (RabbitMQ, Kafka)}
 """Every kind of server by its name."""
 
 

@@ -16,6 +16,8 @@ from kassa.db.account import Account
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _POLL_S = 0.02
+_KILLS_MAX = 60
+"""A process in the middle of a write to a slow disk dies when that is done."""
 
 
 class Memory(NamedTuple):
@@ -82,10 +84,13 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to the whole group, and wait until the kernel is done with it."""
-        for pid in self._members():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.ended(timeout_s=60)
+        # Again, because one may have been started between the look and the kill.
+        for _ in range(_KILLS_MAX):
+            for pid in self._members():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if self.ended(timeout_s=1):
+                return
 
     def memory(self) -> Memory:
         """Of the whole group, now."""
@@ -118,7 +123,7 @@ def spawn(
     environment: Mapping[str, str],
     outlives_us: bool,
 ) -> Process:
-    """Start a program as `account`, in a group of its own, with no environment but PATH and what is given.
+    """Start a program as `account`, in a group of its own, with no other environment than what is given.
 
     log: what it says is added there.
     outlives_us: when False it is killed as soon as this process ends, however it ends.
@@ -132,7 +137,7 @@ def spawn(
             stdout=subprocess.PIPE,
             stderr=said,
             cwd=directory,
-            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **environment},
+            env=dict(environment),
             start_new_session=True,
         )
     assert guardian.stdout is not None

@@ -2,18 +2,14 @@
 
 import secrets
 import socket
-import subprocess
 from collections.abc import Mapping
-from pathlib import Path
 
 from servers import installation
-from servers.errors import ServerFailed
 from servers.server import HOST, Server
 
 _NODE = "kassa@localhost"
 _MEMORY_MAX = "512MB"
 _DISK_FREE_MIN = "100MB"
-_ERLANG_TIMEOUT_S = 120
 _GREETING = b"AMQP\x00\x00\x09\x01"
 """The protocol header of AMQP 0-9-1; a server that is ready answers with its first frame."""
 
@@ -80,7 +76,7 @@ class RabbitMQ(Server):
 
         Raises ServerFailed with its own words.
         """
-        return self._run([installation.rabbitmq() / "rabbitmqctl", "-q", *command], "rabbitmqctl")
+        return self._run([installation.rabbitmq() / "rabbitmqctl", "-q", *command], self._environment())
 
     def evaluate(self, expression: str) -> str:
         """The value of an Erlang expression on the node, as Erlang prints it; without the seconds of `rabbitmqctl`.
@@ -97,7 +93,7 @@ class RabbitMQ(Server):
         own_name = f"asks_{secrets.token_hex(6)}@localhost"
         command = ["erl", "-noinput", "-hidden", "-sname", own_name, "-start_epmd", "false", "-eval", remote]
         loopback = ["-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
-        return self._run([*command, *loopback], "the node", EXPRESSION=expression)
+        return self._run([*command, *loopback], {**self._environment(), "EXPRESSION": expression})
 
     def _alarm(self, kind: str, *, is_on: bool, change: str) -> None:
         self.evaluate(_ALARM.format(kind=kind, wanted=str(is_on).lower(), change=change))
@@ -163,22 +159,3 @@ class RabbitMQ(Server):
                 return connection.recv(1) == b"\x01"
         except OSError:
             return False
-
-    def _run(self, command: list[str | Path], who: str, **environment: str) -> str:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            cwd="/",
-            env={"PATH": "/usr/bin:/bin", "HOME": str(self.directory), "LC_ALL": "C.UTF-8"}
-            | dict(self._environment())
-            | environment,
-            timeout=_ERLANG_TIMEOUT_S,
-            check=False,
-            user=self.account.uid if self.account.switch else None,
-            group=self.account.gid if self.account.switch else None,
-            extra_groups=[] if self.account.switch else None,
-        )
-        if done.returncode != 0:
-            raise ServerFailed(self.name, f"refused: {who} says {(done.stderr + done.stdout).strip()}")
-        return done.stdout.strip()

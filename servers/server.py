@@ -13,6 +13,7 @@ import random
 import secrets
 import signal
 import socket
+import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ _PORT_TRIES_MAX = 1000
 _START_TIMEOUT_S = 120.0
 """Some seconds on a quiet machine; a busy one with a slow disk may need many."""
 _STOP_TIMEOUT_S = 60.0
+_COMMAND_TIMEOUT_S = 120.0
 _POLL_S = 0.05
 
 
@@ -185,12 +187,35 @@ class Server(ABC):
             account=self.account,
             log=log or self.directory / f"{role}.log",
             directory=self.directory,
-            environment={"HOME": str(self.directory), **environment},
+            environment=self._whole(environment),
             outlives_us=self.outlives_us,
         )
         self._processes[role] = process
         self._write_state()
         return process
+
+    def _run(self, command: Sequence[str | Path], environment: Mapping[str, str]) -> str:
+        """What a short program says, run as the servers' user. Raises ServerFailed with its last words."""
+        done = subprocess.run(
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            env=self._whole(environment),
+            umask=0o077,
+            timeout=_COMMAND_TIMEOUT_S,
+            check=False,
+            user=self.account.uid if self.account.switch else None,
+            group=self.account.gid if self.account.switch else None,
+            extra_groups=[] if self.account.switch else None,
+        )
+        if done.returncode != 0:
+            raise ServerFailed(self.name, f"refused: {Path(command[0]).name}", log=_end_of(done.stdout + done.stderr))
+        return done.stdout.strip()
+
+    def _whole(self, environment: Mapping[str, str]) -> Mapping[str, str]:
+        path = os.environ.get("PATH", os.defpath)
+        return {"PATH": path, "LC_ALL": "C.UTF-8", "HOME": str(self.directory), **environment}
 
     def _await(self, what: str, is_so: Callable[[], bool]) -> None:
         """Wait until `is_so`. Raises ServerFailed when a process dies meanwhile, or after a long time."""
@@ -199,7 +224,9 @@ class Server(ABC):
             dead = [role for role, process in self._processes.items() if not process.is_running]
             if dead or time.monotonic() > deadline:
                 why = f"did not come up: {' and '.join(dead)} ended" if dead else f"never came to {what}"
-                raise ServerFailed(self.name, why, log=_end_of(self.log))
+                raise ServerFailed(
+                    self.name, why, log=_end_of(self.log.read_text(errors="replace") if self.log.exists() else "")
+                )
             time.sleep(_POLL_S)
 
     def _await_port(self, name: str) -> None:
@@ -285,7 +312,5 @@ def can_connect(port: int) -> bool:
         return False
 
 
-def _end_of(log: Path, lines_max: int = 25) -> str:
-    if not log.exists():
-        return ""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines_max:])
+def _end_of(text: str, lines_max: int = 25) -> str:
+    return "\n".join(text.strip().splitlines()[-lines_max:])

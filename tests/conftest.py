@@ -22,7 +22,7 @@ import pytest
 from kassa.db import embedded
 from kassa.db.binaries import newest_of_debian
 from kassa.db.migrate import migrate
-from servers import RabbitMQ, Server, ServerUnavailable, is_installed
+from servers import Kafka, RabbitMQ, Server, ServerUnavailable, is_installed
 from servers import running as running_servers
 
 NEEDS: Mapping[str, Callable[[], bool]] = {
@@ -30,6 +30,7 @@ NEEDS: Mapping[str, Callable[[], bool]] = {
     "tmpfs": lambda: _can_mount(),
     "curl": lambda: shutil.which("curl") is not None,
     "java": lambda: is_installed("java"),
+    "kafka": lambda: is_installed("kafka"),
     "rabbitmq": lambda: is_installed("rabbitmq"),
 }
 """What a test marked `needs(name)`, or with a fixture of that name, must find on the machine; it is skipped, and told
@@ -82,6 +83,12 @@ def servers_directory() -> Iterator[Path]:
 def rabbitmq(servers_directory: Path) -> Iterator[RabbitMQ]:
     """A real RabbitMQ, shared by all tests."""
     yield from _server(RabbitMQ, servers_directory)
+
+
+@pytest.fixture(scope="session")
+def kafka(servers_directory: Path) -> Iterator[Kafka]:
+    """A real Kafka, shared by all tests."""
+    yield from _server(Kafka, servers_directory)
 
 
 def _server(kind: type[S], directory: Path) -> Iterator[S]:

@@ -21,8 +21,8 @@ from pathlib import Path
 from servers.process import spawn
 from kassa.db.account import present_account
 place = Path(sys.argv[1])
-process = spawn(sys.argv[3:], account=present_account(), log=place / "log", directory=place, environment={},
-                outlives_us=sys.argv[2] == "stay")
+process = spawn(sys.argv[3:], account=present_account(), log=place / "log", directory=place,
+                environment={"PATH": "/usr/bin:/bin"}, outlives_us=sys.argv[2] == "stay")
 print(process.pid, process.began, flush=True)
 time.sleep(1000)
 """
@@ -120,7 +120,12 @@ def test_memory_and_cpu_are_those_of_the_family(tmp_path: Path) -> None:
 
 def _spawn(place: Path, command: list[str]) -> Process:
     return spawn(
-        command, account=present_account(), log=place / "log", directory=place, environment={}, outlives_us=False
+        command,
+        account=present_account(),
+        log=place / "log",
+        directory=place,
+        environment={"PATH": "/usr/bin:/bin"},
+        outlives_us=False,
     )
 
 

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import aio_pika
 import pytest
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from kassa.db import embedded
 from servers import KINDS, RabbitMQ, Server, ServerFailed
@@ -40,7 +43,40 @@ async def _take_rabbitmq(url: str) -> bytes:
         return message.body
 
 
-USES: Mapping[str, Use] = {"rabbitmq": Use(_put_rabbitmq, _take_rabbitmq)}
+async def _put_kafka(url: str, body: bytes) -> None:
+    await asyncio.to_thread(_produce, url.removeprefix("kafka://"), body)
+
+
+async def _take_kafka(url: str) -> bytes:
+    return await asyncio.to_thread(_consume, url.removeprefix("kafka://"))
+
+
+def _produce(bootstrap: str, body: bytes) -> None:
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    if KEPT not in admin.list_topics(timeout=30).topics:
+        admin.create_topics([NewTopic(KEPT, 1, 1)])[KEPT].result()
+    reports: list[KafkaError | None] = []
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
+    producer.produce(KEPT, body, on_delivery=lambda error, message: reports.append(error))
+    producer.flush()
+    assert reports == [None]
+
+
+def _consume(bootstrap: str) -> bytes:
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": KEPT, "enable.auto.commit": False})
+    consumer.assign([TopicPartition(KEPT, 0, 0)])
+    message = consumer.poll(30)
+    consumer.close()
+    assert message is not None and not message.error()
+    body = message.value()
+    assert body is not None
+    return body
+
+
+USES: Mapping[str, Use] = {
+    "rabbitmq": Use(_put_rabbitmq, _take_rabbitmq),
+    "kafka": Use(_put_kafka, _take_kafka),
+}
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.needs(kind)) for kind in KINDS])
