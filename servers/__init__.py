@@ -14,6 +14,7 @@ from servers.kafka import Kafka
 from servers.kept import KINDS, running
 from servers.process import Memory
 from servers.rabbitmq import RabbitMQ
+from servers.rocketmq import RocketMQ
 from servers.server import Server
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Kafka",
     "Memory",
     "RabbitMQ",
+    "RocketMQ",
     "Server",
     "ServerFailed",
     "ServerUnavailable",

@@ -7,9 +7,10 @@ from pathlib import Path
 from servers import installation
 from servers.kafka import Kafka
 from servers.rabbitmq import RabbitMQ
+from servers.rocketmq import RocketMQ
 from servers.server import Server
 
-KINDS: Mapping[str, type[Server]] = {kind.name: kind for kind in (RabbitMQ, Kafka)}
+KINDS: Mapping[str, type[Server]] = {kind.name: kind for kind in (RabbitMQ, Kafka, RocketMQ)}
 """Every kind of server by its name."""
 
 

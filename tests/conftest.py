@@ -22,7 +22,7 @@ import pytest
 from kassa.db import embedded
 from kassa.db.binaries import newest_of_debian
 from kassa.db.migrate import migrate
-from servers import Kafka, RabbitMQ, Server, ServerUnavailable, is_installed
+from servers import Kafka, RabbitMQ, RocketMQ, Server, ServerUnavailable, is_installed
 from servers import running as running_servers
 
 NEEDS: Mapping[str, Callable[[], bool]] = {
@@ -32,6 +32,7 @@ NEEDS: Mapping[str, Callable[[], bool]] = {
     "java": lambda: is_installed("java"),
     "kafka": lambda: is_installed("kafka"),
     "rabbitmq": lambda: is_installed("rabbitmq"),
+    "rocketmq": lambda: is_installed("rocketmq"),
 }
 """What a test marked `needs(name)`, or with a fixture of that name, must find on the machine; it is skipped, and told
 so, when it does not."""
@@ -89,6 +90,12 @@ def rabbitmq(servers_directory: Path) -> Iterator[RabbitMQ]:
 def kafka(servers_directory: Path) -> Iterator[Kafka]:
     """A real Kafka, shared by all tests."""
     yield from _server(Kafka, servers_directory)
+
+
+@pytest.fixture(scope="session")
+def rocketmq(servers_directory: Path) -> Iterator[RocketMQ]:
+    """A real RocketMQ, shared by all tests."""
+    yield from _server(RocketMQ, servers_directory)
 
 
 def _server(kind: type[S], directory: Path) -> Iterator[S]:

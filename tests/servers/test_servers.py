@@ -11,8 +11,9 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from brokers import rocketmq_client
 from kassa.db import embedded
-from servers import KINDS, RabbitMQ, Server, ServerFailed
+from servers import KINDS, RabbitMQ, RocketMQ, Server, ServerFailed
 from servers.server import is_free
 
 KEPT = "survivor"
@@ -21,34 +22,34 @@ KEPT = "survivor"
 class Use(NamedTuple):
     """How a client uses one kind of server."""
 
-    put: Callable[[str, bytes], Awaitable[None]]
+    put: Callable[[Server, bytes], Awaitable[None]]
     """Send one message durably to KEPT, made when there is none, and wait for the confirmation."""
-    take: Callable[[str], Awaitable[bytes]]
+    take: Callable[[Server], Awaitable[bytes]]
     """One message of KEPT."""
 
 
-async def _put_rabbitmq(url: str, body: bytes) -> None:
-    async with await aio_pika.connect(url) as connection:
+async def _put_rabbitmq(server: Server, body: bytes) -> None:
+    async with await aio_pika.connect(server.url) as connection:
         channel = await connection.channel(on_return_raises=True)
         await channel.declare_queue(KEPT, durable=True)
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
         await channel.default_exchange.publish(message, KEPT)
 
 
-async def _take_rabbitmq(url: str) -> bytes:
-    async with await aio_pika.connect(url) as connection:
+async def _take_rabbitmq(server: Server) -> bytes:
+    async with await aio_pika.connect(server.url) as connection:
         queue = await (await connection.channel()).declare_queue(KEPT, passive=True)
         message = await queue.get(no_ack=True)
         assert message is not None
         return message.body
 
 
-async def _put_kafka(url: str, body: bytes) -> None:
-    await asyncio.to_thread(_produce, url.removeprefix("kafka://"), body)
+async def _put_kafka(server: Server, body: bytes) -> None:
+    await asyncio.to_thread(_produce, server.url.removeprefix("kafka://"), body)
 
 
-async def _take_kafka(url: str) -> bytes:
-    return await asyncio.to_thread(_consume, url.removeprefix("kafka://"))
+async def _take_kafka(server: Server) -> bytes:
+    return await asyncio.to_thread(_consume, server.url.removeprefix("kafka://"))
 
 
 def _produce(bootstrap: str, body: bytes) -> None:
@@ -73,9 +74,22 @@ def _consume(bootstrap: str) -> bytes:
     return body
 
 
+async def _put_rocketmq(server: Server, body: bytes) -> None:
+    assert isinstance(server, RocketMQ)
+    await asyncio.to_thread(server.make_topic, KEPT)
+    await asyncio.to_thread(server.make_group, KEPT)
+    await rocketmq_client.send(server.endpoint, KEPT, body)
+
+
+async def _take_rocketmq(server: Server) -> bytes:
+    assert isinstance(server, RocketMQ)
+    return await rocketmq_client.receive(server.endpoint, KEPT, KEPT)
+
+
 USES: Mapping[str, Use] = {
     "rabbitmq": Use(_put_rabbitmq, _take_rabbitmq),
     "kafka": Use(_put_kafka, _take_kafka),
+    "rocketmq": Use(_put_rocketmq, _take_rocketmq),
 }
 
 
@@ -95,7 +109,7 @@ def test_every_kind_is_tried() -> None:
 
 async def test_what_was_confirmed_survives_kill_and_start(server: Server) -> None:
     use, url, pids = USES[server.name], server.url, dict(server.pids)
-    await use.put(url, b"confirmed")
+    await use.put(server, b"confirmed")
 
     await asyncio.to_thread(server.kill)
     assert not server.is_running
@@ -104,13 +118,13 @@ async def test_what_was_confirmed_survives_kill_and_start(server: Server) -> Non
 
     assert server.url == url
     assert not set(server.pids.values()) & set(pids.values())
-    assert await use.take(url) == b"confirmed"
+    assert await use.take(server) == b"confirmed"
 
 
 async def test_what_was_confirmed_survives_stop_and_start_by_another(server: Server) -> None:
     """By another object for the same directory, as `python -m servers stop` in another process has."""
     use = USES[server.name]
-    await use.put(server.url, b"confirmed")
+    await use.put(server, b"confirmed")
     other = KINDS[server.name](server.directory)
     assert other.is_running
     assert (other.url, other.pids) == (server.url, server.pids)
@@ -120,20 +134,20 @@ async def test_what_was_confirmed_survives_stop_and_start_by_another(server: Ser
     assert all(is_free(server.port(name)) for name in server.PORTS)
 
     await asyncio.to_thread(server.start)
-    assert await use.take(server.url) == b"confirmed"
+    assert await use.take(server) == b"confirmed"
 
 
 async def test_a_frozen_server_answers_when_it_is_thawed(server: Server) -> None:
     use = USES[server.name]
 
     server.freeze()
-    put = asyncio.ensure_future(use.put(server.url, b"late"))
+    put = asyncio.ensure_future(use.put(server, b"late"))
     done, _ = await asyncio.wait([put], timeout=0.5)
     assert not done
     server.thaw()
 
     await put
-    assert await use.take(server.url) == b"late"
+    assert await use.take(server) == b"late"
 
 
 async def test_its_memory_and_cpu_can_be_read(server: Server) -> None:
