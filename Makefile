@@ -25,8 +25,9 @@ bench: ## the figures of the README, measured here
 	@scripts/apt.sh wrk
 	@.venv/bin/python -m benchmarks
 
-servers: install ## the servers that tests and benchmarks use on this machine
-	@.venv/bin/python scripts/servers.py
+servers: ## real PostgreSQL, RabbitMQ, Kafka and RocketMQ, started until `python -m servers stop`
+	@scripts/install.sh dev
+	@.venv/bin/python -m servers start
 
 lock: ## the lock files again, from pyproject.toml
 	@scripts/install.sh dev

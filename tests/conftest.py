@@ -1,5 +1,9 @@
 """One PostgreSQL for the whole test run, and a fresh database for each test that asks. Pure tests never start it.
 
+Likewise one of each broker's server, started when the first test asks for it: `rabbitmq`, `kafka`, `rocketmq`. Tests
+share it, so each names its queues and topics itself. With KASSA_TEST_RABBITMQ_URL (…) it is the one with that URL,
+which `make servers` has started.
+
 What is not tested is told at the end, by name; on CI (CI=true) it is a failure.
 """
 
@@ -10,19 +14,30 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from kassa.db import embedded
 from kassa.db.binaries import newest_of_debian
 from kassa.db.migrate import migrate
+from servers import Kafka, RabbitMQ, RocketMQ, Server, ServerUnavailable, is_installed
+from servers import running as running_servers
 
 NEEDS: Mapping[str, Callable[[], bool]] = {
     "debian-postgresql": lambda: newest_of_debian() is not None,
     "tmpfs": lambda: _can_mount(),
     "curl": lambda: shutil.which("curl") is not None,
+    "java": lambda: is_installed("java"),
+    "kafka": lambda: is_installed("kafka"),
+    "rabbitmq": lambda: is_installed("rabbitmq"),
+    "rocketmq": lambda: is_installed("rocketmq"),
 }
-"""What a test marked `needs(name)` must find on the machine; it is skipped, and told so, when it does not."""
+"""What a test marked `needs(name)`, or with a fixture of that name, must find on the machine; it is skipped, and told
+so, when it does not."""
+
+S = TypeVar("S", bound=Server)
 
 _numbers = count(1)
 
@@ -58,6 +73,53 @@ def empty_database_url(postgres: embedded.Running) -> Iterator[str]:
     yield from _database(postgres, "template0")
 
 
+@pytest.fixture(scope="session")
+def servers_directory() -> Iterator[Path]:
+    """Where all the brokers' servers have their data."""
+    with embedded.temporary_directory("kassa-servers-") as directory:
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(servers_directory: Path) -> Iterator[RabbitMQ]:
+    """A real RabbitMQ, shared by all tests."""
+    yield from _server(RabbitMQ, servers_directory)
+
+
+@pytest.fixture(scope="session")
+def kafka(servers_directory: Path) -> Iterator[Kafka]:
+    """A real Kafka, shared by all tests."""
+    yield from _server(Kafka, servers_directory)
+
+
+@pytest.fixture(scope="session")
+def rocketmq(servers_directory: Path) -> Iterator[RocketMQ]:
+    """A real RocketMQ, shared by all tests."""
+    yield from _server(RocketMQ, servers_directory)
+
+
+def _server(kind: type[S], directory: Path) -> Iterator[S]:
+    url = os.environ.get(f"KASSA_TEST_{kind.name.upper()}_URL")
+    if url:
+        yield _running(kind, url)
+        return
+    server = kind(directory / kind.name).start()
+    try:
+        yield server
+    finally:
+        # Its data goes too, so there is nothing that it should save first.
+        server.kill()
+
+
+def _running(kind: type[S], url: str) -> S:
+    for server in running_servers():
+        if isinstance(server, kind) and server.url == url:
+            return server
+    raise ServerUnavailable(
+        kind.name, f"`make servers` has started none at {url}.", fix="See `python -m servers status`."
+    )
+
+
 def database_named(server: embedded.Running, name: str) -> str:
     """The URL of another database of the same server."""
     return server.dsn.rpartition("/")[0] + "/" + name
@@ -72,10 +134,11 @@ def _database(server: embedded.Running, template: str) -> Iterator[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave out a test whose needs this machine does not meet."""
-    for marker in item.iter_markers("needs"):
-        for name in marker.args:
-            if not NEEDS[name]():
-                pytest.skip(f"needs {name}")
+    needed = [name for marker in item.iter_markers("needs") for name in marker.args]
+    needed += [name for name in getattr(item, "fixturenames", []) if name in NEEDS]
+    for name in needed:
+        if not NEEDS[name]():
+            pytest.skip(f"needs {name}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
