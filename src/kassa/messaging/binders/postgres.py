@@ -57,7 +57,7 @@ _REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueE
 
 def make_binder(url: str, resources: Resources) -> "PostgresBinder":
     """The registry's way in. The database is Kassa's own, so `url` says nothing more."""
-    return PostgresBinder(resources.pool, resources.wakeups)
+    return PostgresBinder(resources.pool, resources.wakeups, topics=resources.topics)
 
 
 def queue_name(topic: str, group: str) -> str:
@@ -77,8 +77,17 @@ class PostgresBinder:
     name = "postgres"
     traits = TRAITS
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", wakeups: Wakeups, *, lease_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        wakeups: Wakeups,
+        *,
+        lease_s: float = 60.0,
+        topics: Sequence[Topic] = (),
+    ) -> None:
+        """topics: those without groups are for whoever is interested, so that nobody is may be."""
         self._pool = pool
+        self._open = {topic.name for topic in topics if not topic.groups}
         self._wakeups = wakeups
         self._work = MessageWork(pool, lease_s=lease_s)
 
@@ -198,6 +207,8 @@ class PostgresBinder:
 
     async def _send(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
         groups = await self._groups(topic)
+        if not groups and topic in self._open:
+            return [Confirmed()] * len(records)
         if not groups:
             return [Failed(f"nobody receives {topic}", is_retryable=False)] * len(records)
         receipts: list[Receipt]
