@@ -19,24 +19,27 @@ priorities are those of Kassa, whatever the broker.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import msgspec
 import structlog
 
+from kassa.db.away import AWAY
 from kassa.db.pool import connect, open_pool
-from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, Retry, SettingInvalid
-from kassa.ids import new_id
+from kassa.errors import BrokerUnreachable, DatabaseUnreachable, InvariantBroken, KassaError, Retry, SettingInvalid
+from kassa.ids import Id, new_id
 from kassa.messaging import outbox
 from kassa.messaging.binder import Binder, Resources, Subscription, make_binder
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, Record, RetryAfter, Settlement
 from kassa.messaging.order import in_waves
 from kassa.messaging.relay import MessageRelay
+from kassa.messaging.replies import CORRELATION, REPLY_TO, ReplyRelay, reply_queue
 from kassa.messaging.tables import make_tables, with_schema
 from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import MESSAGES, Wakeups
@@ -50,8 +53,8 @@ PAUSE_S = 1.0
 INBOX_KEEP = timedelta(days=8)
 """Longer than any broker here keeps a record that was not settled, and than a person waits to replay dead letters."""
 TIDY_S = 3600.0
-REPLIES = "replies"
-REPLY_TO, CORRELATION_ID = "reply-to", "correlation-id"
+ASKER = "asker"
+"""The group that receives a service's answers."""
 
 
 class Message(NamedTuple):
@@ -117,7 +120,8 @@ class Messaging:
         self._provision = provision
         self._consumers: list[_Consumer] = []
         self._waiting: dict[str, asyncio.Future[Message]] = {}
-        self._is_asking = False
+        self._asking = asyncio.Lock()
+        self._answers: asyncio.Task[None] | None = None
         self._pool: Any = None
         self._binder: Binder | None = None
         self._wakeups: Wakeups | None = None
@@ -131,9 +135,7 @@ class Messaging:
         """Registers a handler: it gets each message of the topic once, in its key's order. types: only these events."""
 
         def register(handler: Handler) -> Handler:
-            self._consumers.append(
-                _Consumer(topic, group, frozenset(types), handler, transaction or self._transaction)
-            )
+            self._consumers.append(_Consumer(topic, group, frozenset(types), handler, transaction or self._transaction))
             return handler
 
         return register
@@ -150,9 +152,10 @@ class Messaging:
         await self._binder.open()
         await self._binder.provision(self._declared(), verify_only=not self._provision)
         work = MessageWork(self._pool)
-        loops = [self._wakeups.run(), self._tidy()]
+        way = _Way(self._name, self._binder)
+        loops = [self._wakeups.run, self._tidy, ReplyRelay(work, way, _never_owed, self._wakeups).run]
         loops += [
-            MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups).run() for name in self._topics
+            MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups).run for name in self._topics
         ]
         self._tasks = [asyncio.create_task(_for_ever(loop), name="messaging") for loop in loops]
 
@@ -207,11 +210,10 @@ class Messaging:
     async def request(
         self, topic: str, body: Any, *, timeout_s: float = 10.0, key: str = "", headers: dict[str, str] | None = None
     ) -> Message:
-        """Sends, and waits for the answer that comes to `reply-to`. Raises NoReply: then nobody knows whether it was done."""
-        if not self._is_asking:
-            await self._begin_asking()
+        """Sends, and waits for the answer. Raises NoReply when none comes in time: then nobody knows whether it was done."""
+        replies = await self._asked()
         name = new_id()
-        asked = {**(headers or {}), REPLY_TO: self._reply_topic().name, CORRELATION_ID: name}
+        asked = {**(headers or {}), REPLY_TO: replies.name, CORRELATION: name}
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[name] = future
         try:
@@ -226,17 +228,21 @@ class Messaging:
     async def reply(self, message: Message, body: Any, *, connection: Any = None) -> None:
         """Answers a request, in the handler's own transaction if its connection is given. Nothing, if it wants no answer."""
         address = message.headers.get(REPLY_TO)
-        if address:
-            headers = {CORRELATION_ID: message.headers.get(CORRELATION_ID, message.id), "kassa-address": address}
-            await self.send(REPLIES, body, headers=headers, connection=connection)
+        if address is None:
+            return
+        headers = {REPLY_TO: address, CORRELATION: message.headers.get(CORRELATION, message.id)}
+        answer = outbox.outgoing(
+            "", body, key="", type="", headers=headers, priority=4, delay_s=0.0
+        )._replace(topic=reply_queue(self._name))  # fmt: skip
+        await outbox.insert(self._started_pool() if connection is None else connection, answer)
+        self._wake()
 
     # Receiving
 
     async def run(self) -> None:
         """Handles messages until it is cancelled."""
-        if self._binder is None:
-            raise InvariantBroken("Start the messaging first: `async with messaging:`.")
-        running = [asyncio.create_task(_for_ever(self._consume(one))) for one in self._consumers]
+        self._started_pool()
+        running = [asyncio.create_task(_for_ever(partial(self._consume, one))) for one in self._consumers]
         try:
             await asyncio.gather(*running)
         finally:
@@ -250,9 +256,7 @@ class Messaging:
         return DeadLetters(self._started_pool())
 
     async def _consume(self, consumer: _Consumer) -> None:
-        if self._binder is None:
-            return
-        subscription = await self._binder.subscribe(consumer.topic, consumer.group)
+        subscription = await self._started_binder().subscribe(consumer.topic, consumer.group)
         try:
             while True:
                 await self._step(subscription, consumer)
@@ -298,16 +302,34 @@ class Messaging:
         async with self._started_pool().acquire() as connection, connection.transaction():
             yield connection
 
-    # Replies
+    # Answers to what was asked here
 
-    def _reply_topic(self) -> Topic:
-        """One queue per process, so that an answer comes to whoever asked."""
-        if REPLIES not in self._topics:
-            raise InvariantBroken("Nobody asks here.")
-        return self._topics[REPLIES]
+    async def _asked(self) -> Topic:
+        """The queue of this service's answers; made when it first asks."""
+        replies = Topic(
+            f"replies.{self._name}", (ASKER,), "Answers.", lanes=1, keyed=False, declaration="durable"
+        )  # fmt: skip
+        async with self._asking:
+            if self._answers is None:
+                binder = self._started_binder()
+                await binder.provision([replies], verify_only=not self._provision)
+                self._answers = asyncio.create_task(_for_ever(partial(self._hear, replies)), name="answers")
+                self._tasks.append(self._answers)
+        return replies
 
-    async def _begin_asking(self) -> None:
-        raise NotImplementedError
+    async def _hear(self, replies: Topic) -> None:
+        subscription = await self._started_binder().subscribe(replies.name, ASKER)
+        try:
+            while True:
+                deliveries = await subscription.receive(BATCH, WAIT_S)
+                for delivery in deliveries:
+                    waiting = self._waiting.get(delivery.record.headers.get(CORRELATION, ""))
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(_message(delivery, replies.name))
+                # One that nobody waits for any more is no use to anybody later.
+                await subscription.settle([(delivery, Ack()) for delivery in deliveries])
+        finally:
+            await asyncio.shield(subscription.close(0.0))
 
     # Parts
 
@@ -329,9 +351,7 @@ class Messaging:
     ) -> outbox.Outgoing:
         if topic not in self._topics:
             raise SettingInvalid(f"There is no topic {topic}: give it to Messaging(topics=…).", name="topics")
-        return outbox.outgoing(
-            topic, body, key=key, type=type, headers=headers, priority=priority, delay_s=delay_s
-        )  # fmt: skip
+        return outbox.outgoing(topic, body, key=key, type=type, headers=headers, priority=priority, delay_s=delay_s)
 
     def _wake(self) -> None:
         if self._wakeups is not None:
@@ -341,6 +361,11 @@ class Messaging:
         if self._pool is None:
             raise InvariantBroken("Start the messaging first: `async with messaging:`.")
         return self._pool
+
+    def _started_binder(self) -> Binder:
+        if self._binder is None:
+            raise InvariantBroken("Start the messaging first: `async with messaging:`.")
+        return self._binder
 
     async def _tidy(self) -> None:
         """Forgets inbox keys that nothing can bring back."""
@@ -361,5 +386,33 @@ def _message(delivery: Delivery, topic: str) -> Message:
     )  # fmt: skip
 
 
-async def _for_ever(loop: Any) -> None:
-    await loop
+class _Way:
+    """The broker, as the relay of answers knows it."""
+
+    def __init__(self, name: str, binder: Binder) -> None:
+        self.name = name
+        self._binder = binder
+
+    async def binder(self) -> Binder:
+        return self._binder
+
+    def is_away(self, reason: str) -> None:
+        log.warning("messaging.broker_away", reason=reason)
+
+
+async def _never_owed(home: int, noun: str, id: Id) -> bytes | None:
+    """Answers of a service are whole when they are written."""
+    return None
+
+
+async def _for_ever(loop: Callable[[], Awaitable[None]]) -> None:
+    """A loop that goes on when the broker or the database is back."""
+    while True:
+        try:
+            await loop()
+        except (BrokerUnreachable, DatabaseUnreachable, *AWAY) as error:
+            log.warning("messaging.waits", error=f"{type(error).__name__}: {error}"[:300])
+        except Exception:
+            # The outermost loop: what a part could not handle must not end the service's messages for ever.
+            log.exception("messaging.crashed")
+        await asyncio.sleep(PAUSE_S)

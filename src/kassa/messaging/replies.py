@@ -7,14 +7,14 @@ answer that is *owed*: whoever asks the channel replaces it, and if he dies it f
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
 from kassa.errors import BrokerUnreachable, InvariantBroken
 from kassa.ids import Id, new_id
 from kassa.journal.change import Message
-from kassa.messaging.brokers import Broker
+from kassa.messaging.binder import Binder
 from kassa.messaging.model import Confirmed, Failed, Receipt, Record, Unknown
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import ClaimedMessage, MessageWork
@@ -82,10 +82,24 @@ Look = Callable[[int, str, Id], Awaitable[bytes | None]]
 """Reads a thing by home, noun and id, as it stands; None: its channel has not answered yet."""
 
 
+class Way(Protocol):
+    """The broker that answers go over."""
+
+    name: str
+
+    async def binder(self) -> Binder:
+        """Raises BrokerUnreachable."""
+        ...
+
+    def is_away(self, reason: str) -> None:
+        """It did not answer."""
+        ...
+
+
 class ReplyRelay:
     """Sends the answers that go over one broker, for ever. One that cannot be sent holds up nothing else."""
 
-    def __init__(self, work: MessageWork, broker: Broker, look: Look, wakeups: Wakeups) -> None:
+    def __init__(self, work: MessageWork, broker: Way, look: Look, wakeups: Wakeups) -> None:
         self._work = work
         self._broker = broker
         self._queue = reply_queue(broker.name)
