@@ -1,0 +1,418 @@
+"""Messaging for services of one's own: send inside one's own transaction, receive with the effect in one's own transaction.
+
+    messaging = Messaging("amqp://…", "postgresql://…/shop", topics=[Topic("shop.orders", ("billing",), "Orders.")])
+
+    @messaging.consumer("kassa.events.batch", group="shop", types=["payment.succeeded"])
+    async def paid(message, connection):
+        await connection.execute("UPDATE orders SET paid = true WHERE number = $1", message.json()["order_id"])
+
+    async with messaging:
+        async with pool.acquire() as connection, connection.transaction():
+            await connection.execute("INSERT INTO orders …")
+            await messaging.send("shop.orders", {"number": "1"}, key="1", connection=connection)
+        await messaging.run()
+
+What is sent is a row in the service's own database until the broker has it; what is received has its effect and its inbox
+key in one commit, so that it happens once however often it comes. Retries, order per key, dead letters, delays and
+priorities are those of Kassa, whatever the broker.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime, timedelta
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import msgspec
+import structlog
+
+from kassa.db.away import AWAY
+from kassa.db.pool import connect, open_pool
+from kassa.errors import BrokerUnreachable, DatabaseUnreachable, InvariantBroken, KassaError, Retry, SettingInvalid
+from kassa.ids import Id, new_id
+from kassa.messaging import outbox
+from kassa.messaging.binder import Binder, Resources, Subscription, make_binder
+from kassa.messaging.ladder import message_delay
+from kassa.messaging.model import Ack, Dead, Delivery, Record, RetryAfter, Settlement
+from kassa.messaging.order import in_waves
+from kassa.messaging.relay import MessageRelay
+from kassa.messaging.replies import CORRELATION, REPLY_TO, ReplyRelay, reply_queue
+from kassa.messaging.tables import make_tables, with_schema
+from kassa.messaging.topology import TOPOLOGY, Topic
+from kassa.messaging.wake import MESSAGES, Wakeups
+from kassa.messaging.work import DeadLetters, MessageWork
+
+log = structlog.get_logger("kassa.messaging")
+
+BATCH = 100
+WAIT_S = 5.0
+PAUSE_S = 1.0
+INBOX_KEEP = timedelta(days=8)
+"""Longer than any broker here keeps a record that was not settled, and than a person waits to replay dead letters."""
+TIDY_S = 3600.0
+ASKER = "asker"
+"""The group that receives a service's answers."""
+
+
+class Message(NamedTuple):
+    """What a handler gets."""
+
+    id: str
+    """Names it for ever; it has its effect once per group."""
+    topic: str
+    type: str
+    """Of an event, as `payment.succeeded`; '' for what is none."""
+    key: str
+    body: bytes
+    headers: dict[str, str]
+    attempts: int
+    """Failed ones before this."""
+    sent_at: datetime | None
+
+    def json(self) -> Any:
+        """The body as JSON. Raises msgspec.DecodeError: the message is then dead at once."""
+        return msgspec.json.decode(self.body)
+
+
+Handler = Callable[[Message, Any], Awaitable[None]]
+"""Called in a transaction, with its connection. What it raises rolls it back; the message comes again by the ladder, or is
+dead at once for `Reject`."""
+Transaction = Callable[[], AbstractAsyncContextManager[Any]]
+"""A transaction of the service's own: gives the connection, commits at the end, rolls back on an exception."""
+
+
+class Reject(Exception):
+    """Nothing will ever make this message right: to the dead letters with it, at once."""
+
+
+class NoReply(KassaError):
+    """No answer came in time; the request may be done all the same. It has an id: the same one again is safe."""
+
+    code, retry, outcome = "queue.no_reply", Retry.SAME_KEY, "unknown"
+
+
+class _Consumer(NamedTuple):
+    topic: str
+    group: str
+    types: frozenset[str]
+    handler: Handler
+    transaction: Transaction | None
+
+
+class Messaging:
+    """One service's part in the messages of a house."""
+
+    def __init__(
+        self, broker: str, database_url: str, *, topics: Iterable[Topic] = (), name: str = "service",
+        transaction: Transaction | None = None, provision: bool = True,
+    ) -> None:  # fmt: skip
+        """broker: as for `kassa up --broker`, or `memory`. topics: those of the service, beside Kassa's own. name: of the
+        service; its replies come to a queue of that name. transaction: opens the service's own transactions, e.g.
+        `engine.begin` of SQLAlchemy; else asyncpg's. provision: whether topics are made when they are missing."""
+        self._broker_url = broker
+        self._database_url = database_url
+        self._topics = {topic.name: topic for topic in (*TOPOLOGY, *topics)}
+        self._name = name
+        self._transaction = transaction
+        self._provision = provision
+        self._consumers: list[_Consumer] = []
+        self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._asking = asyncio.Lock()
+        self._answers: asyncio.Task[None] | None = None
+        self._pool: Any = None
+        self._binder: Binder | None = None
+        self._wakeups: Wakeups | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # Setting up
+
+    def consumer(
+        self, topic: str, *, group: str, types: Iterable[str] = (), transaction: Transaction | None = None
+    ) -> Callable[[Handler], Handler]:
+        """Registers a handler: it gets each message of the topic once, in its key's order. types: only these events."""
+
+        def register(handler: Handler) -> Handler:
+            self._consumers.append(_Consumer(topic, group, frozenset(types), handler, transaction or self._transaction))
+            return handler
+
+        return register
+
+    async def start(self) -> None:
+        """Connects, makes tables and topics that are missing, and begins to send. Raises BrokerUnreachable,
+        DatabaseUnreachable, DatabaseRefused."""
+        url = with_schema(self._database_url)
+        self._pool = await open_pool(url, application=f"{self._name} messaging")
+        async with self._pool.acquire() as connection:
+            await make_tables(connection)
+        self._wakeups = Wakeups(lambda: connect(url, application=f"{self._name} wake"))
+        self._binder = make_binder(self._broker_url, Resources(self._pool, self._wakeups, self._declared()))
+        await self._binder.open()
+        await self._binder.provision(self._declared(), verify_only=not self._provision)
+        work = MessageWork(self._pool)
+        way = _Way(self._name, self._binder)
+        loops = [self._wakeups.run, self._tidy, ReplyRelay(work, way, _never_owed, self._wakeups).run]
+        loops += [
+            MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups).run for name in self._topics
+        ]
+        self._tasks = [asyncio.create_task(_for_ever(loop), name="messaging") for loop in loops]
+
+    async def stop(self) -> None:
+        """Ends what runs; what was not finished is in the database or comes again."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._binder is not None:
+            await self._binder.close()
+        if self._pool is not None:
+            await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # Sending
+
+    async def send(
+        self, topic: str, body: Any, *, key: str = "", type: str = "", headers: dict[str, str] | None = None,
+        priority: int = 4, delay_s: float = 0.0, connection: Any = None,
+    ) -> str:  # fmt: skip
+        """Sends once the transaction commits; says the message's id.
+
+        body: bytes, or what JSON can hold. connection: of the service's open transaction (asyncpg, psycopg 3, SQLAlchemy);
+        without one the message is committed here. Messages of one key arrive in the order of their commits.
+        """
+        message = self._outgoing(topic, body, key, type, headers, priority, delay_s)
+        if connection is None:
+            await outbox.insert(self._started_pool(), message)
+        else:
+            await outbox.insert(connection, message)
+        self._wake()
+        return message.id
+
+    def send_now(
+        self, topic: str, body: Any, *, connection: Any, key: str = "", type: str = "",
+        headers: dict[str, str] | None = None, priority: int = 4, delay_s: float = 0.0,
+    ) -> str:  # fmt: skip
+        """Like `send`, for a transaction of psycopg 3 or SQLAlchemy that is not async."""
+        message = self._outgoing(topic, body, key, type, headers, priority, delay_s)
+        outbox.insert_now(connection, message)
+        return message.id
+
+    async def request(
+        self, topic: str, body: Any, *, timeout_s: float = 10.0, key: str = "", headers: dict[str, str] | None = None
+    ) -> Message:
+        """Sends, and waits for the answer. Raises NoReply when none comes in time: then nobody knows whether it was done."""
+        replies = await self._asked()
+        name = new_id()
+        asked = {**(headers or {}), REPLY_TO: replies.name, CORRELATION: name}
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[name] = future
+        try:
+            await self.send(topic, body, key=key, headers=asked)
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError as error:
+            raise NoReply(topic=topic, correlation_id=name) from error
+        finally:
+            del self._waiting[name]
+
+    async def reply(self, message: Message, body: Any, *, connection: Any = None) -> None:
+        """Answers a request, in the handler's own transaction if its connection is given. Nothing, if it wants no answer."""
+        address = message.headers.get(REPLY_TO)
+        if address is None:
+            return
+        headers = {REPLY_TO: address, CORRELATION: message.headers.get(CORRELATION, message.id)}
+        answer = outbox.outgoing(
+            "", body, key="", type="", headers=headers, priority=4, delay_s=0.0
+        )._replace(topic=reply_queue(self._name))  # fmt: skip
+        await outbox.insert(self._started_pool() if connection is None else connection, answer)
+        self._wake()
+
+    # Receiving
+
+    async def run(self) -> None:
+        """Handles messages until it is cancelled."""
+        self._started_pool()
+        running = [asyncio.create_task(_for_ever(partial(self._consume, one))) for one in self._consumers]
+        try:
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """What was given up, in queues named `topic:group`: browse, replay, purge."""
+        return DeadLetters(self._started_pool())
+
+    async def _consume(self, consumer: _Consumer) -> None:
+        subscription = await self._started_binder().subscribe(consumer.topic, consumer.group)
+        try:
+            while True:
+                await self._step(subscription, consumer)
+        finally:
+            await asyncio.shield(subscription.close(0.0))
+
+    async def _step(self, subscription: Subscription, consumer: _Consumer) -> None:
+        deliveries = await subscription.receive(BATCH, WAIT_S)
+        ends: list[tuple[Delivery, Settlement]] = []
+        stopped: dict[str, RetryAfter] = {}
+        for wave in in_waves(deliveries, _key):
+            ready = [delivery for delivery in wave if delivery.record.key not in stopped]
+            ends += [(delivery, stopped[delivery.record.key]) for delivery in wave if delivery.record.key in stopped]
+            answers = await asyncio.gather(*(self._handle(delivery, consumer) for delivery in ready))
+            for delivery, end in zip(ready, answers, strict=True):
+                ends.append((delivery, end))
+                if isinstance(end, RetryAfter) and delivery.record.key:
+                    stopped[delivery.record.key] = RetryAfter(end.delay_s, None, counts=False)
+        if ends:
+            await subscription.settle(ends)
+
+    async def _handle(self, delivery: Delivery, consumer: _Consumer) -> Settlement:
+        message = _message(delivery, consumer.topic)
+        if consumer.types and message.type not in consumer.types:
+            return Ack()
+        try:
+            async with (consumer.transaction or self._own_transaction)() as connection:
+                if await outbox.note(connection, consumer.group, message.id):
+                    await consumer.handler(message, connection)
+        except (Reject, msgspec.DecodeError) as error:
+            return Dead(f"{type(error).__name__}: {error}")
+        except Exception as error:
+            # The outermost loop of a message: whatever its handler raises belongs to the message, and must not stop the rest.
+            log.warning("messaging.failed", group=consumer.group, message=message.id, error=repr(error))
+            delay_s = message_delay(delivery.attempts + 1, random.random())
+            reason = f"{type(error).__name__}: {error}"
+            return Dead(reason) if delay_s is None else RetryAfter(delay_s, reason)
+        self._wake()
+        return Ack()
+
+    @asynccontextmanager
+    async def _own_transaction(self) -> AsyncIterator[Any]:
+        async with self._started_pool().acquire() as connection, connection.transaction():
+            yield connection
+
+    # Answers to what was asked here
+
+    async def _asked(self) -> Topic:
+        """The queue of this service's answers; made when it first asks."""
+        replies = Topic(
+            f"replies.{self._name}", (ASKER,), "Answers.", lanes=1, keyed=False, declaration="durable"
+        )  # fmt: skip
+        async with self._asking:
+            if self._answers is None:
+                binder = self._started_binder()
+                await binder.provision([replies], verify_only=not self._provision)
+                self._answers = asyncio.create_task(_for_ever(partial(self._hear, replies)), name="answers")
+                self._tasks.append(self._answers)
+        return replies
+
+    async def _hear(self, replies: Topic) -> None:
+        subscription = await self._started_binder().subscribe(replies.name, ASKER)
+        try:
+            while True:
+                deliveries = await subscription.receive(BATCH, WAIT_S)
+                for delivery in deliveries:
+                    waiting = self._waiting.get(delivery.record.headers.get(CORRELATION, ""))
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(_message(delivery, replies.name))
+                # One that nobody waits for any more is no use to anybody later.
+                await subscription.settle([(delivery, Ack()) for delivery in deliveries])
+        finally:
+            await asyncio.shield(subscription.close(0.0))
+
+    # Parts
+
+    def _declared(self) -> tuple[Topic, ...]:
+        """The topics with the groups that consume here."""
+        groups: dict[str, set[str]] = {}
+        for consumer in self._consumers:
+            groups.setdefault(consumer.topic, set()).add(consumer.group)
+        unknown = sorted(set(groups) - set(self._topics))
+        if unknown:
+            raise SettingInvalid(f"There is no topic {unknown[0]}: give it to Messaging(topics=…).", name="topics")
+        return tuple(
+            topic._replace(groups=(*topic.groups, *sorted(groups.get(topic.name, set()) - set(topic.groups))))
+            for topic in self._topics.values()
+        )
+
+    def _outgoing(
+        self, topic: str, body: Any, key: str, type: str, headers: dict[str, str] | None, priority: int, delay_s: float
+    ) -> outbox.Outgoing:
+        if topic not in self._topics:
+            raise SettingInvalid(f"There is no topic {topic}: give it to Messaging(topics=…).", name="topics")
+        return outbox.outgoing(topic, body, key=key, type=type, headers=headers, priority=priority, delay_s=delay_s)
+
+    def _wake(self) -> None:
+        if self._wakeups is not None:
+            self._wakeups.touch(MESSAGES)
+
+    def _started_pool(self) -> Any:
+        if self._pool is None:
+            raise InvariantBroken("Start the messaging first: `async with messaging:`.")
+        return self._pool
+
+    def _started_binder(self) -> Binder:
+        if self._binder is None:
+            raise InvariantBroken("Start the messaging first: `async with messaging:`.")
+        return self._binder
+
+    async def _tidy(self) -> None:
+        """Forgets inbox keys that nothing can bring back."""
+        while True:
+            await self._started_pool().execute("DELETE FROM inbox WHERE at < now() - $1::interval", INBOX_KEEP)
+            await asyncio.sleep(TIDY_S)
+
+
+def _key(delivery: Delivery) -> str | None:
+    return delivery.record.key or None
+
+
+def _message(delivery: Delivery, topic: str) -> Message:
+    record: Record = delivery.record
+    return Message(
+        record.id, topic, record.headers.get("ce-type", ""), record.key, record.body, record.headers,
+        delivery.attempts, delivery.sent_at,
+    )  # fmt: skip
+
+
+class _Way:
+    """The broker, as the relay of answers knows it."""
+
+    def __init__(self, name: str, binder: Binder) -> None:
+        self.name = name
+        self._binder = binder
+
+    async def binder(self) -> Binder:
+        return self._binder
+
+    def is_away(self, reason: str) -> None:
+        log.warning("messaging.broker_away", reason=reason)
+
+
+async def _never_owed(home: int, noun: str, id: Id) -> bytes | None:
+    """Answers of a service are whole when they are written."""
+    return None
+
+
+async def _for_ever(loop: Callable[[], Awaitable[None]]) -> None:
+    """A loop that goes on when the broker or the database is back."""
+    while True:
+        try:
+            await loop()
+        except (BrokerUnreachable, DatabaseUnreachable, *AWAY) as error:
+            log.warning("messaging.waits", error=f"{type(error).__name__}: {error}"[:300])
+        except Exception:
+            # The outermost loop: what a part could not handle must not end the service's messages for ever.
+            log.exception("messaging.crashed")
+        await asyncio.sleep(PAUSE_S)
