@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import callbacks, channel_payments, growth, idle, journal_transfers, report, wallet_payments
+from benchmarks import callbacks, chain, channel_payments, growth, idle, journal_transfers, report, wallet_payments
 from benchmarks.stage import Stage, opened
 
 BENCHMARKS: dict[str, Callable[[Stage], None]] = {
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[Stage], None]] = {
     "journal_transfers": journal_transfers.run,
     "callbacks": callbacks.run,
     "channel_payments": channel_payments.run,
+    "chain": chain.run,
     "growth": growth.run,
     "idle": idle.run,
 }

@@ -60,6 +60,7 @@ class Wakeups:
         self._waiting: dict[str, WeakSet[Watch]] = {EVENTS: WeakSet(), MESSAGES: WeakSet(), TIMERS: WeakSet()}
         self._to_tell: set[str] = set()
         self._told = asyncio.Event()
+        self._pid = 0
 
     def follow(self, journal: Journal) -> None:
         """What this journal commits wakes whoever waits for it."""
@@ -97,6 +98,7 @@ class Wakeups:
                 connection.terminate()
 
     async def _talk(self, connection: Any) -> None:
+        self._pid = connection.get_server_pid()
         await connection.add_listener(CHANNEL, self._heard)
         for kind in self._waiting:
             # What was said while we were away is lost; everybody looks once.
@@ -113,7 +115,8 @@ class Wakeups:
             await asyncio.sleep(COALESCE_S)
 
     def _heard(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        if pid != connection.get_server_pid():
+        # The connection may be closed by the time this is called, and then knows its own number no more.
+        if pid != self._pid:
             for kind in payload.split():
                 if kind in self._waiting:
                     self._wake(kind)
