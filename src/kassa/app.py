@@ -19,7 +19,9 @@ from kassa.merchants.directory import CHANGES, Directory
 from kassa.merchants.service import Merchants
 from kassa.merchants.store import MerchantStore
 from kassa.merchants.vault import Vault
+from kassa.messaging.brokers import Brokers, read_brokers
 from kassa.messaging.log import EventLog
+from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import TimerWork
 from kassa.notifications.sender import Sender
@@ -41,7 +43,7 @@ log = structlog.get_logger("kassa.app")
 class App:
     """All parts, built from Settings. `start` before use; `stop` finishes what was begun.
 
-    Settings must name a database; it is migrated already.
+    Settings must name a database; it is migrated already. Raises SettingInvalid.
     """
 
     pool: Any
@@ -59,6 +61,7 @@ class App:
     webhook_sender: Sender
     webhooks: Webhooks
     timeline: Timeline
+    brokers: Brokers
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         if settings.database_url is None:
@@ -70,6 +73,9 @@ class App:
         self.clock = clock or SystemClock()
         self.vault = Vault(secrets_key(settings))
         self.metrics = Metrics()
+        self.order_merchant = settings.order_merchant
+        """Whose payments come over the queue; `kassa up` says it when it has a merchant."""
+        self._named_brokers = read_brokers(settings.brokers)
         self._background: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -118,6 +124,13 @@ class App:
         self.webhook_store = WebhookStore(pool)
         self.webhook_sender = Sender(allow_private=settings.webhook_allow_private)
         self.timeline = Timeline(pool, self._deliveries)
+        self.brokers = Brokers(
+            self._named_brokers,
+            pool,
+            self.wakeups,
+            PAYMENT_ORDERS._replace(declaration=settings.order_queue or "durable"),
+            verify_only=settings.broker_topology == "verify",
+        )
         self.webhooks = Webhooks(
             self.journal,
             self.webhook_store,
@@ -132,6 +145,7 @@ class App:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self.brokers.close()
         await self.payments.stop()
         await self.runner.close()
         await self.webhook_sender.close()

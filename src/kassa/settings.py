@@ -9,10 +9,10 @@ import binascii
 import os
 import secrets
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -67,6 +67,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Open HTTP connections at most."""
     stop_grace_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     """Seconds that requests which are running get to finish when Kassa is told to stop."""
+    brokers: tuple[str, ...] = ()
+    """Message brokers: `amqp://…`, `kafka://…`, `postgres` …, each with its topics after a `#` (`URL#topic,topic`); the first
+    one without takes all others. In the environment separated by spaces or commas."""
+    broker_topology: Literal["create", "verify"] = "create"
+    """Whether queues and topics that are missing are made, or only looked for, where Kassa has no right to make them."""
+    order_queue: Literal["plain", "durable", "passive"] | None = None
+    """How RabbitMQ's queue payment_order is declared; whoever else declares it must do the same. None: `durable`, and `plain`
+    (what the simplest programs do) under `kassa up`."""
+    order_merchant: str | None = None
+    """mch_…: whose payments the queue payment_order makes. None: the only merchant; `kassa up` takes its own. Who may write to
+    the queue is the broker's affair."""
+    order_currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")] = "CNY"
+    """Of a request in payment_order that names no currency."""
+    order_channel: Annotated[str, msgspec.Meta(pattern="^[a-z0-9_]+$")] = "wechat"
+    """Of a request in payment_order that names no channel."""
+    order_method: Annotated[str, msgspec.Meta(pattern="^[a-z0-9_]+$")] = "native"
+    """Of a request in payment_order that names neither method nor channel."""
     log_level: str = "info"
     """debug, info, warning or error."""
 
@@ -82,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 SECRET_FIELDS = frozenset({"secrets_key"})
 URL_FIELDS = frozenset({"database_url", "public_url"})
+_BROKERS = "brokers"
 
 
 class Origin(NamedTuple):
@@ -151,6 +169,8 @@ def _choose(
 
 
 def _convert(name: str, value: Any, kind: Any, source: str) -> Any:
+    if name == _BROKERS and isinstance(value, str):
+        value = split_brokers(value)
     try:
         # Not strict: the environment has only strings, so "8080" and "true" must do.
         return msgspec.convert(value, kind, strict=False)
@@ -158,6 +178,20 @@ def _convert(name: str, value: Any, kind: Any, source: str) -> Any:
         raise SettingInvalid(
             f"The setting {name} from {source} is not valid: {error}.", name=name, source=source
         ) from None
+
+
+def split_brokers(text: str) -> list[str]:
+    """Brokers of one line, separated by spaces or commas. Behind a `#` a comma separates topics, until the next URL."""
+    found: list[str] = []
+    for word in text.split():
+        is_topics = False
+        for part in filter(None, word.split(",")):
+            if is_topics and "://" not in part:
+                found[-1] += f",{part}"
+            else:
+                found.append(part)
+                is_topics = "#" in part
+    return found
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -185,7 +219,13 @@ def masked(name: str, value: Any) -> str:
         return "(set)"
     if name in URL_FIELDS:
         return without_password(str(value))
+    if name == _BROKERS:
+        return _masked_list(value) or "none"
     return str(value)
+
+
+def _masked_list(urls: Sequence[str]) -> str:
+    return " ".join(without_password(url) + (f"#{urlsplit(url).fragment}" if "#" in url else "") for url in urls)
 
 
 def without_password(url: str) -> str:

@@ -1,6 +1,7 @@
 """The API of an App: its routes, its document, its server."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -101,7 +102,9 @@ class Api:
 
     async def checks(self) -> list[Check]:
         """What must be so before a payment can be taken."""
-        return [await self._check_database(), await self._check_journal(), self._check_workers()]
+        return [
+            await self._check_database(), await self._check_journal(), self._check_workers(), *self._check_brokers()
+        ]  # fmt: skip
 
     async def _check_database(self) -> Check:
         try:
@@ -138,6 +141,20 @@ class Api:
         if idle:
             return Check("workers", False, f"Not running: {', '.join(idle)}.")
         return Check("workers", True, "All that belong to this process run.")
+
+    def _check_brokers(self) -> list[Check]:
+        """As far as the workers of this process know. A broker that is away is told, and holds up no payment."""
+        checks: list[Check] = []
+        for broker in self._app.brokers:
+            if broker.away_since is None:
+                checks.append(
+                    Check(f"broker {broker.name}", True, "Nothing is wrong as far as is known.", required=False)
+                )
+            else:
+                away_s = round(time.monotonic() - broker.away_since)
+                says = f"It has been away for {away_s} s; what is for it waits in the database."
+                checks.append(Check(f"broker {broker.name}", False, says, required=False))
+        return checks
 
     def _observe(self, request: Request, status: int, seconds: float) -> None:
         self._app.metrics.http_answered(request.route, request.method, status, seconds)

@@ -22,7 +22,8 @@ READY_TIMEOUT_S = 30.0
 async def api_of(app: App, workers: Iterable[str]) -> AsyncIterator[Api]:
     """The API of a started App, with these workers beside it; ready to take a payment inside the block."""
     beside = loops.supervisor(app, workers)
-    api = Api(app, idle_workers=lambda: [worker.name for worker in beside.idle])
+    await loops.prepare_brokers(app)
+    api = Api(app, idle_workers=lambda: loops.idle_workers(beside))
     async with AsyncExitStack() as stack:
         try:
             await api.start()
@@ -39,7 +40,7 @@ async def api_of(app: App, workers: Iterable[str]) -> AsyncIterator[Api]:
 
 async def _until_ready(api: Api) -> None:
     deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_S
-    while failing := [check for check in await api.checks() if not check.ok]:
+    while failing := [check for check in await api.checks() if check.required and not check.ok]:
         if asyncio.get_running_loop().time() > deadline:
             said = "; ".join(f"{check.name}: {check.says}" for check in failing)
             raise click.ClickException(f"Kassa does not become ready. {said}")

@@ -29,6 +29,17 @@ def place_options(command: Command) -> Command:
     return click.option("--database-url", metavar="URL", help="postgresql://…; none: the one of DIR.")(command)
 
 
+def broker_option(command: Command) -> Command:
+    """--broker, as often as there are brokers."""
+    return click.option(
+        "--broker",
+        "brokers",
+        multiple=True,
+        metavar="URL[#TOPIC,…]",
+        help="amqp://…, kafka://…, rocketmq://…, zeromq://…, postgres; may be given several times, each for its topics.",
+    )(command)
+
+
 def run(work: Awaitable[Result]) -> Result:
     """Runs a command's work to its end, on the quick event loop where there is one."""
 

@@ -12,7 +12,7 @@ import msgspec
 from kassa.app import App
 from kassa.cli.database import database
 from kassa.cli.node import api_of, log_to_stderr, stop_signal
-from kassa.cli.options import place_options, run, settings_of
+from kassa.cli.options import broker_option, place_options, run, settings_of
 from kassa.cli.output import encoded, json_option, note, show
 from kassa.db.migrate import Migration, require_current
 from kassa.db.migrate import migrate as bring_up
@@ -27,6 +27,7 @@ from kassa.workers import loops
 @click.option("--host", help="Address to listen on [default: 127.0.0.1].")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port of the API [default: 8080]; 0: a free one.")
 @click.option("--with-workers", is_flag=True, help="Run the workers in this process too.")
+@broker_option
 @json_option
 def serve(
     directory: str | None,
@@ -34,20 +35,22 @@ def serve(
     host: str | None,
     port: int | None,
     with_workers: bool,
+    brokers: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """The API, until it is told to stop. The database must be migrated (`kassa migrate`)."""
-    settings = settings_of(directory, database_url, host=host, port=port).settings
+    settings = settings_of(directory, database_url, host=host, port=port, brokers=brokers or None).settings
     log_to_stderr(settings, "json")
     run(_serve(settings, loops.NAMES if with_workers else (), as_json))
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]…", type=click.Choice(loops.NAMES))
+@broker_option
 @place_options
-def worker(names: tuple[str, ...], directory: str | None, database_url: str | None) -> None:
+def worker(names: tuple[str, ...], brokers: tuple[str, ...], directory: str | None, database_url: str | None) -> None:
     """The workers of these names, or all of them, until they are told to stop. Any number of processes may run them."""
-    settings = settings_of(directory, database_url).settings
+    settings = settings_of(directory, database_url, brokers=brokers or None).settings
     log_to_stderr(settings, "json")
     run(_work(settings, names or loops.NAMES))
 
@@ -102,6 +105,10 @@ async def _work(settings: Settings, names: tuple[str, ...]) -> None:
     told = stop_signal()
     async with _app(settings) as app:
         supervisor = loops.supervisor(app, names)
+        if set(names) & set(loops.BROKER_WORKERS):
+            # Said at once, where somebody looks; one that goes away later is waited for.
+            await app.brokers.open()
+            await loops.prepare_brokers(app)
         supervisor.start()
         note(f"working: {', '.join(names)}")
         try:

@@ -21,7 +21,7 @@ from kassa.cli import directory as places
 from kassa.cli.database import Database, database
 from kassa.cli.directory import Remembered
 from kassa.cli.node import api_of, log_to_stderr, stop_signal
-from kassa.cli.options import place_options, run
+from kassa.cli.options import broker_option, place_options, run
 from kassa.cli.output import encoded, json_option, note
 from kassa.cli.sandboxes import SANDBOXES, Sandbox, is_alive
 from kassa.db import embedded
@@ -29,6 +29,8 @@ from kassa.db.migrate import migrate
 from kassa.errors import KassaError, MerchantNotFound
 from kassa.ids import Id, read_id
 from kassa.merchants.records import Merchant
+from kassa.messaging.brokers import Brokers
+from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.settings import Loaded, load, make_anchor_key, make_secrets_key
 
 CARE_S = 1.0
@@ -44,12 +46,18 @@ log = structlog.get_logger("kassa.up")
 @click.option(
     "--sandbox", "sandboxes", multiple=True, type=click.Choice(list(SANDBOXES)), help="Which; wechat unless told."
 )
+@broker_option
 @json_option
 def up(
-    directory: str | None, database_url: str | None, port: int | None, sandboxes: tuple[str, ...], as_json: bool
+    directory: str | None,
+    database_url: str | None,
+    port: int | None,
+    sandboxes: tuple[str, ...],
+    brokers: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Everything in one place, in the foreground; Ctrl-C stops it, and the same command goes on where it stopped."""
-    loaded = load({"database_url": database_url, "port": port}, directory=directory)
+    loaded = load({"database_url": database_url, "port": port, "brokers": brokers or None}, directory=directory)
     place = Path(loaded.settings.dir).absolute()
     places.make(place)
     run(_up(loaded, place, sandboxes or ("wechat",), as_json))
@@ -70,16 +78,24 @@ async def _up(loaded: Loaded, directory: Path, names: tuple[str, ...], as_json: 
         port = _port(loaded, directory)
         app = App(
             msgspec.structs.replace(
-                settings, dir=str(directory), database_url=found.url, port=port, webhook_allow_private=True
+                settings,
+                dir=str(directory),
+                database_url=found.url,
+                port=port,
+                webhook_allow_private=True,
+                order_queue=settings.order_queue or "plain",
             )
         )
         await app.start()
         try:
             merchant, key = await _set_up(app, directory, sandboxes)
+            app.order_merchant = settings.order_merchant or f"mch_{merchant.id}"
+            await app.brokers.open()
+            _warn(app)
             from kassa.workers import loops
 
             async with api_of(app, loops.NAMES) as api:
-                document = _document(api.url, key, merchant, found.url, directory, sandboxes)
+                document = _document(api.url, key, merchant, found.url, directory, sandboxes, app.brokers)
                 if as_json:
                     print(encoded(document), flush=True)
                 else:
@@ -233,8 +249,24 @@ async def _look_after(app: App, merchant: Merchant, found: Database, sandboxes: 
             await _set_channel(app, merchant, sandbox)
 
 
+def _warn(app: App) -> None:
+    if app.settings.order_queue == "plain" and any(
+        broker.name.startswith("rabbitmq") for broker in app.brokers.of_topic(PAYMENT_ORDERS.name)
+    ):
+        note(
+            "The queue payment_order is not durable, as the simplest programs declare it: requests that wait there do not "
+            "survive a restart of RabbitMQ. KASSA_ORDER_QUEUE=durable makes it so; then every program must declare it so."
+        )
+
+
 def _document(
-    url: str, key: str, merchant: Merchant, database_url: str, directory: Path, sandboxes: list[Sandbox]
+    url: str,
+    key: str,
+    merchant: Merchant,
+    database_url: str,
+    directory: Path,
+    sandboxes: list[Sandbox],
+    brokers: Brokers,
 ) -> dict[str, Any]:
     return {
         "api": url,
@@ -244,7 +276,7 @@ def _document(
         "dir": str(directory),
         "pid": os.getpid(),
         "sandboxes": {sandbox.name: sandbox.credentials for sandbox in sandboxes},
-        "brokers": {},
+        "brokers": {broker.name: {"url": broker.shown, "topics": list(broker.topics)} for broker in brokers},
     }
 
 
@@ -263,6 +295,8 @@ def _banner(document: dict[str, Any], out: Callable[[str], None] = print) -> Non
     out(f"  merchant   {document['merchant']}")
     for name, credentials in document["sandboxes"].items():
         out(f"  sandbox    {name} at {credentials['base_url']}")
+    for name, broker in document["brokers"].items():
+        out(f"  broker     {name} at {broker['url']}: {', '.join(broker['topics'])}")
     out(f"  directory  {document['dir']}")
     out("")
     out("A first payment:")

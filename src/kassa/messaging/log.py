@@ -38,7 +38,7 @@ STEP_S = 0.05
 BUSY_MIN = 20
 """Where a reading finds so many events, the next begins no sooner than so long after: each costs a handful of statements."""
 HALT_S = 0.2
-HALT_MAX_S = 30.0
+HALT_MAX_S = 5.0
 """Pauses while a destination is away; the cursor stays where it is, so nothing needs to be parked."""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)

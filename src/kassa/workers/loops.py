@@ -4,21 +4,29 @@ from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
 
+from kassa.api.queue import QueueDoor
 from kassa.app import App
 from kassa.errors import SettingInvalid
 from kassa.messaging.log import LogGroup
+from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.messaging.wake import TIMERS
 from kassa.settings import anchor_key
 from kassa.workers.events import read_for_ever
+from kassa.workers.orders import OrderWorker
 from kassa.workers.payments import PaymentWorker, sweep_for_ever
+from kassa.workers.relay import prepare, relays
 from kassa.workers.supervisor import Loop, Supervisor
 from kassa.workers.timers import TimerLoop
 from kassa.workers.upkeep import anchor_for_ever, drop_for_ever, release_for_ever
 from kassa.workers.webhooks import Dispatcher, WebhookWorker
 
-NAMES = ("payments", "sweeper", "dispatcher", "webhooks", "holds", "retention", "anchors")
+NAMES = ("payments", "sweeper", "dispatcher", "webhooks", "holds", "retention", "anchors", "relay", "orders")
 """payments: channels, expiry, late money · sweeper: what nobody would look at again · dispatcher: events to deliveries ·
-webhooks: deliveries to merchants · holds: expired reservations · retention: old answers · anchors: signed heads."""
+webhooks: deliveries to merchants · holds: expired reservations · retention: old answers · anchors: signed heads ·
+relay: events, messages and answers to the brokers · orders: requests from the brokers."""
+
+BROKER_WORKERS = ("relay", "orders")
+"""They may stand still while their broker is away; payments over the API do not notice."""
 
 WEBHOOKS_GROUP = "webhooks"
 
@@ -32,8 +40,34 @@ def supervisor(app: App, names: Iterable[str] = NAMES) -> Supervisor:
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
         raise SettingInvalid(f"There is no worker {unknown[0]!r}; these are: {', '.join(NAMES)}.", name="worker")
-    loops = _loops(app)
-    return Supervisor({name: loops[name] for name in wanted if name in loops})
+    loops = _loops(app) | _broker_loops(app)
+    return Supervisor({name: loop for name, loop in loops.items() if worker_of(name) in wanted})
+
+
+def worker_of(loop: str) -> str:
+    """The worker that a loop belongs to: `relay rabbitmq kafka.events` is one of `relay`."""
+    return loop.partition(" ")[0]
+
+
+def idle_workers(beside: Supervisor) -> list[str]:
+    """Loops that should run and do not, those aside that need a broker."""
+    return [worker.name for worker in beside.idle if worker_of(worker.name) not in BROKER_WORKERS]
+
+
+async def prepare_brokers(app: App) -> None:
+    """Before the first event: what is to reach a broker is kept for it from now on."""
+    await prepare(app)
+
+
+def _broker_loops(app: App) -> dict[str, Loop]:
+    loops: dict[str, Loop] = {}
+    for broker in app.brokers:
+        loops |= {f"relay {broker.name} {name}": loop for name, loop in relays(app, broker).items()}
+    receiving = app.brokers.of_topic(PAYMENT_ORDERS.name)
+    if receiving:
+        door = QueueDoor(app)
+        loops |= {f"orders {broker.name}": OrderWorker(broker, door).run for broker in receiving}
+    return loops
 
 
 def _loops(app: App) -> dict[str, Loop]:

@@ -18,7 +18,7 @@ from kassa.ledger.chart import Posting
 from kassa.ledger.model import single
 from kassa.merchants.records import Merchant
 from kassa.settings import Settings
-from kassa.workers.loops import supervisor
+from kassa.workers.loops import idle_workers, prepare_brokers, supervisor
 
 _numbers = itertools.count(1)
 
@@ -121,7 +121,8 @@ async def running(database_url: str, **given: Any) -> AsyncIterator[House]:
     app = App(settings_for(database_url, **given))
     await app.start()
     workers = supervisor(app)
-    api = Api(app, idle_workers=lambda: [worker.name for worker in workers.idle])
+    await prepare_brokers(app)
+    api = Api(app, idle_workers=lambda: idle_workers(workers))
     workers.start()
     await api.start()
     async with httpx.AsyncClient(base_url=api.url, timeout=20.0) as http:

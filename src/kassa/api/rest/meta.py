@@ -17,11 +17,13 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing that must be so before a payment can be taken."""
+    """One thing that should be so before a payment is taken."""
 
     name: str
     ok: bool
     says: str
+    required: bool = True
+    """False: payments are taken without it, and what it should do waits."""
 
 
 class Readiness(msgspec.Struct, frozen=True):
@@ -52,7 +54,7 @@ def routes(checks: Checks, metrics: Metrics) -> list[Route]:
 
     async def ready(request: Request) -> Response:
         found = list(await checks())
-        is_ready = all(check.ok for check in found)
+        is_ready = all(check.ok for check in found if check.required)
         return Response(200 if is_ready else 503, msgspec.json.encode(Readiness(is_ready, found)), _NO_STORE)
 
     def numbers(request: Request) -> Response:

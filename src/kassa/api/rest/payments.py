@@ -166,7 +166,10 @@ class PaymentRoutes:
     def create(self, request: Request, caller: Caller) -> "Awaitable[Response]":
         """A payment. From a wallet: one look at the body, one change, one answer, and nothing is awaited in between."""
         body = self._create(request)
-        once = require_once(request, body)
+        return self.take(request, caller, body, require_once(request, body))
+
+    def take(self, request: Request, caller: Caller, body: CreatePayment, once: OnceKey) -> "Awaitable[Response]":
+        """A payment whose body was read: also what comes over a queue goes through here."""
         if body.channel != "wallet":
             _check_way(body.channel, body.method, body.payer, body.currency)
         order = _order(body, _payer_wallet(body))

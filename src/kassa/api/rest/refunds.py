@@ -25,6 +25,7 @@ from kassa.errors import (
     WalletInsufficientFunds,
 )
 from kassa.ids import Id, new_id, read_id
+from kassa.journal.change import OnceKey
 from kassa.merchants.model import Caller, Scope
 from kassa.payments import model, render
 from kassa.payments.records import Payment, Refund
@@ -85,6 +86,12 @@ class RefundRoutes:
         payment_id = read_id("pay_" if kind == "payment" else "top_", request.params["id"])
         if payment_id is None:
             raise model.not_found(kind)
+        return await self.take(request, caller, payment_id, body, once, kind=kind)
+
+    async def take(
+        self, request: Request, caller: Caller, payment_id: Id, body: CreateRefund, once: OnceKey, *, kind: str
+    ) -> Response:
+        """A refund whose body was read: also what comes over a queue goes through here."""
         ask = Ask(
             id=new_id(),
             refund_id=body.refund_id,

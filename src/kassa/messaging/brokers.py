@@ -1,0 +1,215 @@
+"""The brokers of an installation: which there are, what travels over each, and whether each is there at the moment.
+
+Nothing that a request needs is here: when a broker is away, events wait in the log and messages in their queues.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import structlog
+
+from kassa.db.queries import load
+from kassa.errors import BrokerUnreachable, SettingInvalid
+from kassa.messaging.binder import REGISTRY, Binder, Resources, make_binder
+from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS, Topic
+from kassa.messaging.wake import Wakeups
+from kassa.settings import without_password
+
+_SQL = load("kassa.messaging")
+
+log = structlog.get_logger("kassa.messaging.brokers")
+
+OURS = {topic.name: topic for topic in (EVENTS, EVENT_BATCHES, PAYMENT_ORDERS)}
+
+
+class Named(NamedTuple):
+    """A broker as the settings name it."""
+
+    name: str
+    """rabbitmq, kafka …; a second one of a kind is `rabbitmq-2`. Readers of the log go by it, so it outlives the URL."""
+    url: str
+    topics: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        """The URL as people may see it."""
+        return without_password(self.url)
+
+
+def read_brokers(urls: Sequence[str]) -> list[Named]:
+    """What the setting `brokers` names. One without topics takes all of ours that no other one names; so do two of them.
+
+    A topic that is not ours carries the messages which Changes have for it. Raises SettingInvalid.
+    """
+    named: list[Named] = []
+    for given in urls:
+        url, topics = _apart(given)
+        kind = _kind(url)
+        others = sum(one.name.partition("-")[0] == kind for one in named)
+        named.append(Named(kind if not others else f"{kind}-{others + 1}", url, topics))
+    taken = {topic for one in named for topic in one.topics}
+    rest = tuple(name for name in OURS if name not in taken)
+    return [one if one.topics else one._replace(topics=rest) for one in named]
+
+
+def _apart(given: str) -> tuple[str, tuple[str, ...]]:
+    parts = urlsplit(given)
+    topics = tuple(dict.fromkeys(topic for topic in parts.fragment.split(",") if topic))
+    if not parts.scheme:
+        return given.partition("#")[0], topics
+    return urlunsplit(parts._replace(fragment="")), topics
+
+
+def _kind(url: str) -> str:
+    scheme = urlsplit(url).scheme or url
+    module = REGISTRY.get(scheme)
+    if module is None:
+        known = ", ".join(sorted(REGISTRY))
+        raise SettingInvalid(f"There is no broker {without_password(url)!r}; these are: {known}.", name="brokers")
+    return module.rpartition(".")[2]
+
+
+class Broker:
+    """One broker of this process: opened when it is first needed, and watched."""
+
+    def __init__(
+        self, named: Named, pool: "asyncpg.Pool[asyncpg.Record]", wakeups: Wakeups, orders: Topic, *, verify_only: bool
+    ) -> None:
+        """orders: the topic payment_order as this installation declares it."""
+        self.name = named.name
+        self.shown = named.shown
+        self.topics = named.topics
+        self.away_since: float | None = None
+        """By the monotonic clock; None: nothing is wrong as far as we know."""
+        self.reason = ""
+        self._url = named.url
+        self._pool = pool
+        self._wakeups = wakeups
+        self._orders = orders
+        self._verify_only = verify_only
+        self._binder: Binder | None = None
+        self._opening = asyncio.Lock()
+
+    async def binder(self) -> Binder:
+        """Connected, with everything there that travels over it. Raises BrokerUnreachable, SettingInvalid, and what the
+        broker says of a queue that is there in another form."""
+        async with self._opening:
+            if self._binder is None:
+                topology = await self.topology()
+                binder = self._made(topology)
+                try:
+                    await binder.open()
+                    await self._provision(binder, topology)
+                except BaseException:
+                    await binder.close()
+                    raise
+                self._binder = binder
+            return self._binder
+
+    async def topology(self) -> tuple[Topic, ...]:
+        """Its topics with their groups: our own ones, and those that somebody subscribed."""
+        declared: list[Topic] = []
+        for name in self.topics:
+            topic = self._orders if name == PAYMENT_ORDERS.name else OURS.get(name) or Topic(name, (), "Messages.")
+            groups = [row["group_name"] for row in await self._pool.fetch(_SQL.groups_of_topic, name)]
+            declared.append(topic._replace(groups=tuple(dict.fromkeys((*topic.groups, *groups)))))
+        return tuple(declared)
+
+    async def subscribed(self, topic: str) -> bool:
+        """Whether any group receives a topic."""
+        return bool(await self._pool.fetch(_SQL.groups_of_topic, topic))
+
+    async def subscribe_group(self, topic: str, group: str) -> list[str]:
+        """A group of a topic, from now on; says what was made for it. Raises BrokerUnreachable."""
+        binder = await self.binder()
+        declared = next(one for one in await self.topology() if one.name == topic)
+        return await binder.provision([declared._replace(groups=(group,))])
+
+    async def close(self) -> None:
+        """Lets go of every connection."""
+        if self._binder is not None:
+            await self._binder.close()
+            self._binder = None
+
+    def is_back(self) -> None:
+        """It answered."""
+        if self.away_since is not None:
+            log.info("broker.back", broker=self.name, away_s=round(time.monotonic() - self.away_since, 1))
+            self.away_since = None
+            self.reason = ""
+
+    def is_away(self, reason: str) -> None:
+        """It did not answer."""
+        if self.away_since is None:
+            log.warning("broker.away", broker=self.name, url=self.shown, reason=reason)
+            self.away_since = time.monotonic()
+        self.reason = reason
+
+    def _made(self, topology: tuple[Topic, ...]) -> Binder:
+        try:
+            return make_binder(self._url, Resources(self._pool, self._wakeups, topology))
+        except ImportError as error:
+            raise SettingInvalid(
+                f"The client of {self.name} is not installed ({error.name}): install kassa[{self.name.partition('-')[0]}].",
+                name="brokers",
+            ) from error
+
+    async def _provision(self, binder: Binder, topology: Sequence[Topic]) -> None:
+        said = await binder.provision(topology, verify_only=self._verify_only)
+        for line in said:
+            log.info("broker.provisioned", broker=self.name, says=line)
+        if self._verify_only and said:
+            raise SettingInvalid(
+                f"{self.name} lacks what Kassa needs, and broker_topology is `verify`: {'; '.join(said)}.",
+                name="broker_topology",
+            )
+
+
+class Brokers:
+    """All brokers of this process."""
+
+    def __init__(
+        self,
+        named: Sequence[Named],
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        wakeups: Wakeups,
+        orders: Topic,
+        *,
+        verify_only: bool = False,
+    ) -> None:
+        """orders: the topic payment_order as this installation declares it."""
+        self._all = [Broker(one, pool, wakeups, orders, verify_only=verify_only) for one in named]
+
+    def __iter__(self) -> Iterator[Broker]:
+        return iter(self._all)
+
+    def of_topic(self, topic: str) -> list[Broker]:
+        """Those over which a topic travels."""
+        return [broker for broker in self._all if topic in broker.topics]
+
+    async def open(self) -> None:
+        """Connects to each, and makes or looks for what travels over it. Raises what `Broker.binder` raises, with what to do."""
+        for broker in self._all:
+            try:
+                await broker.binder()
+            except BrokerUnreachable as error:
+                raise BrokerUnreachable(
+                    f"The broker {broker.shown} cannot be reached ({_why(error)}). Start it, or correct its URL: "
+                    "--broker, KASSA_BROKERS, or `brokers` in kassa.toml.",
+                    broker=broker.name,
+                ) from error
+
+    async def close(self) -> None:
+        """Lets go of every connection."""
+        for broker in self._all:
+            await broker.close()
+
+
+def _why(error: BrokerUnreachable) -> str:
+    facts = [str(fact) for name, fact in error.facts.items() if name in ("reason", "error", "detail")]
+    generic = (BrokerUnreachable.__doc__ or "").strip()
+    return "; ".join(facts) or (error.detail if error.detail != generic else repr(error.__cause__ or "no answer"))

@@ -1,0 +1,124 @@
+"""Takes requests from the queue payment_order of a broker: many at once, each settled when its effect and answer are durable."""
+
+import asyncio
+import random
+from contextlib import suppress
+
+import structlog
+
+from kassa.api.queue import Handled, QueueDoor
+from kassa.db.away import AWAY
+from kassa.errors import BrokerUnreachable, KassaError, Retry
+from kassa.messaging.binder import Subscription
+from kassa.messaging.brokers import Broker
+from kassa.messaging.ladder import message_delay
+from kassa.messaging.model import Ack, Dead, Delivery, RetryAfter, Settlement
+from kassa.messaging.topology import PAYMENT_ORDERS
+from kassa.workers.relay import opened
+
+IN_FLIGHT_MAX = 256
+"""Requests at once. Nearly all of that time is waiting for channels and commits."""
+BATCH = 100
+WAIT_S = 5.0
+PAUSE_S = 1.0
+"""While the broker is away, and before a request that could not be taken now is tried again."""
+DRAIN_S = 5.0
+VIA = "kassa-via"
+"""Over which broker a request that had to wait has come: its answer goes back there, whoever takes it up again."""
+
+log = structlog.get_logger("kassa.workers.orders")
+
+
+class OrderWorker:
+    """One consumer of payment_order on one broker. Several, in any number of processes, share the requests."""
+
+    def __init__(self, broker: Broker, door: QueueDoor) -> None:
+        self._broker = broker
+        self._door = door
+        self._running: set[asyncio.Task[None]] = set()
+        self._ended: list[tuple[Delivery, Settlement]] = []
+        self._has_ended = asyncio.Event()
+
+    async def run(self) -> None:
+        """For ever. What is in hand when it is cancelled and does not end soon comes again elsewhere."""
+        (group,) = PAYMENT_ORDERS.groups
+        binder = await opened(self._broker)
+        subscription = await binder.subscribe(PAYMENT_ORDERS.name, group)
+        settling = asyncio.create_task(self._settle_for_ever(subscription), name="settle orders")
+        try:
+            while True:
+                await self._step(subscription)
+        finally:
+            await asyncio.shield(self._drain(subscription, settling))
+
+    async def _step(self, subscription: Subscription) -> None:
+        room = IN_FLIGHT_MAX - len(self._running)
+        if room <= 0:
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            return
+        try:
+            deliveries = await subscription.receive(min(room, BATCH), WAIT_S)
+        except BrokerUnreachable as error:
+            self._broker.is_away(str(error))
+            await asyncio.sleep(PAUSE_S)
+            return
+        if deliveries:
+            self._broker.is_back()
+        for delivery in deliveries:
+            task = asyncio.create_task(self._handle(delivery), name="order")
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        via = delivery.record.headers.get(VIA, self._broker.name)
+        try:
+            handled = await self._door.handle(delivery.record, via)
+        except AWAY as error:
+            handled = Handled(retry=f"the database is away ({type(error).__name__})")
+        except KassaError as error:
+            handled = Handled(fault=str(error)) if error.retry is Retry.NEVER else Handled(retry=str(error))
+        except Exception as error:
+            # The outermost place for this request: what its handling could not bear belongs to it, and must not end the loop.
+            log.exception("order.crashed", record=delivery.record.id)
+            handled = Handled(fault=f"{type(error).__name__}: {error}")
+        self._ended.append((_marked(delivery, via), _settlement(delivery, handled)))
+        self._has_ended.set()
+
+    async def _settle_for_ever(self, subscription: Subscription) -> None:
+        """What ended meanwhile is settled together."""
+        while True:
+            await self._has_ended.wait()
+            await self._settle(subscription)
+
+    async def _settle(self, subscription: Subscription) -> None:
+        self._has_ended.clear()
+        ended, self._ended = self._ended, []
+        if ended:
+            await subscription.settle(ended)
+
+    async def _drain(self, subscription: Subscription, settling: "asyncio.Task[None]") -> None:
+        if self._running:
+            await asyncio.wait(self._running, timeout=DRAIN_S)
+        settling.cancel()
+        with suppress(asyncio.CancelledError):
+            await settling
+        await self._settle(subscription)
+        for task in self._running:
+            task.cancel()
+        await subscription.close(0.0)
+
+
+def _marked(delivery: Delivery, via: str) -> Delivery:
+    record = delivery.record
+    return delivery._replace(record=record._replace(headers={**record.headers, VIA: via}))
+
+
+def _settlement(delivery: Delivery, handled: Handled) -> Settlement:
+    if handled.problem is not None:
+        return Dead(handled.problem)
+    if handled.retry is not None:
+        return RetryAfter(PAUSE_S, handled.retry, counts=False)
+    if handled.fault is not None:
+        delay_s = message_delay(delivery.attempts + 1, random.random())
+        return Dead(handled.fault) if delay_s is None else RetryAfter(delay_s, handled.fault)
+    return Ack()

@@ -1,0 +1,118 @@
+"""What leaves over a broker: events to everybody, messages to their topics, answers to who asked. One loop each.
+
+A broker that is away stops its own loops where they stand and nothing else: the log and the queues are the memory.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from kassa.app import App
+from kassa.errors import BrokerUnreachable
+from kassa.ids import Id
+from kassa.messaging.binder import Binder
+from kassa.messaging.brokers import OURS, Broker
+from kassa.messaging.log import GroupReader, Halt, LogGroup
+from kassa.messaging.model import LogRecord
+from kassa.messaging.relay import EventRelay, MessageRelay
+from kassa.messaging.replies import ReplyRelay
+from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS
+from kassa.messaging.wake import EVENTS as NEW_EVENTS
+from kassa.messaging.wake import Wakeups
+from kassa.messaging.work import MessageWork
+from kassa.workers.supervisor import Loop
+
+PAUSE_S = 0.5
+PAUSE_MAX_S = 5.0
+"""Between tries to reach a broker."""
+LOOK_S = 2.0
+"""How often a relay that nobody listens to looks whether somebody does now."""
+
+
+def group_name(broker: str, topic: str) -> str:
+    """The group in the event log whose cursor says what a broker has got."""
+    return f"relay:{broker}:{topic}"
+
+
+async def opened(broker: Broker) -> Binder:
+    """The broker's binder, as soon as it can be reached."""
+    pause_s = PAUSE_S
+    while True:
+        try:
+            binder = await broker.binder()
+        except BrokerUnreachable as error:
+            broker.is_away(str(error))
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, PAUSE_MAX_S)
+        else:
+            broker.is_back()
+            return binder
+
+
+async def prepare(app: App) -> None:
+    """From now on each broker's events are kept for it: those of before it was named it does not get."""
+    for broker in app.brokers:
+        if EVENTS.name in broker.topics:
+            await LogGroup(app.pool, group_name(broker.name, EVENTS.name)).create(from_now=True)
+
+
+def relays(app: App, broker: Broker) -> dict[str, Loop]:
+    """The loops of one broker, by name."""
+    work = MessageWork(app.pool)
+    found: dict[str, Loop] = {}
+    if EVENTS.name in broker.topics:
+        found[EVENTS.name] = lambda: _relay_events(app, broker, EVENTS.name)
+    if EVENT_BATCHES.name in broker.topics:
+        found[EVENT_BATCHES.name] = lambda: _relay_batches(app, broker)
+    if PAYMENT_ORDERS.name in broker.topics:
+        found["replies"] = ReplyRelay(work, broker, Looks(app), app.wakeups).run
+    for topic in broker.topics:
+        if topic not in OURS:
+            found[topic] = _messages(work, broker, topic, app.wakeups)
+    return found
+
+
+class Looks:
+    """How the thing stands that an answer tells of. Calls itself with home, noun and id; None: it is not answered yet."""
+
+    def __init__(self, app: App) -> None:
+        self._payments = app.payments
+
+    async def __call__(self, home: int, noun: str, resource: Id) -> bytes | None:
+        if noun == "refund":
+            found = await self._payments.get_refund(home, resource)
+        else:
+            found = await self._payments.get_payment(home, resource)
+        return None if found.running else found.body
+
+
+def _messages(work: MessageWork, broker: Broker, topic: str, wakeups: Wakeups) -> Loop:
+    async def relay() -> None:
+        await MessageRelay(work, await opened(broker), topic, topic, wakeups).run()
+
+    return relay
+
+
+async def _relay_batches(app: App, broker: Broker) -> None:
+    """Envelopes are made only where somebody takes them."""
+    is_wanted = await broker.subscribed(EVENT_BATCHES.name)
+    while not is_wanted:
+        await asyncio.sleep(LOOK_S)
+        is_wanted = await broker.subscribed(EVENT_BATCHES.name)
+    await _relay_events(app, broker, EVENT_BATCHES.name)
+
+
+async def _relay_events(app: App, broker: Broker, topic: str) -> None:
+    group = LogGroup(app.pool, group_name(broker.name, topic))
+    await group.create(from_now=True)
+    relay = EventRelay(await opened(broker), topic)
+
+    async def handle(records: Sequence[LogRecord]) -> list[str | None]:
+        try:
+            answers = await relay.handle(records)
+        except Halt as halt:
+            broker.is_away(halt.reason)
+            raise
+        broker.is_back()
+        return answers
+
+    await GroupReader(group, handle, app.wakeups.watch(NEW_EVENTS).wait).run()
