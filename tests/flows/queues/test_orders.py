@@ -21,7 +21,7 @@ async def test_the_shortest_request_is_a_payment_with_a_qr_code(till: Till, sand
     await asyncio.to_thread(sandbox.pay, payment["attempts"][0]["number"])
 
     async def is_paid() -> bool:
-        return (await till.payments("123456"))[0]["state"] == "succeeded"
+        return bool((await till.payments("123456"))[0]["state"] == "succeeded")
 
     await until(is_paid, "paid")
     assert (await till.client.ask({"action": "query", "order_id": "123456"})).body["state"] == "succeeded"
