@@ -44,7 +44,8 @@ _EXAMPLES: Mapping[str, dict[str, Any]] = {
     "close": {"action": "close", "order_id": "123456"},
 }
 
-_PROTOCOLS = {"amqps": "amqps", "amqp": "amqp", "kafka": "kafka", "rocketmq": "rocketmq", "zeromq": "zeromq"}
+_PROTOCOLS = {"kafka+ssl": "kafka-secure"}
+"""Where AsyncAPI calls it otherwise than the URL."""
 
 
 def document(brokers: Sequence[Named], *, version: str, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,9 +78,9 @@ def _key(topic: Topic) -> str:
 
 def _server(broker: Named) -> dict[str, Any]:
     parts = urlsplit(broker.url)
-    host = parts.hostname or "localhost"
-    address = f"{host}:{parts.port}" if parts.port else host
-    server = {"host": address, "protocol": _PROTOCOLS.get(parts.scheme, parts.scheme or broker.url)}
+    # Several hosts may stand there, so it is not taken apart further.
+    host = parts.netloc.rpartition("@")[2] or "localhost"
+    server = {"host": host, "protocol": _PROTOCOLS.get(parts.scheme, parts.scheme or broker.url)}
     path = parts.path.strip("/")
     return server | ({"pathname": f"/{path}"} if path else {})
 
