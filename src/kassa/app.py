@@ -129,7 +129,7 @@ class App:
             pool,
             self.wakeups,
             PAYMENT_ORDERS._replace(declaration=settings.order_queue or "durable"),
-            verify_only=settings.broker_topology == "verify",
+            topology=settings.broker_topology,
         )
         self.webhooks = Webhooks(
             self.journal,

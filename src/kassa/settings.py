@@ -181,16 +181,17 @@ def _convert(name: str, value: Any, kind: Any, source: str) -> Any:
 
 
 def split_brokers(text: str) -> list[str]:
-    """Brokers of one line, separated by spaces or commas. Behind a `#` a comma separates topics, until the next URL."""
+    """Brokers of one line, separated by spaces or commas. A comma inside of a URL (host:port,host:port) or behind its `#`
+    (topic,topic) belongs to it."""
     found: list[str] = []
     for word in text.split():
         is_topics = False
         for part in filter(None, word.split(",")):
-            if is_topics and "://" not in part:
+            if found and "://" not in part and (is_topics or ":" in part):
                 found[-1] += f",{part}"
             else:
                 found.append(part)
-                is_topics = "#" in part
+            is_topics = "#" in found[-1]
     return found
 
 

@@ -48,7 +48,9 @@ UPDATE timer SET due = now(), leased_until = NULL WHERE (entity, kind) IN
 class House:
     """`kassa up --dir DIR --database-url URL`, started and ended as often as a test likes."""
 
-    def __init__(self, directory: Path, database_url: str | None) -> None:
+    def __init__(self, directory: Path, database_url: str | None, *options: str) -> None:
+        """options: more of `kassa up`."""
+        self.options = options
         self.directory = directory
         self.database_url = database_url
         self.told: dict[str, Any] = {}
@@ -63,6 +65,7 @@ class House:
         command = [sys.executable, "-m", "chaos.node", "up", "--dir", str(self.directory), "--port", "0", "--json"]
         if self.database_url is not None:
             command += ["--database-url", self.database_url]
+        command += self.options
         environment = os.environ | {"PYTHONPATH": str(TESTS), "KASSA_CRASH_FILE": str(self._plan)}
         with (self.directory / "log").open("a") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)

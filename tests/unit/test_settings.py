@@ -106,3 +106,27 @@ def test_what_is_no_key_is_refused_without_showing_it(text: str) -> None:
 def test_no_key_at_all_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(SettingInvalid, match="KASSA_SECRETS_KEY"):
         secrets_key(Settings(dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "brokers"),
+    [
+        ("postgres", ("postgres",)),
+        ("amqp://a,kafka://b", ("amqp://a", "kafka://b")),
+        ("amqp://a#x,y,kafka://h:1,i:2#z postgres", ("amqp://a#x,y", "kafka://h:1,i:2#z", "postgres")),
+        ("postgres,amqp://u:p@h/v", ("postgres", "amqp://u:p@h/v")),
+    ],
+)
+def test_brokers_of_the_environment_are_separated_by_spaces_or_commas(text: str, brokers: tuple[str, ...]) -> None:
+    loaded = load(environ={"KASSA_BROKERS": text})
+
+    assert loaded.settings.brokers == brokers
+
+
+def test_brokers_are_shown_without_passwords(tmp_path: Path) -> None:
+    (tmp_path / "kassa.toml").write_text('brokers = ["amqp://shop:secret@h/v?x=secret#kassa.events", "postgres"]\n')
+
+    loaded = load(environ={}, directory=str(tmp_path))
+
+    (shown,) = [origin.shown for origin in loaded.origins if origin.name == "brokers"]
+    assert shown == "amqp://shop:***@h/v?***#kassa.events postgres"

@@ -69,15 +69,11 @@ def document(routes: Sequence[Route], *, version: str, raw: Mapping[str, Any]) -
     types = _types(routes)
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = dict(zip(types, schemas, strict=True))
-    for component in components.values():
-        properties = component.get("properties", {})
-        for name in properties.keys() & raw.keys():
-            if not properties[name]:
-                properties[name] = raw[name]
+    with_raw(components, raw)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.pattern, {})[route.method.lower()] = _operation(route, schema_of, components)
-    text = msgspec.json.encode(
+    return told_outside(
         {
             "openapi": OPENAPI,
             "info": {
@@ -97,8 +93,20 @@ def document(routes: Sequence[Route], *, version: str, raw: Mapping[str, Any]) -
             "tags": [{"name": tag} for tag in dict.fromkeys(_tag(route) for route in routes)],
         }
     )
-    # The types that answers are made of are called views inside; outside they are the things themselves.
-    read: dict[str, Any] = msgspec.json.decode(text.replace(b'View"', b'"'))
+
+
+def with_raw(components: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
+    """Says what the fields are that travel as ready-made JSON. raw: their schemas by name."""
+    for component in components.values():
+        properties = component.get("properties", {})
+        for name in properties.keys() & raw.keys():
+            if not properties[name]:
+                properties[name] = raw[name]
+
+
+def told_outside(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The types that answers are made of are called views inside; outside they are the things themselves."""
+    read: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(document).replace(b'View"', b'"'))
     return read
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from kassa.api import openapi
+from kassa.api import asyncapi, openapi
 from kassa.api.answers import Answers
 from kassa.api.http import Limits, Request, Router, Server
 from kassa.api.rest import balances, callbacks, meta
@@ -25,11 +25,12 @@ from kassa.db.away import AWAY
 from kassa.db.migrate import require_current
 from kassa.errors import KassaError
 from kassa.journal.change import SYSTEM_HOME, Change
+from kassa.messaging.brokers import read_brokers
 
 CHECK_S = 2.0
 """A database that does not say `1` in that time is not one that can take a payment."""
 
-_RAW: dict[str, Any] = {
+RAW: dict[str, Any] = {
     "next_action": {
         "anyOf": [
             {"type": "null"},
@@ -55,9 +56,11 @@ class Api:
         self._app = app
         self._idle_workers = idle_workers
         self.routes = self._routes()
-        self.document = openapi.document(self.routes, version=version("kassa"), raw=_RAW)
+        self.document = openapi.document(self.routes, version=version("kassa"), raw=RAW)
+        self.messages = asyncapi.document(read_brokers(app.settings.brokers), version=version("kassa"), raw=RAW)
         guard, router = Guard(app.directory), Router()
-        for route in (*self.routes, *meta.documentation(msgspec.json.encode(self.document))):
+        documents = meta.documentation(msgspec.json.encode(self.document), msgspec.json.encode(self.messages))
+        for route in (*self.routes, *documents):
             router.add(route.method, route.pattern, guard.handler(route))
         settings = app.settings
         self.server = Server(

@@ -30,6 +30,9 @@ class Remembered(msgspec.Struct, frozen=True, kw_only=True):
     port: int | None = None
     database_url: str | None = None
     """None: the embedded PostgreSQL."""
+    brokers: tuple[str, ...] = ()
+    """For the other commands; `kassa up` itself takes those that it is told."""
+    order_queue: str | None = None
 
 
 def make(directory: Path) -> None:

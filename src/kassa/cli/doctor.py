@@ -1,5 +1,6 @@
 """`kassa doctor`: checks each part of a set-up, says what to do, and prints each setting with its source."""
 
+import asyncio
 import logging
 import shutil
 import stat
@@ -7,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -22,10 +23,13 @@ from kassa.cli.options import place_options, run
 from kassa.cli.output import json_option, note, show, table
 from kassa.db.migrate import pending
 from kassa.db.pool import connect, without_password
-from kassa.errors import KassaError
+from kassa.errors import BrokerUnreachable, KassaError, SettingInvalid
 from kassa.ledger.store import LedgerStore
 from kassa.merchants.store import MerchantStore
 from kassa.merchants.vault import Vault
+from kassa.messaging.brokers import Broker, read_brokers
+from kassa.messaging.topology import PAYMENT_ORDERS, Declaration
+from kassa.messaging.wake import Wakeups
 from kassa.observability.log import configure_logging
 from kassa.settings import Loaded, Origin, Settings, anchor_key, load, masked, secrets_key
 
@@ -33,6 +37,7 @@ CLOCK_S_MAX = 5.0
 """Signed requests are refused by providers past some minutes; at seconds something is wrong with the time service."""
 FREE_BYTES_MIN = 1_000_000_000
 ASK_TIMEOUT_S = 3.0
+BROKER_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ async def _database(url: str, settings: Settings) -> AsyncIterator[Finding]:
         await connection.close()
     async for finding in _contents(url, settings):
         yield finding
+    async for finding in _brokers(url, settings):
+        yield finding
 
 
 async def _durable(connection: Any) -> Finding:
@@ -207,6 +214,41 @@ async def _contents(url: str, settings: Settings) -> AsyncIterator[Finding]:
             yield Finding("ledger", "failure", f"The books do not balance: {', '.join(wrong)}.", "kassa ledger verify")
         else:
             yield Finding("ledger", "ok", "The books balance.")
+
+
+async def _brokers(url: str, settings: Settings) -> AsyncIterator[Finding]:
+    """Each broker: whether it answers and has what Kassa needs there. Nothing is made."""
+    remembered = places.recall(Path(settings.dir))
+    try:
+        named = read_brokers(settings.brokers or remembered.brokers)
+    except KassaError as error:
+        yield Finding("brokers", "failure", error.detail, "Correct KASSA_BROKERS, or `brokers` in kassa.toml.")
+        return
+    declaration = cast(Declaration, settings.order_queue or remembered.order_queue or "durable")
+    orders = PAYMENT_ORDERS._replace(declaration=declaration)
+    async with asyncpg.create_pool(url, min_size=1, max_size=2) as pool:
+        for one in named:
+            broker = Broker(
+                one, pool, Wakeups(lambda: connect(url, application="kassa doctor")), orders, topology="verify"
+            )
+            yield await _broker(broker)
+
+
+async def _broker(broker: Broker) -> Finding:
+    part, carries = f"broker {broker.name}", f"{broker.shown} carries {', '.join(broker.topics)}."
+    try:
+        async with asyncio.timeout(BROKER_TIMEOUT_S):
+            await broker.binder()
+    except (BrokerUnreachable, TimeoutError) as error:
+        says = f"{broker.shown} cannot be reached ({error})."
+        return Finding(part, "failure", says, "Start it, or correct its URL. Payments go on; what is for it waits.")
+    except SettingInvalid as error:
+        return Finding(part, "warning", error.detail, "`kassa up` and `kassa worker` make what is missing.")
+    except KassaError as error:
+        return Finding(part, "failure", error.detail)
+    finally:
+        await broker.close()
+    return Finding(part, "ok", carries)
 
 
 def _channel(name: str, account: Any, settings: Settings) -> Finding:

@@ -1,16 +1,24 @@
 """Queues for operators: how they are doing, what died in them, and trying it again."""
 
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
-from kassa.cli.options import opened, place_options, run
+from kassa.api import asyncapi
+from kassa.api.server import RAW
+from kassa.cli.directory import recall
+from kassa.cli.options import broker_option, opened, place_options, run, settings_of
 from kassa.cli.output import json_option, show, table, when
 from kassa.errors import QueueNotFound
 from kassa.ids import Id, read_id
+from kassa.messaging.brokers import Brokers, Named, read_brokers
+from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.messaging.work import DeadLetters, MessageWork
+from kassa.workers.relay import listen
 
 TIMES = click.DateTime(formats=["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"])
 
@@ -124,6 +132,55 @@ def keys(name: str, keys_dir: Path, as_json: bool) -> None:
         raise click.ClickException(f"{keys_dir / name}.key_secret exists already, and is not overwritten.")
     public, secret = make_keys(keys_dir, name)
     show({"public": str(public), "secret": str(secret)}, as_json, lambda: print(f"public  {public}\nsecret  {secret}"))
+
+
+@queue.command()
+@click.argument("topic")
+@click.argument("group")
+@broker_option
+@place_options
+@json_option
+def subscribe(
+    topic: str, group: str, brokers: tuple[str, ...], directory: str | None, database_url: str | None, as_json: bool
+) -> None:
+    """One more GROUP receives TOPIC (kassa.events, kassa.events.batch) from now on, on every broker that carries it.
+
+    On PostgreSQL a group that nobody reads for grows for ever.
+    """
+
+    async def work() -> list[str]:
+        async with opened(directory, database_url) as app:
+            named = _brokers(directory, database_url, brokers)
+            found = Brokers(named, app.pool, app.wakeups, PAYMENT_ORDERS, topology="leave")
+            carrying = found.of_topic(topic)
+            if not carrying:
+                raise QueueNotFound(
+                    f"No broker carries {topic}: name one with --broker, KASSA_BROKERS or kassa.toml.", topic=topic
+                )
+            try:
+                await found.open()
+                return [f"{one.name}: {line}" for one in carrying for line in await listen(app, one, topic, group)]
+            finally:
+                await found.close()
+
+    said = run(work())
+    show({"said": said}, as_json, lambda: print("\n".join(said) or f"{group} receives {topic} already."))
+
+
+@queue.command("asyncapi")
+@broker_option
+@place_options
+def print_asyncapi(brokers: tuple[str, ...], directory: str | None, database_url: str | None) -> None:
+    """The AsyncAPI 3 document of what travels over the brokers, as GET /asyncapi.json has it."""
+    named = _brokers(directory, database_url, brokers)
+    document = asyncapi.document(named, version=version("kassa"), raw=RAW)
+    print(msgspec.json.format(msgspec.json.encode(document)).decode())
+
+
+def _brokers(directory: str | None, database_url: str | None, given: tuple[str, ...]) -> list[Named]:
+    """Those of the settings, else those with which `kassa up` was started on DIR."""
+    settings = settings_of(directory, database_url, brokers=given or None).settings
+    return read_brokers(settings.brokers or recall(Path(settings.dir)).brokers)
 
 
 def _utc(at: datetime | None) -> datetime | None:

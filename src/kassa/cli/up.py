@@ -91,6 +91,7 @@ async def _up(loaded: Loaded, directory: Path, names: tuple[str, ...], as_json: 
             merchant, key = await _set_up(app, directory, sandboxes)
             app.order_merchant = settings.order_merchant or f"mch_{merchant.id}"
             await app.brokers.open()
+            _remember(directory, brokers=settings.brokers, order_queue=app.settings.order_queue)
             _warn(app)
             from kassa.workers import loops
 

@@ -6,7 +6,7 @@ Nothing that a request needs is here: when a broker is away, events wait in the 
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -24,6 +24,10 @@ _SQL = load("kassa.messaging")
 log = structlog.get_logger("kassa.messaging.brokers")
 
 OURS = {topic.name: topic for topic in (EVENTS, EVENT_BATCHES, PAYMENT_ORDERS)}
+
+
+Mode = Literal["create", "verify", "leave"]
+"""What is done at a broker about what is missing: made, only looked for, or nothing."""
 
 
 class Named(NamedTuple):
@@ -77,7 +81,7 @@ class Broker:
     """One broker of this process: opened when it is first needed, and watched."""
 
     def __init__(
-        self, named: Named, pool: "asyncpg.Pool[asyncpg.Record]", wakeups: Wakeups, orders: Topic, *, verify_only: bool
+        self, named: Named, pool: "asyncpg.Pool[asyncpg.Record]", wakeups: Wakeups, orders: Topic, *, topology: Mode
     ) -> None:
         """orders: the topic payment_order as this installation declares it."""
         self.name = named.name
@@ -90,7 +94,7 @@ class Broker:
         self._pool = pool
         self._wakeups = wakeups
         self._orders = orders
-        self._verify_only = verify_only
+        self._mode = topology
         self._binder: Binder | None = None
         self._opening = asyncio.Lock()
 
@@ -159,10 +163,12 @@ class Broker:
             ) from error
 
     async def _provision(self, binder: Binder, topology: Sequence[Topic]) -> None:
-        said = await binder.provision(topology, verify_only=self._verify_only)
+        if self._mode == "leave":
+            return
+        said = await binder.provision(topology, verify_only=self._mode == "verify")
         for line in said:
             log.info("broker.provisioned", broker=self.name, says=line)
-        if self._verify_only and said:
+        if self._mode == "verify" and said:
             raise SettingInvalid(
                 f"{self.name} lacks what Kassa needs, and broker_topology is `verify`: {'; '.join(said)}.",
                 name="broker_topology",
@@ -179,10 +185,10 @@ class Brokers:
         wakeups: Wakeups,
         orders: Topic,
         *,
-        verify_only: bool = False,
+        topology: Mode = "create",
     ) -> None:
         """orders: the topic payment_order as this installation declares it."""
-        self._all = [Broker(one, pool, wakeups, orders, verify_only=verify_only) for one in named]
+        self._all = [Broker(one, pool, wakeups, orders, topology=topology) for one in named]
 
     def __iter__(self) -> Iterator[Broker]:
         return iter(self._all)

@@ -55,6 +55,13 @@ async def prepare(app: App) -> None:
             await LogGroup(app.pool, group_name(broker.name, EVENTS.name)).create(from_now=True)
 
 
+async def listen(app: App, broker: Broker, topic: str, group: str) -> list[str]:
+    """One more group of a topic, from now on; says what was made for it. Raises BrokerUnreachable."""
+    if topic == EVENT_BATCHES.name:
+        await LogGroup(app.pool, group_name(broker.name, topic)).create(from_now=True)
+    return await broker.subscribe_group(topic, group)
+
+
 def relays(app: App, broker: Broker) -> dict[str, Loop]:
     """The loops of one broker, by name."""
     work = MessageWork(app.pool)

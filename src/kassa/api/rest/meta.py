@@ -73,14 +73,19 @@ def routes(checks: Checks, metrics: Metrics) -> list[Route]:
     ]  # fmt: skip
 
 
-def documentation(document: bytes) -> list[Route]:
-    """The document and the page that draws it; all that the page needs comes with the program."""
+def documentation(document: bytes, messages: bytes) -> list[Route]:
+    """The documents (of REST, and of what travels over brokers), and the page that draws the first; all that it needs comes
+    with the program."""
     drawn = [_file(pattern, name, kind) for pattern, (name, kind) in _FILES.items()]
-    described = Response(200, document)
+    described, over_brokers = Response(200, document), Response(200, messages)
     return [
         Route(
             "GET", "/openapi.json", "This document.", lambda request: described,
             {200: Answer("application/json", "OpenAPI 3.1")},
+        ),
+        Route(
+            "GET", "/asyncapi.json", "What travels over message brokers.", lambda request: over_brokers,
+            {200: Answer("application/json", "AsyncAPI 3.0")},
         ),
         *drawn,
     ]  # fmt: skip

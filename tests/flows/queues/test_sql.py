@@ -1,0 +1,105 @@
+"""A program that has SQL and nothing else: it puts a request in, and gets its answer, in its own transactions."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from flows.api.support import House, running
+from flows.queues.house import until
+
+
+@pytest.fixture
+async def house(database_url: str) -> AsyncIterator[House]:
+    async with running(database_url, brokers=("postgres",), order_channel="wallet") as running_house:
+        yield running_house
+
+
+@pytest.fixture
+async def program(database_url: str, house: House) -> AsyncIterator[Any]:
+    """A connection of a role that may call the functions and nothing else."""
+    role = f"shop_{database_url.rpartition('_')[2]}"
+    await house.app.pool.execute(
+        f"CREATE ROLE {role}; GRANT EXECUTE ON FUNCTION kassa_send, kassa_listen, kassa_receive TO {role}"
+    )
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(f"SET SESSION AUTHORIZATION {role}")
+    yield connection
+    await connection.close()
+    await house.app.pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_request_and_its_answer(house: House, program: Any) -> None:
+    shop = await house.shop()
+    order = {"order_id": "sql-1", "amount": 40, "payer": {"wallet": await shop.wallet(100)}}
+
+    await program.execute("SELECT kassa_listen('my.answers')")
+    await program.fetchval(
+        "SELECT kassa_send('payment_order', $1, reply_to => 'my.answers', correlation_id => 'c-1')", json.dumps(order)
+    )
+    row = await until(lambda: program.fetchrow("SELECT * FROM kassa_receive('my.answers')"), "an answer")
+
+    assert row["correlation_id"] == "c-1"
+    assert (json.loads(row["body"])["order_id"], json.loads(row["body"])["state"]) == ("sql-1", "succeeded")
+    assert json.loads(row["headers"])["kassa-status"] == "201"
+    assert await program.fetch("SELECT * FROM kassa_receive('my.answers')") == []
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await program.fetch("SELECT * FROM message")
+
+
+async def test_a_request_is_part_of_the_program_s_own_transaction(house: House, program: Any) -> None:
+    shop = await house.shop()
+    order = {"order_id": "sql-2", "amount": 40, "payer": {"wallet": await shop.wallet(100)}}
+    await program.execute("SELECT kassa_listen('my.answers')")
+
+    with pytest.raises(ZeroDivisionError):
+        async with program.transaction():
+            await program.execute("SELECT kassa_send('payment_order', $1, 'my.answers')", json.dumps(order))
+            raise ZeroDivisionError
+    for _ in range(2):
+        await program.execute("SELECT kassa_send('payment_order', $1, 'my.answers', 'c', 'id-1')", json.dumps(order))
+    await until(lambda: program.fetchrow("SELECT * FROM kassa_receive('my.answers')"), "an answer")
+
+    assert len((await shop.get("/v1/payments", order_id="sql-2")).json()["data"]) == 1
+
+
+async def test_an_answer_that_was_rolled_back_is_there_again(house: House, program: Any) -> None:
+    await house.shop()
+    await program.execute("SELECT kassa_listen('my.answers')")
+    await program.execute(
+        """SELECT kassa_send('payment_order', '{"action": "query", "order_id": "x"}', 'my.answers')"""
+    )
+
+    async def received_and_undone() -> object:
+        transaction = program.transaction()
+        await transaction.start()
+        row = await program.fetchrow("SELECT * FROM kassa_receive('my.answers')")
+        await transaction.rollback()
+        return row
+
+    undone = await until(received_and_undone, "an answer")
+    again = await program.fetchrow("SELECT * FROM kassa_receive('my.answers')")
+
+    assert undone == again
+    assert json.loads(again["body"])["code"] == "payment.not_found"
+
+
+async def test_events_are_read_like_answers(house: House, program: Any) -> None:
+    shop = await house.shop()
+    wallet = await shop.wallet(100)
+    await program.execute("SELECT kassa_listen('kassa.events', 'accounting')")
+
+    paid = (await shop.pay(wallet, 10)).json()
+    row = await until(lambda: program.fetchrow("SELECT * FROM kassa_receive('kassa.events', 'accounting')"), "an event")
+
+    headers = json.loads(row["headers"])
+    assert (headers["ce-type"], headers["ce-subject"]) == ("payment.succeeded", paid["id"])
+    assert json.loads(row["body"]) == paid
+
+
+async def test_a_topic_that_nobody_receives_is_refused(program: Any) -> None:
+    with pytest.raises(asyncpg.RaiseError, match="nobody receives nowhere"):
+        await asyncio.wait_for(program.execute("SELECT kassa_send('nowhere', '{}')"), 10)

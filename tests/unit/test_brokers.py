@@ -1,0 +1,44 @@
+"""Which broker carries what."""
+
+import pytest
+
+from kassa.errors import SettingInvalid
+from kassa.messaging.brokers import read_brokers
+from kassa.messaging.replies import GIVEN_UP_S, reply_delay
+
+OURS = ("kassa.events", "kassa.events.batch", "payment_order")
+
+
+@pytest.mark.parametrize(
+    ("urls", "expected"),
+    [
+        ((), []),
+        (("postgres",), [("postgres", "postgres", OURS)]),
+        (
+            ("memory", "postgres#payment_order"),
+            [("memory", "memory", OURS[:2]), ("postgres", "postgres", OURS[2:])],
+        ),
+        (
+            ("postgres://x/y?z=1#kassa.events,mails", "postgres"),
+            [("postgres", "postgres://x/y?z=1", ("kassa.events", "mails")), ("postgres-2", "postgres", OURS[1:])],
+        ),
+        (("memory", "postgres"), [("memory", "memory", OURS), ("postgres", "postgres", OURS)]),
+    ],
+)
+def test_one_without_topics_takes_what_no_other_one_names(urls: tuple[str, ...], expected: list[object]) -> None:
+    assert read_brokers(urls) == expected
+
+
+def test_a_broker_that_does_not_exist_is_refused_without_its_password() -> None:
+    with pytest.raises(SettingInvalid, match=r"There is no broker 'pigeon://a:\*\*\*@b'"):
+        read_brokers(("pigeon://a:secret@b",))
+
+
+def test_an_answer_is_tried_for_an_hour_with_growing_pauses() -> None:
+    delays: list[float] = []
+    while (delay := reply_delay(len(delays) + 1)) is not None:
+        delays.append(delay)
+
+    assert delays == sorted(delays)
+    assert delays[0] == 1.0
+    assert GIVEN_UP_S <= sum(delays) <= GIVEN_UP_S + delays[-1]
