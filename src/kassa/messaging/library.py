@@ -2,7 +2,7 @@
 
     messaging = Messaging("amqp://…", "postgresql://…/shop", topics=[Topic("shop.orders", ("billing",), "Orders.")])
 
-    @messaging.consumer("kassa.events.batch", group="shop", types=["payment.succeeded"])
+    @messaging.consumer("kassa.events", group="shop", types=["payment.succeeded"])
     async def paid(message, connection):
         await connection.execute("UPDATE orders SET paid = true WHERE number = $1", message.json()["order_id"])
 

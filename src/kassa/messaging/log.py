@@ -248,6 +248,17 @@ class LogGroup:
                 await connection.execute(_SQL.start_group_now, self.name)
         return is_new
 
+    async def heads(self) -> list[Place]:
+        """The end of each writer's part of the log, as it is now."""
+        return [Place(*row) for row in await self._pool.fetch(_SQL.log_heads)]
+
+    async def skip(self, heads: Sequence[Place]) -> None:
+        """The group is not interested in what is before these places."""
+        if heads:
+            await self._pool.execute(
+                _SQL.advance_cursors, self.name, *(list(part) for part in zip(*heads, strict=True))
+            )
+
     async def hold(self) -> bool:
         """Whether this process reads for the group, for the next `hold_s` seconds."""
         return await self._pool.fetchval(_SQL.hold_group, self.name, self._holder, self._hold) is not None

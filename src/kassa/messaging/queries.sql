@@ -355,6 +355,20 @@ SELECT $1, w.writer, w.last_seq, 32767
   FROM (SELECT writer, max(last_seq) AS last_seq FROM chain GROUP BY writer) AS w
 ON CONFLICT DO NOTHING;
 
+-- name: log_heads
+-- The end of each writer's part of the log.
+WITH RECURSIVE writers AS (
+    (SELECT writer FROM chain ORDER BY writer LIMIT 1)
+     UNION ALL
+    SELECT (SELECT c.writer FROM chain AS c WHERE c.writer > w.writer ORDER BY c.writer LIMIT 1)
+      FROM writers AS w
+     WHERE w.writer IS NOT NULL
+)
+SELECT w.writer, last.last_seq AS seq, 32767::smallint AS ord
+  FROM writers AS w
+ CROSS JOIN LATERAL (SELECT last_seq FROM chain WHERE writer = w.writer ORDER BY batch DESC LIMIT 1) AS last
+ WHERE w.writer IS NOT NULL;
+
 -- name: hold_group
 -- One process at a time reads for a group. No row: another one does.
 UPDATE log_group

@@ -100,11 +100,19 @@ def _messages(work: MessageWork, broker: Broker, topic: str, wakeups: Wakeups) -
 
 
 async def _relay_batches(app: App, broker: Broker) -> None:
-    """Envelopes are made only where somebody takes them."""
-    is_wanted = await broker.subscribed(EVENT_BATCHES.name)
+    """Envelopes are made only where somebody takes them; until then the log is passed over.
+
+    Only what was there before we looked, so that a new group misses nothing of what comes after it.
+    """
+    group = LogGroup(app.pool, group_name(broker.name, EVENT_BATCHES.name))
+    is_wanted = False
     while not is_wanted:
-        await asyncio.sleep(LOOK_S)
+        await group.create(from_now=True)
+        heads = await group.heads()
         is_wanted = await broker.subscribed(EVENT_BATCHES.name)
+        if not is_wanted:
+            await group.skip(heads)
+            await asyncio.sleep(LOOK_S)
     await _relay_events(app, broker, EVENT_BATCHES.name)
 
 
