@@ -34,11 +34,14 @@ def main() -> None:
             failed = _install(names)
         case "start":
             failed = _install(names)
-            failed += _start([name for name in names if name not in {missing for missing, _ in failed}], options.dir)
+            missing = {name for name, _ in failed}
+            with installation.locked(installation.home() / "lock"):
+                failed += _start([name for name in names if name not in missing], options.dir)
             _tell(options.json)
         case "stop":
             failed = []
-            _stop(names)
+            with installation.locked(installation.home() / "lock"):
+                _stop(names)
         case _:
             failed = []
             _tell(options.json)
@@ -82,14 +85,16 @@ def _start(names: list[str], directory: Path | None) -> list[tuple[str, str]]:
     base = directory or installation.home() / "data"
     chosen = [known.get(name) or KINDS[name](base / name, outlives_us=True) for name in names]
     failed = []
+    # Remembered before they run: whoever interrupts this can still stop them.
+    for server in chosen:
+        kept.keep(server)
     with ThreadPoolExecutor(max(1, len(chosen))) as pool:
         for server, begun in [(server, pool.submit(server.start)) for server in chosen]:
             try:
                 begun.result()
             except (ServerFailed, ServerUnavailable) as wrong:
                 failed.append((server.name, str(wrong)))
-            else:
-                kept.keep(server)
+                kept.forget(server)
     return failed
 
 

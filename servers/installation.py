@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,15 @@ def home() -> Path:
     if can_enter(account(), CHECKOUT):
         return CHECKOUT / ".cache" / "servers"
     return _ELSEWHERE / sha256(os.fsencode(CHECKOUT)).hexdigest()[:16]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One at a time; the kernel lets go of the lock when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def rabbitmq() -> Path:
@@ -117,8 +127,7 @@ def _install_java() -> None:
 def _install_jars(name: str) -> None:
     _install_java()
     place = _jars_place(name)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(place.parent / f"{name}.lock"):
+    with locked(place.parent / f"{name}.lock"):
         if not place.is_dir():
             _fetch(name, place)
 
@@ -132,7 +141,7 @@ def _fetch(name: str, place: Path) -> None:
     unfinished.mkdir()
     project = unfinished / "pom.xml"
     project.write_text(_project(name))
-    print(f"Fetching {name} {versions()[name]['version']}", flush=True)
+    print(f"Fetching {name} {versions()[name]['version']}", file=sys.stderr, flush=True)
     command = ["mvn", "-q", "-B", "-ntp", "-f", str(project), "dependency:copy-dependencies", "-DincludeScope=runtime"]
     fetched = subprocess.run(
         [*command, f"-DoutputDirectory={unfinished}"],
@@ -203,6 +212,7 @@ def _end(text: str) -> str:
     return " ".join(text.strip().splitlines()[-4:])
 
 
+@cache
 def _java_major(program: Path) -> int:
     said = subprocess.run([program, "-version"], capture_output=True, text=True, check=False).stderr
     found = re.search(r'version "(\d+)', said)
@@ -211,14 +221,6 @@ def _java_major(program: Path) -> int:
 
 def _version(sbin: Path) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", sbin.parent.name)]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One installation at a time; the kernel lets go of the lock when its holder dies."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 _INSTALL: Mapping[str, Callable[[], None]] = {

@@ -69,7 +69,7 @@ class Kafka(Server):
     @property
     def tls_url(self) -> str:
         """Over TLS, with user and password."""
-        return f"kafkas://{self.username}:{self.password}@{self.tls_bootstrap}"
+        return f"kafka+ssl://{self.username}:{self.password}@{self.tls_bootstrap}"
 
     @property
     def bootstrap(self) -> str:

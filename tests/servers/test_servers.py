@@ -1,9 +1,10 @@
 """Every kind of server, looked at through a client that knows nothing of it: it keeps what it confirmed, and it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import aio_pika
 import pytest
@@ -16,56 +17,53 @@ from kassa.db import embedded
 from servers import KINDS, RabbitMQ, RocketMQ, Server, ServerFailed
 from servers.server import is_free
 
-KEPT = "survivor"
-
 
 class Use(NamedTuple):
     """How a client uses one kind of server."""
 
-    put: Callable[[Server, bytes], Awaitable[None]]
-    """Send one message durably to KEPT, made when there is none, and wait for the confirmation."""
-    take: Callable[[Server], Awaitable[bytes]]
-    """One message of KEPT."""
+    put: Callable[[Server, str, bytes], Awaitable[None]]
+    """Send one message durably to a queue or topic of that name, which is made, and wait for the confirmation."""
+    take: Callable[[Server, str], Awaitable[bytes]]
+    """One message from there."""
 
 
-async def _put_rabbitmq(server: Server, body: bytes) -> None:
+async def _put_rabbitmq(server: Server, name: str, body: bytes) -> None:
     async with await aio_pika.connect(server.url) as connection:
         channel = await connection.channel(on_return_raises=True)
-        await channel.declare_queue(KEPT, durable=True)
+        await channel.declare_queue(name, durable=True)
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await channel.default_exchange.publish(message, KEPT)
+        await channel.default_exchange.publish(message, name)
 
 
-async def _take_rabbitmq(server: Server) -> bytes:
+async def _take_rabbitmq(server: Server, name: str) -> bytes:
     async with await aio_pika.connect(server.url) as connection:
-        queue = await (await connection.channel()).declare_queue(KEPT, passive=True)
+        queue = await (await connection.channel()).declare_queue(name, passive=True)
         message = await queue.get(no_ack=True)
         assert message is not None
         return message.body
 
 
-async def _put_kafka(server: Server, body: bytes) -> None:
-    await asyncio.to_thread(_produce, server.url.removeprefix("kafka://"), body)
+async def _put_kafka(server: Server, name: str, body: bytes) -> None:
+    await asyncio.to_thread(_produce, server.url.removeprefix("kafka://"), name, body)
 
 
-async def _take_kafka(server: Server) -> bytes:
-    return await asyncio.to_thread(_consume, server.url.removeprefix("kafka://"))
+async def _take_kafka(server: Server, name: str) -> bytes:
+    return await asyncio.to_thread(_consume, server.url.removeprefix("kafka://"), name)
 
 
-def _produce(bootstrap: str, body: bytes) -> None:
+def _produce(bootstrap: str, name: str, body: bytes) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap})
-    if KEPT not in admin.list_topics(timeout=30).topics:
-        admin.create_topics([NewTopic(KEPT, 1, 1)])[KEPT].result()
+    admin.create_topics([NewTopic(name, 1, 1)])[name].result()
     reports: list[KafkaError | None] = []
     producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
-    producer.produce(KEPT, body, on_delivery=lambda error, message: reports.append(error))
+    producer.produce(name, body, on_delivery=lambda error, message: reports.append(error))
     producer.flush()
     assert reports == [None]
 
 
-def _consume(bootstrap: str) -> bytes:
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": KEPT, "enable.auto.commit": False})
-    consumer.assign([TopicPartition(KEPT, 0, 0)])
+def _consume(bootstrap: str, name: str) -> bytes:
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": name, "enable.auto.commit": False})
+    consumer.assign([TopicPartition(name, 0, 0)])
     message = consumer.poll(30)
     consumer.close()
     assert message is not None and not message.error()
@@ -74,16 +72,16 @@ def _consume(bootstrap: str) -> bytes:
     return body
 
 
-async def _put_rocketmq(server: Server, body: bytes) -> None:
+async def _put_rocketmq(server: Server, name: str, body: bytes) -> None:
     assert isinstance(server, RocketMQ)
-    await asyncio.to_thread(server.make_topic, KEPT)
-    await asyncio.to_thread(server.make_group, KEPT)
-    await rocketmq_client.send(server.endpoint, KEPT, body)
+    await asyncio.to_thread(server.make_topic, name)
+    await asyncio.to_thread(server.make_group, name)
+    await rocketmq_client.send(server.endpoint, name, body)
 
 
-async def _take_rocketmq(server: Server) -> bytes:
+async def _take_rocketmq(server: Server, name: str) -> bytes:
     assert isinstance(server, RocketMQ)
-    return await rocketmq_client.receive(server.endpoint, KEPT, KEPT)
+    return await rocketmq_client.receive(server.endpoint, name, name)
 
 
 USES: Mapping[str, Use] = {
@@ -93,23 +91,34 @@ USES: Mapping[str, Use] = {
 }
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.needs(kind)) for kind in KINDS])
-async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
-    """One of each kind, for one test alone."""
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.needs(kind)) for kind in KINDS])
+def one(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """One of each kind, which these tests may kill: others share the one of the whole run."""
     with embedded.temporary_directory("kassa-servers-") as directory:
         server = KINDS[request.param](directory / request.param)
-        await asyncio.to_thread(server.start)
         yield server
-        await asyncio.to_thread(server.kill)
+        server.kill()
+
+
+@pytest.fixture
+def server(one: Server) -> Server:
+    """It runs, whatever the test before has done to it."""
+    return one.start()
+
+
+@pytest.fixture
+def name() -> str:
+    """Of a queue or topic for one test."""
+    return uuid4().hex
 
 
 def test_every_kind_is_tried() -> None:
     assert set(USES) == set(KINDS)
 
 
-async def test_what_was_confirmed_survives_kill_and_start(server: Server) -> None:
+async def test_what_was_confirmed_survives_kill_and_start(server: Server, name: str) -> None:
     use, url, pids = USES[server.name], server.url, dict(server.pids)
-    await use.put(server, b"confirmed")
+    await use.put(server, name, b"confirmed")
 
     await asyncio.to_thread(server.kill)
     assert not server.is_running
@@ -118,13 +127,13 @@ async def test_what_was_confirmed_survives_kill_and_start(server: Server) -> Non
 
     assert server.url == url
     assert not set(server.pids.values()) & set(pids.values())
-    assert await use.take(server) == b"confirmed"
+    assert await use.take(server, name) == b"confirmed"
 
 
-async def test_what_was_confirmed_survives_stop_and_start_by_another(server: Server) -> None:
+async def test_what_was_confirmed_survives_stop_and_start_by_another(server: Server, name: str) -> None:
     """By another object for the same directory, as `python -m servers stop` in another process has."""
     use = USES[server.name]
-    await use.put(server, b"confirmed")
+    await use.put(server, name, b"confirmed")
     other = KINDS[server.name](server.directory)
     assert other.is_running
     assert (other.url, other.pids) == (server.url, server.pids)
@@ -134,20 +143,20 @@ async def test_what_was_confirmed_survives_stop_and_start_by_another(server: Ser
     assert all(is_free(server.port(name)) for name in server.PORTS)
 
     await asyncio.to_thread(server.start)
-    assert await use.take(server) == b"confirmed"
+    assert await use.take(server, name) == b"confirmed"
 
 
-async def test_a_frozen_server_answers_when_it_is_thawed(server: Server) -> None:
+async def test_a_frozen_server_answers_when_it_is_thawed(server: Server, name: str) -> None:
     use = USES[server.name]
 
     server.freeze()
-    put = asyncio.ensure_future(use.put(server, b"late"))
+    put = asyncio.ensure_future(use.put(server, name, b"late"))
     done, _ = await asyncio.wait([put], timeout=0.5)
     assert not done
     server.thaw()
 
     await put
-    assert await use.take(server) == b"late"
+    assert await use.take(server, name) == b"late"
 
 
 async def test_its_memory_and_cpu_can_be_read(server: Server) -> None:
