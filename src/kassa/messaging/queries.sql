@@ -43,6 +43,15 @@ UPDATE timer
    AND kind = $2
    AND generation = $3;
 
+-- name: hurry_timer
+-- What waited for its turn has it now. Not for a timer that somebody holds: he looks again when he lets go of it.
+UPDATE timer
+   SET due = clock_timestamp()
+ WHERE entity = $1
+   AND kind = $2
+   AND due > clock_timestamp()
+   AND (leased_until IS NULL OR leased_until <= clock_timestamp());
+
 -- name: timer_is_current
 -- Whether a timer is still as it fired: not set again, cancelled or acted on since.
 SELECT EXISTS (SELECT 1 FROM timer WHERE entity = $1 AND kind = $2 AND generation = $3);

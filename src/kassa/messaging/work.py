@@ -81,6 +81,10 @@ class TimerWork:
             _SQL.postpone_timer, fired.entity, fired.kind, fired.generation, timedelta(seconds=delay_s)
         )
 
+    async def hurry_timer(self, kind: str, entity: Id) -> None:
+        """What was postponed is due now; nothing happens while somebody holds it."""
+        await self._pool.execute(_SQL.hurry_timer, entity, kind)
+
     async def is_current(self, fired: FiredTimer) -> bool:
         """Whether the timer was neither set again, cancelled nor acted on since it fired: worth a call before
         sending."""
