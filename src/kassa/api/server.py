@@ -25,6 +25,7 @@ from kassa.db.away import AWAY
 from kassa.db.migrate import require_current
 from kassa.errors import KassaError
 from kassa.journal.change import SYSTEM_HOME, Change
+from kassa.journal.replies import FirstStatuses
 
 CHECK_S = 2.0
 """A database that does not say `1` in that time is not one that can take a payment."""
@@ -72,6 +73,7 @@ class Api:
         app = self._app
         answers = Answers(
             app.journal,
+            FirstStatuses(app.pool),
             channel_wait_s=app.settings.channel_wait_s,
             repeat_wait_s=app.settings.idempotency_wait_s,
         )
