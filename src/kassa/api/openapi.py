@@ -14,7 +14,6 @@ from kassa.errors import (
     AuthForbidden,
     AuthInvalid,
     Busy,
-    DatabaseUnreachable,
     HeadersTooLarge,
     IdempotencyInProgress,
     IdempotencyKeyMissing,
@@ -31,12 +30,12 @@ OPENAPI = "3.1.0"
 _REF = "#/components/schemas/{name}"
 
 _ALWAYS: tuple[type[KassaError], ...] = (
-    RequestInvalid, RequestTimeout, HeadersTooLarge, Busy, DatabaseUnreachable,
+    RequestInvalid, RequestTimeout, HeadersTooLarge, Busy, OutcomeUnknown,
 )  # fmt: skip
 _WITH_API_KEY: tuple[type[KassaError], ...] = (AuthInvalid, AuthForbidden)
 _WITH_BODY: tuple[type[KassaError], ...] = (RequestTooLarge, MediaTypeUnsupported)
 _WITH_KEY: tuple[type[KassaError], ...] = (
-    IdempotencyKeyMissing, IdempotencyKeyReused, IdempotencyInProgress, OutcomeUnknown,
+    IdempotencyKeyMissing, IdempotencyKeyReused, IdempotencyInProgress,
 )  # fmt: skip
 
 Outcome = Literal["not_processed", "processed", "unknown"]
