@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from kassa.api.problem import CONTENT_TYPE as PROBLEM
-from kassa.api.problem import problem
+from kassa.api.problem import problem, retry_after_s
 from kassa.api.rest.fields import Nothing
 from kassa.api.route import Route
 from kassa.errors import (
@@ -24,6 +24,7 @@ from kassa.errors import (
     RequestInvalid,
     RequestTimeout,
     RequestTooLarge,
+    TooMany,
 )
 
 OPENAPI = "3.1.0"
@@ -32,11 +33,15 @@ _REF = "#/components/schemas/{name}"
 _ALWAYS: tuple[type[KassaError], ...] = (
     RequestInvalid, RequestTimeout, HeadersTooLarge, Busy, OutcomeUnknown,
 )  # fmt: skip
-_WITH_API_KEY: tuple[type[KassaError], ...] = (AuthInvalid, AuthForbidden)
+_WITH_API_KEY: tuple[type[KassaError], ...] = (AuthInvalid, AuthForbidden, TooMany)
 _WITH_BODY: tuple[type[KassaError], ...] = (RequestTooLarge, MediaTypeUnsupported)
 _WITH_KEY: tuple[type[KassaError], ...] = (
     IdempotencyKeyMissing, IdempotencyKeyReused, IdempotencyInProgress,
 )  # fmt: skip
+
+_RETRY_AFTER = {
+    "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds to wait before a repeat"}
+}
 
 Outcome = Literal["not_processed", "processed", "unknown"]
 
@@ -238,7 +243,8 @@ def _refusal(status: int, errors: list[type[KassaError]]) -> dict[str, Any]:
     except ValueError:
         phrase = "Refused"
     codes = ", ".join(f"`{error.code}`" for error in errors)
-    return {
+    waits = {"headers": _RETRY_AFTER} if any(retry_after_s(error()) is not None for error in errors) else {}
+    return waits | {
         "description": f"{phrase}: {codes}",
         "content": {
             PROBLEM: {

@@ -12,6 +12,7 @@ import msgspec
 from kassa.api import openapi
 from kassa.api.answers import Answers
 from kassa.api.http import Limits, Request, Router, Server
+from kassa.api.limits import Fairness
 from kassa.api.rest import balances, callbacks, meta
 from kassa.api.rest.events import EventRoutes
 from kassa.api.rest.meta import Check
@@ -57,7 +58,10 @@ class Api:
         self._idle_workers = idle_workers
         self.routes = self._routes()
         self.document = openapi.document(self.routes, version=version("kassa"), raw=_RAW)
-        guard, router = Guard(app.directory), Router()
+        fairness = Fairness(
+            per_second=app.settings.key_requests_per_s_max, in_flight_max=app.settings.merchant_requests_max
+        )
+        guard, router = Guard(app.directory, fairness), Router()
         for route in (*self.routes, *meta.documentation(msgspec.json.encode(self.document))):
             router.add(route.method, route.pattern, guard.handler(route))
         settings = app.settings
