@@ -43,6 +43,16 @@ UPDATE timer
    AND kind = $2
    AND generation = $3;
 
+-- name: postpone_timers
+-- Several again later, without counting, not all at the same time.
+UPDATE timer
+   SET due = clock_timestamp() + $4::interval * (1 + random()),
+       leased_until = NULL
+  FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS fired (entity, kind, generation)
+ WHERE timer.entity = fired.entity
+   AND timer.kind = fired.kind
+   AND timer.generation = fired.generation;
+
 -- name: hurry_timer
 -- What waited for its turn has it now. Not for a timer that somebody holds: he looks again when he lets go of it.
 UPDATE timer

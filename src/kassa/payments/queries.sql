@@ -141,6 +141,18 @@ SELECT root
  WHERE home = $1
    AND id = $2;
 
+-- name: channels_of
+-- The channels of some attempts and refunds, by number.
+WITH wanted AS MATERIALIZED (SELECT home, id FROM unnest($1::bigint[], $2::uuid[]) AS k (home, id))
+SELECT a.id, a.channel
+  FROM wanted AS k
+  JOIN attempt AS a ON a.home = k.home AND a.id = k.id
+ UNION ALL
+SELECT r.id, a.channel
+  FROM wanted AS k
+  JOIN refund AS r ON r.home = k.home AND r.id = k.id
+  JOIN attempt AS a ON a.home = r.home AND a.id = r.attempt;
+
 -- name: home_of_payment
 -- The merchant's home that a payment or top-up belongs to, for operators who have its id alone.
 SELECT home

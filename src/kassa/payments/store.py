@@ -84,6 +84,11 @@ class PaymentStore:
         """The payment that a refund belongs to."""
         return _id(await self._pool.fetchval(_SQL.root_of_refund, home, refund_id))
 
+    async def channels_of(self, subjects: Sequence[tuple[int, Id]]) -> dict[Id, str]:
+        """The channel of each attempt and refund among (home, id); what is neither is left out."""
+        rows = await self._pool.fetch(_SQL.channels_of, [home for home, _ in subjects], [id for _, id in subjects])
+        return {Id(row["id"].hex): row["channel"] for row in rows}
+
     async def home_of_payment(self, payment_id: Id) -> int | None:
         """Whose a payment is; for operators, who have its id alone."""
         return cast(int | None, await self._pool.fetchval(_SQL.home_of_payment, payment_id))

@@ -76,7 +76,7 @@ def _loops(app: App) -> dict[str, Loop]:
         app.journal, app.webhook_store, app.events, app.webhooks, app.webhook_sender, app.timers, app.clock
     )
     loops: dict[str, Loop] = {
-        "payments": PaymentWorker(app.timers, app.payments, app.wakeups.watch(TIMERS)).run,
+        "payments": PaymentWorker(app.timers, app.payments, app.payments_store, app.wakeups.watch(TIMERS)).run,
         "sweeper": partial(sweep_for_ever, app.payments_store, app.payments),
         "dispatcher": partial(read_for_ever, LogGroup(app.pool, WEBHOOKS_GROUP), dispatcher.handle, app.wakeups),
         "webhooks": TimerLoop(app.timers, app.wakeups, webhooks.handlers).run,
