@@ -546,7 +546,13 @@ UPDATE parked
 RETURNING parked.sequence;
 
 -- name: group_lag
--- How many changes and seconds a group is behind, per writer; events are counted up to a bound.
+-- How many changes and seconds a group is behind, per writer; events are counted up to a bound. Writers are found by their
+-- first batch each, since the chain is long and they are few.
+WITH RECURSIVE known AS (
+    SELECT min(writer) AS writer FROM chain
+     UNION ALL
+    SELECT (SELECT min(writer) FROM chain WHERE writer > known.writer) FROM known WHERE known.writer IS NOT NULL
+)
 SELECT c.writer,
        (SELECT count(*) FROM (SELECT 1 FROM event AS e
                                WHERE e.writer = c.writer
@@ -556,8 +562,9 @@ SELECT c.writer,
          WHERE e.writer = c.writer
            AND (e.seq, e.ord) > (COALESCE(p.seq, -1), COALESCE(p.ord, -1::smallint))
          ORDER BY e.seq, e.ord LIMIT 1) AS oldest_s
-  FROM (SELECT DISTINCT writer FROM chain) AS c
+  FROM known AS c
   LEFT JOIN cursor_position AS p ON p.group_name = $1 AND p.writer = c.writer
+ WHERE c.writer IS NOT NULL
  ORDER BY c.writer;
 
 -- name: events_of_home

@@ -211,6 +211,16 @@ SELECT noun, home, root, id, state, since, tries, note
  ORDER BY since
  LIMIT $3;
 
+-- name: doubts
+-- How many attempts and refunds are in doubt, and for how long the oldest one has been.
+SELECT 'attempt' AS noun, count(*) AS count, extract(epoch FROM clock_timestamp() - min(doubt_since))::float8 AS oldest_s
+  FROM attempt
+ WHERE doubt_since IS NOT NULL
+UNION ALL
+SELECT 'refund', count(*), extract(epoch FROM clock_timestamp() - min(doubt_since))::float8
+  FROM refund
+ WHERE doubt_since IS NOT NULL;
+
 -- name: births
 -- What came into being for a payment: itself, its attempts and its refunds, with their places in the chain.
 SELECT kind AS noun, id, created_at AS at, channel AS note, amount, writer, seq, ord

@@ -136,10 +136,12 @@ class Payments:
         *,
         fresh_id: Callable[[], Id] = new_id,
         chance: Callable[[], float] = random.random,
+        observe: Callable[[str, str, str], None] | None = None,
     ) -> None:
         """public_url: where channels reach the callbacks, without a slash at the end.
 
         fresh_id, chance (0 <= x < 1): passed in, so that a simulation can be repeated from its seed.
+        observe: is told of each conversation: channel, operation, and the kind of its outcome.
         """
         self._journal = journal
         self._store = store
@@ -149,6 +151,7 @@ class Payments:
         self._public_url = public_url
         self._fresh_id = fresh_id
         self._chance = chance
+        self._observe = observe
         self._places = Places()
         self._running: set[asyncio.Task[Decided]] = set()
         self._keys_asked_at: dict[tuple[int, str], datetime] = {}
@@ -504,6 +507,8 @@ class Payments:
                 outcome = await self._runner.run(self._steps(channel, act), base_url, trace.append)
         except Crowded:
             outcome = NotSent(Evidence("transport", authentic=False, text=CROWDED), CROWDED)
+        if self._observe is not None:
+            self._observe(act.channel, act.operation.value, type(outcome).__name__.lower())
         if isinstance(outcome, Unknown) and outcome.advice is Advice.REFRESH_KEYS and isinstance(channel, Callbacks):
             # What it meant will be known when the timer asks again, with the new keys.
             await self._with_fresh_keys(payment.home, act.channel, channel)

@@ -161,6 +161,11 @@ class PaymentStore:
             for row in rows
         ]  # fmt: skip
 
+    async def doubts(self) -> list[tuple[str, int, float]]:
+        """Attempts and refunds that are in doubt: noun, how many, seconds of the oldest one."""
+        rows = await self._pool.fetch(_SQL.doubts)
+        return [(row["noun"], row["count"], row["oldest_s"] or 0.0) for row in rows]
+
     # Together
 
     async def _with_attempts(self, home: int, payments: Sequence[Payment]) -> list[WithAttempts]:

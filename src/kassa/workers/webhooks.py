@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
@@ -42,10 +42,14 @@ log = structlog.get_logger("kassa.workers.webhooks")
 class Dispatcher:
     """A reader of the event log: makes a delivery for each endpoint that wants an event."""
 
-    def __init__(self, journal: Journal, store: WebhookStore, clock: Clock) -> None:
+    def __init__(
+        self, journal: Journal, store: WebhookStore, clock: Clock, *, observe: Callable[[float], None] | None = None
+    ) -> None:
+        """observe: is told of each event that somebody wants how many seconds ago it happened."""
         self._journal = journal
         self._store = store
         self._clock = clock
+        self._observe = observe
 
     async def handle(self, records: Sequence[LogRecord]) -> list[str | None]:
         """The log's Handler. The inbox makes a repeat change nothing. Raises Halt when nothing can be written now."""
@@ -54,9 +58,14 @@ class Dispatcher:
         changes = [model.dispatched(record, endpoints.get(record.home, ()), now) for record in records]
         try:
             waiting = [None if change is None else self._journal.submit(change) for change in changes]
-            return [None if one is None else _failure(await one) for one in waiting]
+            failures = [None if one is None else _failure(await one) for one in waiting]
         except (Busy, DatabaseUnreachable, OutcomeUnknown) as error:
             raise Halt(error.code) from error
+        if self._observe is not None:
+            for record, change in zip(records, changes, strict=True):
+                if change is not None:
+                    self._observe((now - record.at).total_seconds())
+        return failures
 
 
 def _failure(verdict: Verdict) -> str | None:
@@ -78,8 +87,12 @@ class WebhookWorker:
         *,
         dead_after: timedelta = DEAD_AFTER,
         turn_s: float = TURN_S,
+        observe: Callable[[str], None] | None = None,
     ) -> None:
-        """turn_s: how soon a delivery that waits for an earlier one looks again by itself."""
+        """turn_s: how soon a delivery that waits for an earlier one looks again by itself.
+
+        observe: is told of each try: taken or failed.
+        """
         self._journal = journal
         self._store = store
         self._events = events
@@ -89,6 +102,7 @@ class WebhookWorker:
         self._clock = clock
         self._dead_after = dead_after
         self._turn_s = turn_s
+        self._observe = observe
         self._in_flight: Counter[Id] = Counter()
 
     @property
@@ -124,6 +138,8 @@ class WebhookWorker:
         record = await self._record(fired.home, delivery.event)
         with self._place_at(endpoint.id):
             answer = await self._send(endpoint, record)
+        if self._observe is not None:
+            self._observe("taken" if answer.error is None else "failed")
         chance = random.random()
 
         def settle(aggregate: Aggregate, now: datetime) -> Change:
