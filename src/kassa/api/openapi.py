@@ -1,5 +1,6 @@
 """The OpenAPI 3.1 document, made of the routes and their types, so that it cannot say what the program does not do."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -38,6 +39,15 @@ _WITH_BODY: tuple[type[KassaError], ...] = (RequestTooLarge, MediaTypeUnsupporte
 _WITH_KEY: tuple[type[KassaError], ...] = (
     IdempotencyKeyMissing, IdempotencyKeyReused, IdempotencyInProgress,
 )  # fmt: skip
+
+_ABOUT = """Take, refund and top up money. Amounts are whole minor units; times are RFC 3339 UTC.
+
+Send your API key as `Authorization: Bearer sk_…`, and a fresh `Idempotency-Key` with each POST: sent again with the same \
+key and body, a request happens once, and is answered with the first status and the thing as it stands now.
+
+What is refused is told as a problem document (RFC 9457) with a `code`. Its `outcome` says what became of the key: \
+`not_processed`, `processed`, or `unknown`, which means: repeat it with the same key. After 429 and 503 wait as long as \
+`Retry-After` says."""
 
 _RETRY_AFTER = {
     "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds to wait before a repeat"}
@@ -87,7 +97,7 @@ def document(routes: Sequence[Route], *, version: str, raw: Mapping[str, Any]) -
             "info": {
                 "title": "Kassa",
                 "version": version,
-                "description": "Take, refund and top up money. Amounts are whole minor units; times are RFC 3339 UTC.",
+                "description": _ABOUT,
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "servers": [{"url": "/"}],
@@ -102,6 +112,7 @@ def document(routes: Sequence[Route], *, version: str, raw: Mapping[str, Any]) -
         }
     )
     # The types that answers are made of are called views inside; outside they are the things themselves.
+    text = re.sub(rb"\bListed_(\w+?)(?:View)?_(?=[\"])", rb"\1List", text)
     read: dict[str, Any] = msgspec.json.decode(text.replace(b'View"', b'"'))
     return read
 

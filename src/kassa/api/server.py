@@ -95,7 +95,7 @@ class Api:
             *WalletRoutes(app.journal, app.payments, app.payments_store, app.ledger).routes(),
             *EventRoutes(app.events, app.webhooks).routes(),
             *WebhookRoutes(app.webhooks).routes(),
-            *balances.routes(app.ledger),
+            *balances.routes(app.ledger, app.payments_store),
             *callbacks.routes(app.payments, app.directory),
             *meta.routes(self.checks, app.metrics, self.measure),
         ]

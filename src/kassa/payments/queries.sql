@@ -65,6 +65,13 @@ SELECT home, id, version, sequence, state, kind, order_id, amount, currency, cha
  ORDER BY id DESC
  LIMIT $7;
 
+-- name: kinds_of
+-- Which of some roots are payments, and which are top-ups.
+SELECT id, kind
+  FROM payment
+ WHERE home = $1
+   AND id = ANY($2::uuid[]);
+
 -- name: attempts
 -- The attempts of some payments of one merchant, oldest first.
 SELECT home, id, version, root, state, channel, method, openid, payer_ip, created_at, request, channel_id,
@@ -223,17 +230,17 @@ SELECT 'refund', count(*), extract(epoch FROM clock_timestamp() - min(doubt_sinc
 
 -- name: births
 -- What came into being for a payment: itself, its attempts and its refunds, with their places in the chain.
-SELECT kind AS noun, id, created_at AS at, channel AS note, amount, writer, seq, ord
+SELECT kind AS noun, id, created_at AS at, channel AS note, amount, currency, writer, seq, ord
   FROM payment
  WHERE home = $1
    AND id = $2
 UNION ALL
-SELECT 'attempt', id, created_at, channel || ' ' || method, NULL, writer, seq, ord
+SELECT 'attempt', id, created_at, channel || ' ' || method, NULL, NULL, writer, seq, ord
   FROM attempt
  WHERE home = $1
    AND root = $2
 UNION ALL
-SELECT 'refund', id, created_at, cause, amount, writer, seq, ord
+SELECT 'refund', id, created_at, cause, amount, currency, writer, seq, ord
   FROM refund
  WHERE home = $1
    AND root = $2;

@@ -1,7 +1,7 @@
 """Reads payments, attempts, refunds and wallets from PostgreSQL; also what is stuck, and what nobody would look at again."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, cast
 
@@ -88,6 +88,11 @@ class PaymentStore:
         """The channel of each attempt and refund among (home, id); what is neither is left out."""
         rows = await self._pool.fetch(_SQL.channels_of, [home for home, _ in subjects], [id for _, id in subjects])
         return {Id(row["id"].hex): row["channel"] for row in rows}
+
+    async def names_of(self, home: int, roots: Collection[Id]) -> dict[Id, str]:
+        """The public ids, `pay_…` or `top_…`, of what money was moved for; what is neither is left out."""
+        rows = await self._pool.fetch(_SQL.kinds_of, home, list(roots))
+        return {Id(row["id"].hex): ("top_" if row["kind"] == "topup" else "pay_") + row["id"].hex for row in rows}
 
     async def home_of_payment(self, payment_id: Id) -> int | None:
         """Whose a payment is; for operators, who have its id alone."""

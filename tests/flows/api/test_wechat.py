@@ -73,6 +73,8 @@ async def test_a_topup_fills_a_wallet(wechat_shop: Shop, sandbox: SandboxProcess
     assert (await shop.get(f"/v1/wallets/{wallet}")).json()["balance"] == 5000
     (line,) = (await shop.get(f"/v1/wallets/{wallet}/statement")).json()["data"]
     assert (line["kind"], line["amount"], line["balance"], line["resource"]) == ("topup", 5000, 5000, topup["id"])
+    (owed,) = (await shop.get("/v1/balances/statement", account="channel_receivable")).json()["data"]
+    assert (owed["kind"], owed["amount"], owed["resource"]) == ("topup", -5000, topup["id"])
     assert (await shop.get(f"/v1/payments/{topup['id']}")).status_code == 404
     assert (await shop.get("/v1/topups", order_id="t-1")).json()["data"][0]["id"] == topup["id"]
 
