@@ -30,7 +30,6 @@ from kassa.journal.replies import FirstStatuses
 from kassa.messaging import topology
 from kassa.messaging.log import LogGroup
 from kassa.messaging.work import MessageWork
-from kassa.notifications.model import DISPATCH_GROUP
 
 CHECK_S = 2.0
 """A database that does not say `1` in that time is not one that can take a payment."""
@@ -196,12 +195,13 @@ class Api:
 
     async def _measure_database(self) -> None:
         app, metrics = self._app, self._app.metrics
-        lag = await LogGroup(app.pool, DISPATCH_GROUP).lag()
-        parked = await LogGroup(app.pool, DISPATCH_GROUP).parked("dead", DEAD_MAX)
-        metrics.queue_seen(
-            topology.EVENTS.name, DISPATCH_GROUP, length=sum(one.behind for one in lag),
-            oldest_age_s=max((one.oldest_s or 0.0 for one in lag), default=0.0), dead=len(parked),
-        )  # fmt: skip
+        for name in await app.events.groups():
+            group = LogGroup(app.pool, name)
+            lag, dead = await group.lag(), await group.parked("dead", DEAD_MAX)
+            metrics.queue_seen(
+                topology.EVENTS.name, name, length=sum(one.behind for one in lag),
+                oldest_age_s=max((one.oldest_s or 0.0 for one in lag), default=0.0), dead=len(dead),
+            )  # fmt: skip
         for queue in await MessageWork(app.pool).queues():
             metrics.queue_seen(queue.topic, "", length=queue.depth, oldest_age_s=queue.oldest_s or 0.0, dead=queue.dead)
         for noun, count, oldest_s in await app.payments_store.doubts():

@@ -545,6 +545,12 @@ UPDATE parked
    AND parked.sequence = chosen.sequence
 RETURNING parked.sequence;
 
+-- name: group_names
+-- Every group of readers of the event log.
+SELECT name
+  FROM log_group
+ ORDER BY name;
+
 -- name: group_lag
 -- How many changes and seconds a group is behind, per writer; events are counted up to a bound. Writers are found by their
 -- first batch each, since the chain is long and they are few.
