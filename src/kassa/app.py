@@ -117,8 +117,9 @@ class App:
         self.payments_store = PaymentStore(pool)
         self.runner = Runner()
         self.payments = Payments(
-            self.journal, self.payments_store, self.directory, self.runner, self.clock, settings.base_url
-        )
+            self.journal, self.payments_store, self.directory, self.runner, self.clock, settings.base_url,
+            observe=self.metrics.channel_called,
+        )  # fmt: skip
         self.events = EventLog(pool)
         self.timers = TimerWork(pool)
         self.webhook_store = WebhookStore(pool)
@@ -139,6 +140,11 @@ class App:
             self.clock,
             allow_private=settings.webhook_allow_private,
         )
+
+    @property
+    def ended(self) -> list[str]:
+        """Loops of the App itself that should run for ever and have ended."""
+        return [task.get_name() for task in self._background if task.done()]
 
     async def stop(self) -> None:
         """Lets conversations and commits end, then lets go of everything."""

@@ -282,15 +282,15 @@ class IllegalTransition(KassaError):
 
 
 class TooMany(KassaError):
-    """Too many requests; try again later."""
+    """Too many requests at once, or too fast; nothing of this one was done. Wait as long as Retry-After says."""
 
-    code, status, retry = "system.too_many", 429, Retry.LATER
+    code, status, retry, outcome = "system.too_many", 429, Retry.LATER, "unknown"
 
 
 class Busy(KassaError):
     """Kassa has more work than it can promise to do in time; nothing of this request was done."""
 
-    code, status, retry = "system.busy", 503, Retry.LATER
+    code, status, retry, outcome = "system.busy", 503, Retry.LATER, "unknown"
 
 
 class Unexpected(KassaError):

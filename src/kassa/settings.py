@@ -65,6 +65,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Largest request body in bytes. A full metadata object needs about 30 000."""
     connections_max: Annotated[int, msgspec.Meta(ge=1)] = 4096
     """Open HTTP connections at most."""
+    merchant_requests_max: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    """Requests of one merchant that are under way at once in one process; past it they are answered 429. Far more than a
+    shop has, far less than the journal takes, so that one merchant that floods us leaves room for the others."""
+    key_requests_per_s_max: Annotated[float, msgspec.Meta(gt=0)] = 20_000.0
+    """Requests a second of one API key in one process, with two seconds' worth at once; past it 429. The default only stops
+    a loop that runs wild on a big machine; set it to what a merchant has agreed to."""
     stop_grace_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     """Seconds that requests which are running get to finish when Kassa is told to stop."""
     brokers: tuple[str, ...] = ()

@@ -197,7 +197,7 @@ def _says_so(answer: httpx.Response) -> None:
     assert answer.status_code == 503, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
-    assert problem["code"] in ("system.busy", "system.unknown", "database.unreachable")
+    assert problem["code"] in ("system.busy", "system.unknown")
     assert problem["outcome"] in ("not_processed", "unknown")
     assert problem["retryable"] is True
 

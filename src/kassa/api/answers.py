@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import msgspec
 
@@ -10,10 +11,12 @@ from kassa.api.http import Request, Response
 from kassa.api.idempotency import REPLAYED, refuse
 from kassa.api.prefer import Preference, read_prefer
 from kassa.api.problem import CONTENT_TYPE as PROBLEM
+from kassa.db.away import AWAY
 from kassa.errors import IdempotencyInProgress, KassaError
 from kassa.journal.change import OnceKey
 from kassa.journal.journal import Journal
 from kassa.merchants.model import Caller
+from kassa.observability.log import logger
 from kassa.payments.service import Answer
 
 OPEN_STATES = frozenset(
@@ -31,6 +34,14 @@ LOOK_MAX_S = 0.5
 Look = Callable[[str], Awaitable[Answer]]
 """Reads a thing by its public id, as it stands."""
 
+log = logger("kassa.api.answers")
+
+
+class Statuses(Protocol):
+    """Keeps the status that the first request of a key was told."""
+
+    async def note(self, home: int, once: OnceKey, status: int) -> None: ...
+
 
 class _State(msgspec.Struct):
     state: str
@@ -42,9 +53,10 @@ _read_state = msgspec.json.Decoder(_State).decode
 class Answers:
     """Turns a service's answers into responses, as the caller prefers."""
 
-    def __init__(self, journal: Journal, *, channel_wait_s: float, repeat_wait_s: float) -> None:
+    def __init__(self, journal: Journal, statuses: Statuses, *, channel_wait_s: float, repeat_wait_s: float) -> None:
         """channel_wait_s: how long a caller without preference waits; repeat_wait_s: how long a repeat does."""
         self._journal = journal
+        self._statuses = statuses
         self._channel_wait_s = channel_wait_s
         self._repeat_wait_s = repeat_wait_s
 
@@ -70,11 +82,21 @@ class Answers:
             return await refuse(self._journal, caller.merchant.home, once, error, request)
         if found.problem:
             return Response(found.status, found.body, REPLAYED, PROBLEM)
-        if found.replayed and found.running and preference.applied is None:
+        if found.replayed and found.running and found.status != 202 and preference.applied is None:
             found = await self._until_answered(found, look)
         if preference.wait_s is not None:
             found = await self._until_final(found, look, started + preference.wait_s)
-        return _response(found, preference, path)
+        response = _response(found, preference, path)
+        if once is not None and not found.replayed and response.status != found.status:
+            await self._note(caller.merchant.home, once, response.status)
+        return response
+
+    async def _note(self, home: int, once: OnceKey, status: int) -> None:
+        """Repeats are told 202 too. The request was taken whether or not this succeeds."""
+        try:
+            await self._statuses.note(home, once, status)
+        except AWAY as error:
+            log.warning("answer.status_not_noted", error=type(error).__name__)
 
     def _wait_s(self, preference: Preference) -> float:
         if preference.is_async:
@@ -110,11 +132,14 @@ def _is_final(found: Answer) -> bool:
 
 
 def _response(found: Answer, preference: Preference, path: str) -> Response:
-    """202 only where the caller asked not to wait (any longer) and there is something left to wait for."""
+    """202 only where the caller asked not to wait (any longer) and there is something left to wait for; a repeat is told
+    the first status, whatever it prefers, unless the first request is still under way."""
     headers = REPLAYED if found.replayed else ()
-    if preference.applied is None:
-        return Response(found.status, found.body, headers)
-    headers = (*headers, ("Preference-Applied", preference.applied))
-    if not _is_final(found):
-        return Response(202, found.body, (*headers, ("Location", path + found.name)))
-    return Response(found.status, found.body, headers)
+    status = found.status
+    if preference.applied is not None:
+        headers = (*headers, ("Preference-Applied", preference.applied))
+        if found.running or not (found.replayed or _is_final(found)):
+            status = 202
+    if status == 202:
+        headers = (*headers, ("Location", path + found.name))
+    return Response(status, found.body, headers)

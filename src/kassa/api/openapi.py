@@ -1,5 +1,6 @@
 """The OpenAPI 3.1 document, made of the routes and their types, so that it cannot say what the program does not do."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -7,14 +8,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from kassa.api.problem import CONTENT_TYPE as PROBLEM
-from kassa.api.problem import problem
+from kassa.api.problem import problem, retry_after_s
 from kassa.api.rest.fields import Nothing
 from kassa.api.route import Route
 from kassa.errors import (
     AuthForbidden,
     AuthInvalid,
     Busy,
-    DatabaseUnreachable,
     HeadersTooLarge,
     IdempotencyInProgress,
     IdempotencyKeyMissing,
@@ -25,19 +25,33 @@ from kassa.errors import (
     RequestInvalid,
     RequestTimeout,
     RequestTooLarge,
+    TooMany,
 )
 
 OPENAPI = "3.1.0"
 _REF = "#/components/schemas/{name}"
 
 _ALWAYS: tuple[type[KassaError], ...] = (
-    RequestInvalid, RequestTimeout, HeadersTooLarge, Busy, DatabaseUnreachable,
+    RequestInvalid, RequestTimeout, HeadersTooLarge, Busy, OutcomeUnknown,
 )  # fmt: skip
-_WITH_API_KEY: tuple[type[KassaError], ...] = (AuthInvalid, AuthForbidden)
+_WITH_API_KEY: tuple[type[KassaError], ...] = (AuthInvalid, AuthForbidden, TooMany)
 _WITH_BODY: tuple[type[KassaError], ...] = (RequestTooLarge, MediaTypeUnsupported)
 _WITH_KEY: tuple[type[KassaError], ...] = (
-    IdempotencyKeyMissing, IdempotencyKeyReused, IdempotencyInProgress, OutcomeUnknown,
+    IdempotencyKeyMissing, IdempotencyKeyReused, IdempotencyInProgress,
 )  # fmt: skip
+
+_ABOUT = """Take, refund and top up money. Amounts are whole minor units; times are RFC 3339 UTC.
+
+Send your API key as `Authorization: Bearer sk_…`, and a fresh `Idempotency-Key` with each POST: sent again with the same \
+key and body, a request happens once, and is answered with the first status and the thing as it stands now.
+
+What is refused is told as a problem document (RFC 9457) with a `code`. Its `outcome` says what became of the key: \
+`not_processed`, `processed`, or `unknown`, which means: repeat it with the same key. After 429 and 503 wait as long as \
+`Retry-After` says."""
+
+_RETRY_AFTER = {
+    "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds to wait before a repeat"}
+}
 
 Outcome = Literal["not_processed", "processed", "unknown"]
 
@@ -79,7 +93,7 @@ def document(routes: Sequence[Route], *, version: str, raw: Mapping[str, Any]) -
             "info": {
                 "title": "Kassa",
                 "version": version,
-                "description": "Take, refund and top up money. Amounts are whole minor units; times are RFC 3339 UTC.",
+                "description": _ABOUT,
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
             "servers": [{"url": "/"}],
@@ -106,7 +120,8 @@ def with_raw(components: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
 
 def told_outside(document: Mapping[str, Any]) -> dict[str, Any]:
     """The types that answers are made of are called views inside; outside they are the things themselves."""
-    read: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(document).replace(b'View"', b'"'))
+    text = re.sub(rb"\bListed_(\w+?)(?:View)?_(?=[\"])", rb"\1List", msgspec.json.encode(document))
+    read: dict[str, Any] = msgspec.json.decode(text.replace(b'View"', b'"'))
     return read
 
 
@@ -247,7 +262,8 @@ def _refusal(status: int, errors: list[type[KassaError]]) -> dict[str, Any]:
     except ValueError:
         phrase = "Refused"
     codes = ", ".join(f"`{error.code}`" for error in errors)
-    return {
+    waits = {"headers": _RETRY_AFTER} if any(retry_after_s(error()) is not None for error in errors) else {}
+    return waits | {
         "description": f"{phrase}: {codes}",
         "content": {
             PROBLEM: {

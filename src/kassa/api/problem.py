@@ -3,16 +3,23 @@
 What is refused, and why, is `errors.py`'s; who sends the bytes is `http.py`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from kassa.errors import KassaError, Retry
+from kassa.errors import BrokerUnreachable, DatabaseUnreachable, KassaError, OutcomeUnknown, Retry
 
 CONTENT_TYPE = "application/problem+json"
 
 _RETRY_AFTER_S = {409: 1, 429: 1, 503: 1}
 """Seconds to wait when the error does not name its own: what is running or queued here takes well under one."""
+
+_TOLD_AS: Mapping[type[KassaError], type[KassaError]] = {
+    DatabaseUnreachable: OutcomeUnknown,
+    BrokerUnreachable: OutcomeUnknown,
+}
+"""Which part of us is away is for the operator; a client can only repeat. docs/decisions/what-a-503-says.md"""
 
 _encode = msgspec.json.Encoder(enc_hook=str, decimal_format="string").encode
 
@@ -24,12 +31,14 @@ def problem(error: KassaError, request_id: str | None = None) -> dict[str, Any]:
     What is our own fault is told in its class's sentence alone: detail and facts (addresses, SQL) are for the log.
     """
     is_ours = error.status >= 500
+    told_as = _TOLD_AS.get(type(error))
+    code = error.code if told_as is None else told_as.code
     members: dict[str, Any] = {
-        "type": f"urn:kassa:problem:{error.code}",
-        "title": _title(error),
+        "type": f"urn:kassa:problem:{code}",
+        "title": _sentence(told_as or type(error)),
         "status": error.status,
-        "detail": _title(error) if is_ours else error.detail,
-        "code": error.code,
+        "detail": _sentence(type(error)) if is_ours else error.detail,
+        "code": code,
         "outcome": error.outcome,
         "retryable": error.retry is not Retry.NEVER,
         "errors": error.facts.get("errors", []),
@@ -53,5 +62,5 @@ def retry_after_s(error: KassaError) -> int | None:
     return asked if isinstance(asked, int) else _RETRY_AFTER_S[error.status]
 
 
-def _title(error: KassaError) -> str:
-    return " ".join((type(error).__doc__ or error.code).split())
+def _sentence(kind: type[KassaError]) -> str:
+    return " ".join((kind.__doc__ or kind.code).split())

@@ -37,6 +37,7 @@ from kassa.errors import (
 from kassa.ids import Id, read_id
 from kassa.journal.change import Change, Committed, Message, MessageDone, OnceKey, Verdict
 from kassa.journal.journal import Journal, Written
+from kassa.journal.replies import FirstStatuses
 from kassa.journal.table import Tables
 from kassa.merchants.model import ALL_SCOPES, Caller
 from kassa.messaging import replies
@@ -235,12 +236,14 @@ class QueueDoor:
         self._app = app
         self._journal = AnsweringJournal(app.journal)
         self._payments = Payments(
-            self._journal, app.payments_store, app.directory, app.runner, app.clock, settings.base_url
-        )
+            self._journal, app.payments_store, app.directory, app.runner, app.clock, settings.base_url,
+            observe=app.metrics.channel_called,
+        )  # fmt: skip
         # A repeat waits for the first request as long as that may take: nobody is told to come again in a second.
         answers = Answers(
-            self._journal, channel_wait_s=settings.channel_wait_s, repeat_wait_s=settings.channel_wait_s + 2.0
-        )
+            self._journal, FirstStatuses(app.pool), channel_wait_s=settings.channel_wait_s,
+            repeat_wait_s=settings.channel_wait_s + 2.0,
+        )  # fmt: skip
         self._answers = answers
         self._pay = PaymentRoutes(self._journal, self._payments, app.payments_store, app.timeline, answers, app.clock)
         self._refund = RefundRoutes(self._payments, app.payments_store, answers)

@@ -1,10 +1,11 @@
 """A route: who may call it, what goes in, what can come out. The router and the OpenAPI document are made of these."""
 
-import inspect
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 from kassa.api.http import Handler, Request, Response, problem_response
+from kassa.api.limits import Fairness
 from kassa.db.away import AWAY
 from kassa.errors import AuthForbidden, AuthInvalid, DatabaseUnreachable, KassaError
 from kassa.merchants.directory import Directory
@@ -53,8 +54,9 @@ CHALLENGE = (("WWW-Authenticate", "Bearer"),)
 class Guard:
     """Knows who asks before a handler runs."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, fairness: Fairness) -> None:
         self._directory = directory
+        self._fairness = fairness
 
     def handler(self, route: Route) -> Handler:
         """The route's handler behind its guard."""
@@ -62,7 +64,7 @@ class Guard:
             return _reading(cast(Handler, route.handler))
         # Plain integers: the operators of an IntFlag cost more than the look into the directory.
         known, answer, scope = self._directory.known, cast(Answering, route.handler), int(route.scope)
-        late = self._late
+        late, admit = self._late, self._fairness.admit
 
         def guarded(request: Request) -> Awaitable[Response] | Response:
             header = request.headers.get("authorization", "")
@@ -73,8 +75,19 @@ class Guard:
                 return late(request, header[7:], answer, scope)
             if not caller.scopes & scope:
                 raise AuthForbidden
-            result = answer(request, caller)
-            return _truthful(result) if inspect.iscoroutine(result) else result
+            places = admit(caller)
+            try:
+                result = answer(request, caller)
+            except BaseException:
+                places.leave()
+                raise
+            if isinstance(result, asyncio.Future):
+                result.add_done_callback(places.leave)
+                return result
+            if isinstance(result, Response):
+                places.leave()
+                return result
+            return places.held(_truthful(result))
 
         return guarded
 
@@ -85,8 +98,12 @@ class Guard:
             return problem_response(AuthInvalid(), request, CHALLENGE)
         if not caller.scopes & scope:
             raise AuthForbidden
-        result = answer(request, caller)
-        return result if isinstance(result, Response) else await _truthful(result)
+        return await self._fairness.admit(caller).held(_answered(answer, request, caller))
+
+
+async def _answered(answer: Answering, request: Request, caller: Caller) -> Response:
+    result = answer(request, caller)
+    return result if isinstance(result, Response) else await _truthful(result)
 
 
 def _refuse(request: Request, header: str) -> Response:

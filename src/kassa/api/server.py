@@ -12,6 +12,7 @@ import msgspec
 from kassa.api import asyncapi, openapi
 from kassa.api.answers import Answers
 from kassa.api.http import Limits, Request, Router, Server
+from kassa.api.limits import Fairness
 from kassa.api.rest import balances, callbacks, meta
 from kassa.api.rest.events import EventRoutes
 from kassa.api.rest.meta import Check
@@ -25,10 +26,18 @@ from kassa.db.away import AWAY
 from kassa.db.migrate import require_current
 from kassa.errors import KassaError
 from kassa.journal.change import SYSTEM_HOME, Change
+from kassa.journal.replies import FirstStatuses
+from kassa.messaging import topology
 from kassa.messaging.brokers import read_brokers
+from kassa.messaging.log import LogGroup
+from kassa.messaging.work import MessageWork
 
 CHECK_S = 2.0
 """A database that does not say `1` in that time is not one that can take a payment."""
+
+LOOK_S = 0.02
+DEAD_MAX = 1000
+"""Dead records are counted up to this; nobody needs to know how many more there are."""
 
 RAW: dict[str, Any] = {
     "next_action": {
@@ -58,7 +67,10 @@ class Api:
         self.routes = self._routes()
         self.document = openapi.document(self.routes, version=version("kassa"), raw=RAW)
         self.messages = asyncapi.document(read_brokers(app.settings.brokers), version=version("kassa"), raw=RAW)
-        guard, router = Guard(app.directory), Router()
+        fairness = Fairness(
+            per_second=app.settings.key_requests_per_s_max, in_flight_max=app.settings.merchant_requests_max
+        )
+        guard, router = Guard(app.directory, fairness), Router()
         documents = meta.documentation(msgspec.json.encode(self.document), msgspec.json.encode(self.messages))
         for route in (*self.routes, *documents):
             router.add(route.method, route.pattern, guard.handler(route))
@@ -75,6 +87,7 @@ class Api:
         app = self._app
         answers = Answers(
             app.journal,
+            FirstStatuses(app.pool),
             channel_wait_s=app.settings.channel_wait_s,
             repeat_wait_s=app.settings.idempotency_wait_s,
         )
@@ -84,9 +97,9 @@ class Api:
             *WalletRoutes(app.journal, app.payments, app.payments_store, app.ledger).routes(),
             *EventRoutes(app.events, app.webhooks).routes(),
             *WebhookRoutes(app.webhooks).routes(),
-            *balances.routes(app.ledger),
+            *balances.routes(app.ledger, app.payments_store),
             *callbacks.routes(app.payments, app.directory),
-            *meta.routes(self.checks, app.metrics),
+            *meta.routes(self.checks, app.metrics, self.measure),
         ]
 
     @property
@@ -122,12 +135,23 @@ class Api:
 
     async def _check_journal(self) -> Check:
         journal, most = self._app.journal, self._app.settings.journal_queue_max
-        waiting = journal.queue_length
         if not journal.is_writable and not await self._journal_recovers():
             return Check("journal", False, "Its last try to reach the database failed.")
+        waiting = journal.queue_length
         if waiting >= most:
             return Check("journal", False, f"{waiting} changes wait, and no more are taken.")
+        if waiting and not await self._journal_moves():
+            return Check("journal", False, f"{waiting} changes wait, and none was written within {CHECK_S:g} s.")
         return Check("journal", True, f"{waiting} changes wait.")
+
+    async def _journal_moves(self) -> bool:
+        """Whether a batch is committed, or nothing waits any more, within a while."""
+        before, deadline = self._app.metrics.batches, time.monotonic() + CHECK_S
+        while self._app.journal.queue_length and self._app.metrics.batches == before:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
 
     async def _journal_recovers(self) -> bool:
         """A change with nothing in it makes the journal look for the database; without it, it would wait for a request
@@ -140,7 +164,7 @@ class Api:
         return True
 
     def _check_workers(self) -> Check:
-        idle = self._idle_workers()
+        idle = [*self._idle_workers(), *self._app.ended]
         if idle:
             return Check("workers", False, f"Not running: {', '.join(idle)}.")
         return Check("workers", True, "All that belong to this process run.")
@@ -158,6 +182,33 @@ class Api:
                 says = f"It has been away for {away_s} s; what is for it waits in the database."
                 checks.append(Check(f"broker {broker.name}", False, says, required=False))
         return checks
+
+    async def measure(self) -> None:
+        """Brings the numbers up to date that are not counted as they happen. What the database cannot say now is left out."""
+        app, metrics = self._app, self._app.metrics
+        metrics.journal_waiting(app.journal.queue_length)
+        is_up = True
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await self._measure_database()
+        except (*AWAY, asyncpg.PostgresError):
+            is_up = False
+            metrics.forget_database()
+        metrics.process_seen(database_up=is_up, workers_idle=len(self._idle_workers()) + len(app.ended))
+
+    async def _measure_database(self) -> None:
+        app, metrics = self._app, self._app.metrics
+        for name in await app.events.groups():
+            group = LogGroup(app.pool, name)
+            lag, dead = await group.lag(), await group.parked("dead", DEAD_MAX)
+            metrics.queue_seen(
+                topology.EVENTS.name, name, length=sum(one.behind for one in lag),
+                oldest_age_s=max((one.oldest_s or 0.0 for one in lag), default=0.0), dead=len(dead),
+            )  # fmt: skip
+        for queue in await MessageWork(app.pool).queues():
+            metrics.queue_seen(queue.topic, "", length=queue.depth, oldest_age_s=queue.oldest_s or 0.0, dead=queue.dead)
+        for noun, count, oldest_s in await app.payments_store.doubts():
+            metrics.doubts_seen(noun, count=count, oldest_s=oldest_s)
 
     def _observe(self, request: Request, status: int, seconds: float) -> None:
         self._app.metrics.http_answered(request.route, request.method, status, seconds)

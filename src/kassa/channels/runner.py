@@ -25,9 +25,9 @@ BODY_BYTES_MAX = 1 << 20
 """An answer may be so long. Real ones have a few kilobytes; this bounds what a broken peer can make us hold."""
 CONNECT_TIMEOUT_S = 5.0
 """For name, connection and TLS together it is the request's own limit; for one address it is this."""
-CONNECTIONS_PER_DESTINATION = 64
-"""Requests on their way to one provider at once; further ones wait, within their own time limit. At 100 ms an answer
-64 carry 640 requests a second, and a provider's own limit is about 500."""
+CONNECTIONS_PER_DESTINATION = 256
+"""Requests on their way to one provider at once, of all merchants; further ones wait, within their own time limit. One
+merchant gets a quarter of them at most (`places.py`)."""
 IDLE_S = 10.0
 """A connection that was idle for longer is not used again: a provider may be closing it, and a request that meets
 the close would be in doubt for nothing."""

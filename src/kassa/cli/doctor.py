@@ -99,7 +99,9 @@ async def _findings(loaded: Loaded) -> list[Finding]:
             found += [finding async for finding in _database(reached.url, settings)]
     except KassaError as error:
         found.append(Finding("database", "failure", error.detail, "Start it, or correct the URL."))
-    found += [await _api(settings), _callbacks(settings), _webhooks(settings)]
+    remembered = places.recall(Path(settings.dir))
+    as_run = msgspec.structs.replace(settings, port=remembered.port or settings.port)
+    found += [await _api(as_run), _callbacks(as_run), _webhooks(settings, is_up=remembered.port is not None)]
     return found
 
 
@@ -265,8 +267,7 @@ def _channel(name: str, account: Any, settings: Settings) -> Finding:
 
 async def _api(settings: Settings) -> Finding:
     """The API of this set-up, if one listens."""
-    port = places.recall(Path(settings.dir)).port or settings.port
-    url = f"http://{settings.host}:{port}/readyz"
+    url = f"http://{settings.host}:{settings.port}/readyz"
     try:
         async with httpx.AsyncClient(timeout=ASK_TIMEOUT_S, trust_env=False) as http:
             answer = await http.get(url)
@@ -291,7 +292,14 @@ def _callbacks(settings: Settings) -> Finding:
     return Finding("callbacks", "ok", settings.base_url)
 
 
-def _webhooks(settings: Settings) -> Finding:
+def _webhooks(settings: Settings, *, is_up: bool) -> Finding:
+    if is_up:
+        return Finding(
+            "webhooks",
+            "warning",
+            "Under `kassa up` they may go to private addresses.",
+            "`kassa serve` does not let them.",
+        )
     if settings.webhook_allow_private:
         return Finding(
             "webhooks", "warning", "They may go to private addresses (SSRF).", "Unset KASSA_WEBHOOK_ALLOW_PRIVATE."

@@ -8,7 +8,7 @@ import msgspec
 from kassa.cli.options import merchant_of, opened, place_options, run
 from kassa.cli.output import json_option, money, show, table, when
 from kassa.errors import WalletNotFound
-from kassa.ids import read_id
+from kassa.ids import Id, read_id
 from kassa.ledger.chart import NAMES, Code, Posting
 from kassa.ledger.model import AccountKey, Kind
 
@@ -91,7 +91,7 @@ def statement(
     if wallet is None and account not in OWN:
         raise click.UsageError(f"{account} is neither wal_… nor one of {', '.join(OWN)}.")
 
-    async def work() -> list[Any]:
+    async def work() -> tuple[list[Any], dict[Id, str]]:
         async with opened(directory, database_url) as app:
             found = await merchant_of(app, merchant_name)
             if wallet is None:
@@ -103,9 +103,9 @@ def statement(
                 key = opened_wallet[1].key
             row = await app.ledger.account(key)
             lines: list[Any] = [] if row is None else await app.ledger.statement(row.id, None, limit)
-            return lines
+            return lines, await app.payments_store.names_of(found.home, {line.root for line in lines if line.root})
 
-    lines = run(work())
+    lines, names = run(work())
     rows = [
         {
             "version": line.version,
@@ -116,6 +116,7 @@ def statement(
             "balance": line.balance,
             "held": line.held,
             "root": line.root,
+            "resource": names.get(line.root),
         }
         for line in lines
     ]
@@ -124,7 +125,13 @@ def statement(
         table(
             ("no.", "at (UTC)", "kind", "amount", "balance", "held", "for"),
             [
-                (row["version"], when(row["at"]), row["kind"], row["amount"], row["balance"], row["held"], row["root"])
+                (
+                    row["version"],
+                    when(row["at"]),
+                    row["kind"],
+                    *(money(row[name], currency) for name in ("amount", "balance", "held")),
+                    row["resource"] or "",
+                )
                 for row in rows
             ],
             right=("no.", "amount", "balance", "held"),

@@ -503,8 +503,11 @@ class Balances:
         """One balance per currency. at: as it was then."""
         return (self._kassa.get("/v1/balances", Page[Balance], {"at": at})).data
 
-    def statement(self, *, currency: str, account: str = "merchant_payable", limit: int = 100) -> Iterator[Line]:
-        """What happened to one of the merchant's accounts, newest first, without gaps."""
+    def statement(
+        self, *, currency: str | None = None, account: str = "merchant_payable", limit: int = 100
+    ) -> Iterator[Line]:
+        """What happened to one of the merchant's accounts, newest first, without gaps. currency: needed where there are
+        several."""
         query = {"currency": currency, "account": account, "limit": limit}
         return self._kassa.each("/v1/balances/statement", Line, query)
 

@@ -28,6 +28,13 @@ FAULTS_MAX = 100
 """Faults that are told one by one; past that only their number grows."""
 
 
+PREFETCH = 2000
+"""Rows fetched at a time."""
+BATCH_ROWS_MAX = 524_288
+"""Rows of one table that a batch can have: 4 096 changes, of which the largest, a page of a replay, has some hundred rows. A
+chain row that claims more was not written by the journal."""
+
+
 @dataclass
 class Report:
     """What a verification found. `faults` are sentences, the first hundred; `fault_count` counts all."""
@@ -52,7 +59,7 @@ class Report:
 
 
 async def verify(connection: asyncpg.Connection, tables: Tables, anchor_key: Ed25519PublicKey | None = None) -> Report:
-    """Check everything in one snapshot. Reads the whole database once; writes nothing."""
+    """Check everything in one snapshot. Reads the whole database once, row by row; writes nothing."""
     report = Report()
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         writers = [row["writer"] for row in await connection.fetch(_writers(tables))]
@@ -61,7 +68,7 @@ async def verify(connection: asyncpg.Connection, tables: Tables, anchor_key: Ed2
         await _verify_balances(connection, report)
         for table in tables.all:
             await _verify_moves(connection, table, report)
-        for row in await connection.fetch(_EVENT_GAPS):
+        async for row in connection.cursor(_EVENT_GAPS, prefetch=PREFETCH):
             report.fault(f"The events of {row['root'].hex} have a gap: {row['events']} events up to {row['last']}.")
         await _verify_anchors(connection, report, anchor_key)
     return report
@@ -121,9 +128,11 @@ SELECT id, min(version) AS version FROM stepped WHERE version <> place OR balanc
 
 async def _verify_chain(connection: asyncpg.Connection, tables: Tables, writer: int, report: Report) -> None:
     """Walk a writer's batches in order, and beside them the rows of every table that it wrote."""
-    streams = {name: _Rows(connection.cursor(query, writer, prefetch=2000)) for name, query in _streams(tables).items()}
+    streams = {
+        name: _Rows(connection.cursor(query, writer, prefetch=PREFETCH)) for name, query in _streams(tables).items()
+    }
     previous, expected_seq, expected_batch = EMPTY_DIGEST, 1, 1
-    async for row in connection.cursor(_CHAIN, writer, prefetch=2000):
+    async for row in connection.cursor(_CHAIN, writer, prefetch=PREFETCH):
         batch, first, last = row["batch"], row["first_seq"], row["last_seq"]
         report.batches += 1
         if batch != expected_batch or first != expected_seq:
@@ -134,6 +143,8 @@ async def _verify_chain(connection: asyncpg.Connection, tables: Tables, writer: 
             report.fault(f"Writer {writer}: the chain row of batch {batch} was changed.")
         found = {}
         for name, stream in streams.items():
+            if strays := await stream.pass_over(before=first):
+                report.fault(f"Writer {writer}: {strays} rows of {name} before batch {batch} belong to no batch.")
             rows = await stream.up_to(last)
             report.rows += len(rows)
             if rows:
@@ -144,12 +155,15 @@ async def _verify_chain(connection: asyncpg.Connection, tables: Tables, writer: 
                 report.fault(f"Writer {writer}: rows of {name} in batch {batch} (changes {first} to {last}) differ.")
         previous, expected_seq, expected_batch = row["digest"], last + 1, batch + 1
     for name, stream in streams.items():
-        if rest := await stream.up_to(1 << 62):
-            report.fault(f"Writer {writer}: {len(rest)} rows of {name} belong to no batch.")
+        if rest := await stream.pass_over(before=None):
+            report.fault(f"Writer {writer}: {rest} rows of {name} belong to no batch.")
 
 
 class _Rows:
-    """A table's rows of one writer in order, taken batch by batch. The last two values of a row are seq and ord."""
+    """A table's rows of one writer in order, taken batch by batch. The last two values of a row are seq and ord.
+
+    Keeps the rows of one batch at most, whatever was taken out of the chain.
+    """
 
     def __init__(self, rows: AsyncIterator[Any]) -> None:
         self._rows = aiter(rows)
@@ -157,17 +171,31 @@ class _Rows:
         self._is_over = False
 
     async def up_to(self, seq: int) -> list[tuple[Any, ...]]:
+        """The rows up to a change, as they were hashed. Past BATCH_ROWS_MAX the rest is left to `pass_over`."""
         taken: list[tuple[Any, ...]] = []
-        while True:
-            if self._next is None and not self._is_over:
-                try:
-                    self._next = tuple(await anext(self._rows))
-                except StopAsyncIteration:
-                    self._is_over = True
-            if self._next is None or self._next[0] > seq:
-                return taken
-            taken.append(_hashed(self._next))
+        while len(taken) < BATCH_ROWS_MAX:
+            row = await self._peek()
+            if row is None or row[0] > seq:
+                break
+            taken.append(_hashed(row))
             self._next = None
+        return taken
+
+    async def pass_over(self, *, before: int | None) -> int:
+        """How many rows there are before a change (None: to the end). Keeps none of them."""
+        passed = 0
+        while (row := await self._peek()) is not None and (before is None or row[0] < before):
+            passed += 1
+            self._next = None
+        return passed
+
+    async def _peek(self) -> tuple[Any, ...] | None:
+        if self._next is None and not self._is_over:
+            try:
+                self._next = tuple(await anext(self._rows))
+            except StopAsyncIteration:
+                self._is_over = True
+        return self._next
 
 
 def _hashed(row: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -208,11 +236,11 @@ def _plain_stream(table: str, columns: Sequence[str]) -> str:
 async def _verify_balances(connection: asyncpg.Connection, report: Report) -> None:
     report.accounts = await connection.fetchval("SELECT count(*) FROM account")
     report.transfers = await connection.fetchval("SELECT count(*) FROM transfer")
-    for row in await connection.fetch(_WRONG_ACCOUNTS):
+    async for row in connection.cursor(_WRONG_ACCOUNTS, prefetch=PREFETCH):
         report.fault(f"The balances of account {row['id']} do not follow from its transfers.")
-    for row in await connection.fetch(_WRONG_STATEMENTS):
+    async for row in connection.cursor(_WRONG_STATEMENTS, prefetch=PREFETCH):
         report.fault(f"The statement of account {row['id']} has a gap or a wrong balance from {row['version']} on.")
-    for row in await connection.fetch(_WRONG_HOLDS):
+    async for row in connection.cursor(_WRONG_HOLDS, prefetch=PREFETCH):
         report.fault(f"What is held on account {row['id']} does not follow from the open holds.")
     total = await connection.fetchval("SELECT coalesce(sum(credits_posted - debits_posted), 0) FROM account")
     if total != 0:
@@ -228,7 +256,7 @@ async def _verify_moves(connection: asyncpg.Connection, table: Table, report: Re
         f"LEFT JOIN move AS m ON m.home = t.home AND m.root = t.{root} AND m.id = t.id AND m.version = t.version "
         "WHERE t.version > 0"
     )
-    async for row in connection.cursor(query, prefetch=2000):
+    async for row in connection.cursor(query, prefetch=PREFETCH):
         id, after, *values = row
         if after is None or after != as_json([plain(value) for value in values]):
             report.fault(f"The {table.name} {id.hex} is not as its last move left it.")
@@ -236,13 +264,13 @@ async def _verify_moves(connection: asyncpg.Connection, table: Table, report: Re
         f"SELECT t.id FROM {table.name} AS t JOIN move AS m "
         f"ON m.home = t.home AND m.root = t.{root} AND m.id = t.id AND m.version = t.version + 1"
     )
-    for row in await connection.fetch(turned_back):
+    async for row in connection.cursor(turned_back, prefetch=PREFETCH):
         report.fault(f"The {table.name} {row['id'].hex} stands before its last move.")
     gaps = (
         "SELECT id, count(*) AS moves, max(version) AS last FROM move WHERE table_number = $1 "
         "GROUP BY home, root, id HAVING count(*) <> max(version)"
     )
-    for row in await connection.fetch(gaps, table.number):
+    async for row in connection.cursor(gaps, table.number, prefetch=PREFETCH):
         report.fault(f"Moves of {table.name} {row['id'].hex} are missing: {row['moves']} up to {row['last']}.")
 
 
@@ -276,7 +304,8 @@ def _anchored(number: int, at: datetime, heads: str) -> bytes:
 
 async def _verify_anchors(connection: asyncpg.Connection, report: Report, key: Ed25519PublicKey | None) -> None:
     expected = 1
-    for row in await connection.fetch("SELECT number, at, heads, signature FROM anchor ORDER BY number"):
+    anchors = "SELECT number, at, heads, signature FROM anchor ORDER BY number"
+    async for row in connection.cursor(anchors, prefetch=PREFETCH):
         if row["number"] != expected:
             report.fault(f"Anchor {expected} is missing.")
         expected = row["number"] + 1

@@ -161,6 +161,10 @@ class EventLog:
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         self._pool = pool
 
+    async def groups(self) -> list[str]:
+        """The names of all groups that read the log."""
+        return [row["name"] for row in await self._pool.fetch(_SQL.group_names)]
+
     async def of_home(
         self,
         home: int,

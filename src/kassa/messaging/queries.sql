@@ -43,6 +43,25 @@ UPDATE timer
    AND kind = $2
    AND generation = $3;
 
+-- name: postpone_timers
+-- Several again later, without counting, not all at the same time.
+UPDATE timer
+   SET due = clock_timestamp() + $4::interval * (1 + random()),
+       leased_until = NULL
+  FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS fired (entity, kind, generation)
+ WHERE timer.entity = fired.entity
+   AND timer.kind = fired.kind
+   AND timer.generation = fired.generation;
+
+-- name: hurry_timer
+-- What waited for its turn has it now. Not for a timer that somebody holds: he looks again when he lets go of it.
+UPDATE timer
+   SET due = clock_timestamp()
+ WHERE entity = $1
+   AND kind = $2
+   AND due > clock_timestamp()
+   AND (leased_until IS NULL OR leased_until <= clock_timestamp());
+
 -- name: timer_is_current
 -- Whether a timer is still as it fired: not set again, cancelled or acted on since.
 SELECT EXISTS (SELECT 1 FROM timer WHERE entity = $1 AND kind = $2 AND generation = $3);
@@ -540,8 +559,20 @@ UPDATE parked
    AND parked.sequence = chosen.sequence
 RETURNING parked.sequence;
 
+-- name: group_names
+-- Every group of readers of the event log.
+SELECT name
+  FROM log_group
+ ORDER BY name;
+
 -- name: group_lag
--- How many changes and seconds a group is behind, per writer; events are counted up to a bound.
+-- How many changes and seconds a group is behind, per writer; events are counted up to a bound. Writers are found by their
+-- first batch each, since the chain is long and they are few.
+WITH RECURSIVE known AS (
+    SELECT min(writer) AS writer FROM chain
+     UNION ALL
+    SELECT (SELECT min(writer) FROM chain WHERE writer > known.writer) FROM known WHERE known.writer IS NOT NULL
+)
 SELECT c.writer,
        (SELECT count(*) FROM (SELECT 1 FROM event AS e
                                WHERE e.writer = c.writer
@@ -551,8 +582,9 @@ SELECT c.writer,
          WHERE e.writer = c.writer
            AND (e.seq, e.ord) > (COALESCE(p.seq, -1), COALESCE(p.ord, -1::smallint))
          ORDER BY e.seq, e.ord LIMIT 1) AS oldest_s
-  FROM (SELECT DISTINCT writer FROM chain) AS c
+  FROM known AS c
   LEFT JOIN cursor_position AS p ON p.group_name = $1 AND p.writer = c.writer
+ WHERE c.writer IS NOT NULL
  ORDER BY c.writer;
 
 -- name: events_of_home

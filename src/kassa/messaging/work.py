@@ -81,6 +81,20 @@ class TimerWork:
             _SQL.postpone_timer, fired.entity, fired.kind, fired.generation, timedelta(seconds=delay_s)
         )
 
+    async def postpone_timers(self, fired: Sequence[FiredTimer], delay_s: float) -> None:
+        """It was not the turn of any of these: each again after one to two times `delay_s`, without counting a try."""
+        await self._pool.execute(
+            _SQL.postpone_timers,
+            [one.entity for one in fired],
+            [one.kind for one in fired],
+            [one.generation for one in fired],
+            timedelta(seconds=delay_s),
+        )
+
+    async def hurry_timer(self, kind: str, entity: Id) -> None:
+        """What was postponed is due now; nothing happens while somebody holds it."""
+        await self._pool.execute(_SQL.hurry_timer, entity, kind)
+
     async def is_current(self, fired: FiredTimer) -> bool:
         """Whether the timer was neither set again, cancelled nor acted on since it fired: worth a call before
         sending."""

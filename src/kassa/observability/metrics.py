@@ -68,9 +68,16 @@ class Metrics:
         self._journal_commit_seconds = Histogram(
             "kassa_journal_commit_seconds", "From judging a batch to its commit.", buckets=_SECONDS, registry=registry
         )
-        self._journal_changes = _Counters(registry, "kassa_journal_changes", "Changes by verdict.", ("verdict",))
+        self.batches = 0
+        """Commits so far, for those who want to know whether the journal moves."""
         self._journal_queue_length = Gauge(
-            "kassa_journal_queue_length", "Changes that wait for the next commit.", registry=registry
+            "kassa_journal_queue_length", "Changes that wait or are being written.", registry=registry
+        )
+        self._database_up = Gauge(
+            "kassa_database_up", "Whether the database answered when this page was made.", registry=registry
+        )
+        self._workers_idle = Gauge(
+            "kassa_workers_idle", "Loops of this process that should run and do not.", registry=registry
         )
         self._channel_calls = _Counters(
             registry, "kassa_channel_calls", "Requests to channels.", ("channel", "operation", "outcome")
@@ -83,6 +90,17 @@ class Metrics:
         self._queue_oldest_age = Gauge(
             "kassa_queue_oldest_age_seconds", "Age of the oldest delivery that waits.", by_group, registry=registry
         )
+        self._queue_dead = Gauge("kassa_queue_dead", "Deliveries that were given up.", by_group, registry=registry)
+        self._in_doubt = Gauge(
+            "kassa_in_doubt", "Attempts and refunds of which the channel has not said what became of them.", ("noun",),
+            registry=registry,
+        )  # fmt: skip
+        self._in_doubt_oldest = Gauge(
+            "kassa_in_doubt_oldest_seconds",
+            "For how long the oldest of them has been so.",
+            ("noun",),
+            registry=registry,
+        )
         self._queue_latency = _Histograms(
             registry, "kassa_queue_latency_seconds", "From produced to handled.", by_group, _WAITING_SECONDS
         )
@@ -93,11 +111,9 @@ class Metrics:
         self._http_seconds.observe((route,), seconds)
 
     def journal_committed(self, size: int, seconds: float) -> None:
+        self.batches += 1
         self._journal_batch_size.observe(size)
         self._journal_commit_seconds.observe(seconds)
-
-    def journal_judged(self, verdict: str, count: int = 1) -> None:
-        self._journal_changes.add((verdict,), count)
 
     def journal_waiting(self, length: int) -> None:
         self._journal_queue_length.set(length)
@@ -108,10 +124,28 @@ class Metrics:
     def webhook_tried(self, result: str) -> None:
         self._webhook_deliveries.add((result,))
 
-    def queue_seen(self, topic: str, group: str, *, length: int, oldest_age_s: float) -> None:
-        """What a look at the queue found; not for the hot path."""
+    def process_seen(self, *, database_up: bool, workers_idle: int) -> None:
+        """How this process was when the page was made."""
+        self._database_up.set(database_up)
+        self._workers_idle.set(workers_idle)
+
+    def forget_database(self) -> None:
+        """Drops what a look at the database found: an old number is worse than none."""
+        for gauge in (
+            self._queue_length, self._queue_oldest_age, self._queue_dead, self._in_doubt, self._in_doubt_oldest
+        ):  # fmt: skip
+            gauge.clear()
+
+    def queue_seen(self, topic: str, group: str, *, length: int, oldest_age_s: float, dead: int) -> None:
+        """What a look at a queue found; not for the hot path."""
         self._queue_length.labels(topic, group).set(length)
         self._queue_oldest_age.labels(topic, group).set(oldest_age_s)
+        self._queue_dead.labels(topic, group).set(dead)
+
+    def doubts_seen(self, noun: str, *, count: int, oldest_s: float) -> None:
+        """What a look at attempts or refunds found."""
+        self._in_doubt.labels(noun).set(count)
+        self._in_doubt_oldest.labels(noun).set(oldest_s)
 
     def delivery_handled(self, topic: str, group: str, latency_s: float) -> None:
         self._queue_latency.observe((topic, group), latency_s)

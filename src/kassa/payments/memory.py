@@ -1,5 +1,6 @@
 """Reads payments from the memory journal: the twin of `store.py`, for simulations and rules without a database."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from kassa.ids import Id
@@ -51,6 +52,16 @@ class MemoryPayments:
         """The payment that a refund belongs to."""
         row = self._journal.rows.get((REFUND, refund_id))
         return row.root_id if row is not None and row.home == home else None
+
+    async def channels_of(self, subjects: Sequence[tuple[int, Id]]) -> dict[Id, str]:
+        """The channel of each attempt and refund among (home, id); what is neither is left out."""
+        found: dict[Id, str] = {}
+        for _, id in subjects:
+            refund = cast(Refund | None, self._journal.rows.get((REFUND, id)))
+            attempt = self._journal.rows.get((ATTEMPT, id if refund is None else refund.attempt or id))
+            if attempt is not None:
+                found[id] = cast(Attempt, attempt).channel
+        return found
 
     def unarmed(self) -> list[tuple[int, Id]]:
         """(home, payment) of what is not final and has no timer."""

@@ -65,6 +65,13 @@ SELECT home, id, version, sequence, state, kind, order_id, amount, currency, cha
  ORDER BY id DESC
  LIMIT $7;
 
+-- name: kinds_of
+-- Which of some roots are payments, and which are top-ups.
+SELECT id, kind
+  FROM payment
+ WHERE home = $1
+   AND id = ANY($2::uuid[]);
+
 -- name: attempts
 -- The attempts of some payments of one merchant, oldest first.
 SELECT home, id, version, root, state, channel, method, openid, payer_ip, created_at, request, channel_id,
@@ -141,6 +148,18 @@ SELECT root
  WHERE home = $1
    AND id = $2;
 
+-- name: channels_of
+-- The channels of some attempts and refunds, by number.
+WITH wanted AS MATERIALIZED (SELECT home, id FROM unnest($1::bigint[], $2::uuid[]) AS k (home, id))
+SELECT a.id, a.channel
+  FROM wanted AS k
+  JOIN attempt AS a ON a.home = k.home AND a.id = k.id
+ UNION ALL
+SELECT r.id, a.channel
+  FROM wanted AS k
+  JOIN refund AS r ON r.home = k.home AND r.id = k.id
+  JOIN attempt AS a ON a.home = r.home AND a.id = r.attempt;
+
 -- name: home_of_payment
 -- The merchant's home that a payment or top-up belongs to, for operators who have its id alone.
 SELECT home
@@ -199,19 +218,29 @@ SELECT noun, home, root, id, state, since, tries, note
  ORDER BY since
  LIMIT $3;
 
+-- name: doubts
+-- How many attempts and refunds are in doubt, and for how long the oldest one has been.
+SELECT 'attempt' AS noun, count(*) AS count, extract(epoch FROM clock_timestamp() - min(doubt_since))::float8 AS oldest_s
+  FROM attempt
+ WHERE doubt_since IS NOT NULL
+UNION ALL
+SELECT 'refund', count(*), extract(epoch FROM clock_timestamp() - min(doubt_since))::float8
+  FROM refund
+ WHERE doubt_since IS NOT NULL;
+
 -- name: births
 -- What came into being for a payment: itself, its attempts and its refunds, with their places in the chain.
-SELECT kind AS noun, id, created_at AS at, channel AS note, amount, writer, seq, ord
+SELECT kind AS noun, id, created_at AS at, channel AS note, amount, currency, writer, seq, ord
   FROM payment
  WHERE home = $1
    AND id = $2
 UNION ALL
-SELECT 'attempt', id, created_at, channel || ' ' || method, NULL, writer, seq, ord
+SELECT 'attempt', id, created_at, channel || ' ' || method, NULL, NULL, writer, seq, ord
   FROM attempt
  WHERE home = $1
    AND root = $2
 UNION ALL
-SELECT 'refund', id, created_at, cause, amount, writer, seq, ord
+SELECT 'refund', id, created_at, cause, amount, currency, writer, seq, ord
   FROM refund
  WHERE home = $1
    AND root = $2;

@@ -27,6 +27,7 @@ from kassa.channels.model import (
     Steps,
     Unknown,
 )
+from kassa.channels.places import Crowded, Places
 from kassa.channels.runner import Exchange as Sent
 from kassa.clock import Clock
 from kassa.errors import (
@@ -63,6 +64,8 @@ from kassa.payments.refusals import refusal
 KEYS_APART = timedelta(minutes=1)
 ACTS_MAX = 4
 """What one drive says to a channel at most (query, send again, close, query); the timer goes on from there."""
+
+CROWDED = "this merchant has too many requests on their way to the channel"
 
 log = structlog.get_logger("kassa.payments")
 
@@ -133,10 +136,12 @@ class Payments:
         *,
         fresh_id: Callable[[], Id] = new_id,
         chance: Callable[[], float] = random.random,
+        observe: Callable[[str, str, str], None] | None = None,
     ) -> None:
         """public_url: where channels reach the callbacks, without a slash at the end.
 
         fresh_id, chance (0 <= x < 1): passed in, so that a simulation can be repeated from its seed.
+        observe: is told of each conversation: channel, operation, and the kind of its outcome.
         """
         self._journal = journal
         self._store = store
@@ -146,6 +151,8 @@ class Payments:
         self._public_url = public_url
         self._fresh_id = fresh_id
         self._chance = chance
+        self._observe = observe
+        self._places = Places()
         self._running: set[asyncio.Task[Decided]] = set()
         self._keys_asked_at: dict[tuple[int, str], datetime] = {}
 
@@ -495,7 +502,13 @@ class Payments:
         payment, subject = act.payment, act.subject
         channel, base_url = await self._channels.for_merchant(payment.home, act.channel)
         trace: list[Sent] = []
-        outcome = await self._runner.run(self._steps(channel, act), base_url, trace.append)
+        try:
+            async with self._places.at((payment.home, act.channel)):
+                outcome = await self._runner.run(self._steps(channel, act), base_url, trace.append)
+        except Crowded:
+            outcome = NotSent(Evidence("transport", authentic=False, text=CROWDED), CROWDED)
+        if self._observe is not None:
+            self._observe(act.channel, act.operation.value, type(outcome).__name__.lower())
         if isinstance(outcome, Unknown) and outcome.advice is Advice.REFRESH_KEYS and isinstance(channel, Callbacks):
             # What it meant will be known when the timer asks again, with the new keys.
             await self._with_fresh_keys(payment.home, act.channel, channel)

@@ -1,7 +1,7 @@
 """Reads payments, attempts, refunds and wallets from PostgreSQL; also what is stuck, and what nobody would look at again."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, cast
 
@@ -84,6 +84,16 @@ class PaymentStore:
         """The payment that a refund belongs to."""
         return _id(await self._pool.fetchval(_SQL.root_of_refund, home, refund_id))
 
+    async def channels_of(self, subjects: Sequence[tuple[int, Id]]) -> dict[Id, str]:
+        """The channel of each attempt and refund among (home, id); what is neither is left out."""
+        rows = await self._pool.fetch(_SQL.channels_of, [home for home, _ in subjects], [id for _, id in subjects])
+        return {Id(row["id"].hex): row["channel"] for row in rows}
+
+    async def names_of(self, home: int, roots: Collection[Id]) -> dict[Id, str]:
+        """The public ids, `pay_…` or `top_…`, of what money was moved for; what is neither is left out."""
+        rows = await self._pool.fetch(_SQL.kinds_of, home, list(roots))
+        return {Id(row["id"].hex): ("top_" if row["kind"] == "topup" else "pay_") + row["id"].hex for row in rows}
+
     async def home_of_payment(self, payment_id: Id) -> int | None:
         """Whose a payment is; for operators, who have its id alone."""
         return cast(int | None, await self._pool.fetchval(_SQL.home_of_payment, payment_id))
@@ -155,6 +165,11 @@ class PaymentStore:
             )
             for row in rows
         ]  # fmt: skip
+
+    async def doubts(self) -> list[tuple[str, int, float]]:
+        """Attempts and refunds that are in doubt: noun, how many, seconds of the oldest one."""
+        rows = await self._pool.fetch(_SQL.doubts)
+        return [(row["noun"], row["count"], row["oldest_s"] or 0.0) for row in rows]
 
     # Together
 

@@ -12,6 +12,7 @@ from kassa.db.queries import load
 from kassa.ids import Id, event_name
 from kassa.ledger.chart import NAMES, Code, Posting
 from kassa.ledger.model import Kind
+from kassa.money.amount import format_amount
 from kassa.payments.records import ATTEMPT, PAYMENT, REFUND
 
 _SQL = load("kassa.payments")
@@ -127,13 +128,14 @@ def assemble(
 
 
 def _created(row: Row, names: Mapping[Any, str]) -> Entry:
-    amount = f" of {row['amount']}" if row["amount"] is not None else ""
+    amount = f" of {format_amount(row['amount'], row['currency'])}" if row["amount"] is not None else ""
     return Entry(
         at=row["at"],
         kind="created",
         subject=names[row["id"]],
         text=f"{row['noun']}{amount} ({row['note']})",
         amount=row["amount"],
+        currency=row["currency"],
     )
 
 
@@ -178,7 +180,7 @@ def _posted(row: Row, root: str) -> Entry:
         at=row["at"],
         kind="posting",
         subject=root,
-        text=f"{verb}{Posting(row['code']).name.lower()}: {debit} → {credit} {amount} {row['currency']}",
+        text=f"{verb}{Posting(row['code']).name.lower()}: {debit} → {credit} {format_amount(amount, row['currency'])}",
         event=kind.name.lower(),
         debit=debit,
         credit=credit,
@@ -189,11 +191,12 @@ def _posted(row: Row, root: str) -> Entry:
 
 def _delivered(delivery: Delivery) -> Entry:
     said = delivery.status if delivery.status is not None else delivery.error or "not yet"
+    tries = f"{delivery.tries} {'try' if delivery.tries == 1 else 'tries'}"
     return Entry(
         at=delivery.at,
         kind="delivery",
         subject=delivery.event,
-        text=f"webhook {delivery.event_type} to {delivery.endpoint}: {delivery.state}, {delivery.tries} tries, {said}",
+        text=f"webhook {delivery.event_type} to {delivery.endpoint}: {delivery.state}, {tries}, {said}",
         event=delivery.event_type,
         status=delivery.status,
         outcome=delivery.state,
@@ -201,6 +204,6 @@ def _delivered(delivery: Delivery) -> Entry:
 
 
 def _due(row: Row, names: Mapping[Any, str]) -> Entry:
-    failed = f", failed {row['tries']} times: {row['last_error']}" if row["tries"] and row["last_error"] else ""
+    failed = f", failed {row['tries']}×: {row['last_error']}" if row["tries"] and row["last_error"] else ""
     subject = names[row["entity"]]
     return Entry(at=row["due"], kind="due", subject=subject, text=f"timer {row['kind']}{failed}", event=row["kind"])

@@ -7,9 +7,11 @@ from functools import partial
 from kassa.api.queue import QueueDoor
 from kassa.app import App
 from kassa.errors import SettingInvalid
+from kassa.messaging import topology
 from kassa.messaging.log import LogGroup
 from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.messaging.wake import TIMERS
+from kassa.notifications.model import DISPATCH_GROUP
 from kassa.settings import anchor_key
 from kassa.workers.events import read_for_ever
 from kassa.workers.orders import OrderWorker
@@ -27,8 +29,6 @@ relay: events, messages and answers to the brokers · orders: requests from the 
 
 BROKER_WORKERS = ("relay", "orders")
 """They may stand still while their broker is away; payments over the API do not notice."""
-
-WEBHOOKS_GROUP = "webhooks"
 
 
 def supervisor(app: App, names: Iterable[str] = NAMES) -> Supervisor:
@@ -71,14 +71,16 @@ def _broker_loops(app: App) -> dict[str, Loop]:
 
 
 def _loops(app: App) -> dict[str, Loop]:
-    dispatcher = Dispatcher(app.journal, app.webhook_store, app.clock)
+    handled = partial(app.metrics.delivery_handled, topology.EVENTS.name, DISPATCH_GROUP)
+    dispatcher = Dispatcher(app.journal, app.webhook_store, app.clock, observe=handled)
     webhooks = WebhookWorker(
-        app.journal, app.webhook_store, app.events, app.webhooks, app.webhook_sender, app.timers, app.clock
-    )
+        app.journal, app.webhook_store, app.events, app.webhooks, app.webhook_sender, app.timers, app.clock,
+        observe=app.metrics.webhook_tried,
+    )  # fmt: skip
     loops: dict[str, Loop] = {
-        "payments": PaymentWorker(app.timers, app.payments, app.wakeups.watch(TIMERS)).run,
+        "payments": PaymentWorker(app.timers, app.payments, app.payments_store, app.wakeups.watch(TIMERS)).run,
         "sweeper": partial(sweep_for_ever, app.payments_store, app.payments),
-        "dispatcher": partial(read_for_ever, LogGroup(app.pool, WEBHOOKS_GROUP), dispatcher.handle, app.wakeups),
+        "dispatcher": partial(read_for_ever, LogGroup(app.pool, DISPATCH_GROUP), dispatcher.handle, app.wakeups),
         "webhooks": TimerLoop(app.timers, app.wakeups, webhooks.handlers).run,
         "holds": partial(release_for_ever, app.pool, app.journal),
         "retention": partial(drop_for_ever, app.pool, timedelta(days=app.settings.idempotency_keep_days)),

@@ -5,7 +5,9 @@ What fails comes back later with growing pauses, for ever. What is not final and
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import asyncpg
@@ -16,12 +18,16 @@ from kassa.ids import Id
 from kassa.messaging.work import FiredTimer
 from kassa.payments.draft import TIMERS
 
-IN_FLIGHT_MAX = 64
+IN_FLIGHT_MAX = 256
 """Timers that are acted on at once. Nearly all of that time is waiting for channels."""
-PER_MERCHANT_MAX = 16
-"""Of them for one merchant, so that one whose channel hangs does not hold up the others."""
+PER_CHANNEL_MAX = 64
+"""Of them at one channel, so that one that hangs does not hold up the others."""
+PER_ACCOUNT_MAX = 16
+"""Of them for one merchant at one channel, so that it does not hold up the channel's other merchants."""
 NOT_ITS_TURN_S = 1.0
-"""A merchant that has its share is looked at again so soon."""
+"""What has to wait for its share is looked at again after that, or twice that."""
+OURS = ""
+"""The line of timers that ask no channel."""
 ACT_S = 45.0
 """Longer than a whole conversation with a channel, shorter than the lease."""
 SWEEP_S = 60.0
@@ -35,7 +41,7 @@ class Timers(Protocol):
 
     async def claim_timers(self, kinds: Sequence[str], limit: int) -> list[FiredTimer]: ...
     async def retry_timer(self, fired: FiredTimer, delay_s: float | None = None, error: str | None = None) -> None: ...
-    async def postpone_timer(self, fired: FiredTimer, delay_s: float) -> None: ...
+    async def postpone_timers(self, fired: Sequence[FiredTimer], delay_s: float) -> None: ...
 
 
 class Drives(Protocol):
@@ -43,6 +49,12 @@ class Drives(Protocol):
 
     async def fire(self, kind: str, home: int, root: Id, entity: Id) -> None: ...
     async def rearm(self, home: int, payment_id: Id) -> None: ...
+
+
+class ChannelsOf(Protocol):
+    """Knows which channel an attempt or refund belongs to."""
+
+    async def channels_of(self, subjects: Sequence[tuple[int, Id]]) -> dict[Id, str]: ...
 
 
 class Unarmed(Protocol):
@@ -60,13 +72,17 @@ class Wait(Protocol):
 class PaymentWorker:
     """One loop over the timers of payments."""
 
-    def __init__(self, timers: Timers, payments: Drives, watch: Wait, poll_s: float = 0.25) -> None:
+    def __init__(
+        self, timers: Timers, payments: Drives, subjects: ChannelsOf, watch: Wait, poll_s: float = 0.25
+    ) -> None:
         self._timers = timers
         self._payments = payments
+        self._subjects = subjects
         self._watch = watch
         self._poll_s = poll_s
-        self._running: dict[asyncio.Task[None], int] = {}
-        """Each act, and the merchant's home that it is for."""
+        self._running: set[asyncio.Task[None]] = set()
+        self._at_channel: Counter[str] = Counter()
+        self._at_account: Counter[tuple[int, str]] = Counter()
 
     async def run(self) -> None:
         """For ever; when cancelled, what is under way is let go: its leases end by themselves."""
@@ -85,14 +101,38 @@ class PaymentWorker:
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
             room = IN_FLIGHT_MAX - len(self._running)
         claimed = await self._timers.claim_timers(TIMERS, room)
+        if claimed:
+            await self._begin(claimed)
+        return len(claimed)
+
+    async def _begin(self, claimed: Sequence[FiredTimer]) -> None:
+        channels = await self._subjects.channels_of([(fired.home, fired.entity) for fired in claimed])
+        too_many = []
         for fired in claimed:
-            if sum(home == fired.home for home in self._running.values()) >= PER_MERCHANT_MAX:
-                await self._timers.postpone_timer(fired, NOT_ITS_TURN_S)
+            account = fired.home, channels.get(fired.entity, OURS)
+            if self._is_crowded(account):
+                too_many.append(fired)
                 continue
             task = asyncio.create_task(self._act(fired))
-            self._running[task] = fired.home
-            task.add_done_callback(self._running.pop)
-        return len(claimed)
+            self._running.add(task)
+            self._at_channel[account[1]] += 1
+            self._at_account[account] += 1
+            task.add_done_callback(partial(self._ended, account))
+        if too_many:
+            await self._timers.postpone_timers(too_many, NOT_ITS_TURN_S)
+
+    def _is_crowded(self, account: tuple[int, str]) -> bool:
+        _, channel = account
+        if channel == OURS:
+            return False
+        return self._at_channel[channel] >= PER_CHANNEL_MAX or self._at_account[account] >= PER_ACCOUNT_MAX
+
+    def _ended(self, account: tuple[int, str], task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        self._at_channel[account[1]] -= 1
+        self._at_account[account] -= 1
+        if not self._at_account[account]:
+            del self._at_account[account]
 
     async def settle(self) -> None:
         """Waits until everything that was begun is done."""

@@ -50,7 +50,9 @@ class Worker:
             except Exception as error:
                 # The outermost loop: what a worker could not handle must not end it for ever.
                 self._note(error)
-            self.is_running = False
+            finally:
+                # Also where the loop was cancelled: a task that somebody ended does not run.
+                self.is_running = False
             if time.monotonic() - started > STEADY_S:
                 pause_s = PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))

@@ -1,5 +1,7 @@
 """A change to any past row is found, whichever row it is."""
 
+import tracemalloc
+
 import asyncpg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -94,6 +96,31 @@ async def test_a_change_to_a_past_row_is_found(database_url: str, tampering: str
 
     assert not report.is_sound
     assert report.faults
+
+
+@pytest.mark.parametrize(
+    "tampering", ["DELETE FROM chain WHERE batch > 1", "DELETE FROM chain WHERE batch IN (2, 3, 4, 5)"]
+)
+async def test_rows_that_belong_to_no_batch_are_counted_and_not_kept(database_url: str, tampering: str) -> None:
+    """Whoever takes the end of a long chain away, or a piece of it, does not bring the verification down."""
+    await _some_history(database_url)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(tampering)
+    await connection.execute(
+        "INSERT INTO event SELECT writer, 3, 100 + n, home, root, 100 + n, at, type, decode(repeat('61', 2000), 'hex') "
+        "FROM (SELECT * FROM event LIMIT 1) AS e CROSS JOIN generate_series(1, 30000) AS n"
+    )
+    await connection.close()
+    tracemalloc.start()
+
+    report = await _verified(database_url)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    strays = [fault for fault in report.faults if "rows of event" in fault and "belong to no batch" in fault]
+    assert len(strays) == 1 and int(strays[0].split(": ")[1].split()[0]) > 30_000
+    # The rows are 60 MB.
+    assert peak < 20_000_000
 
 
 async def test_a_chain_that_was_written_anew_contradicts_its_anchor(database_url: str) -> None:

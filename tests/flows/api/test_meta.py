@@ -3,8 +3,10 @@
 import asyncio
 
 from flows.api.support import House, Shop, running
+from flows.wechat_sandbox import SandboxProcess
 from kassa.db import embedded
 from kassa.db.migrate import migrate
+from kassa.db.pool import connect
 
 
 async def test_a_healthy_house_is_alive_and_ready(house: House) -> None:
@@ -82,7 +84,11 @@ async def test_a_database_that_goes_away_is_told_and_its_return_needs_no_restart
                     shop.get("/v1/payments"), shop.pay(wallet, 100, order_id="during", key="during")
                 )
 
+                page = (await house.http.get("/metrics")).text
+
                 assert (alive.status_code, ready.status_code, ready.json()["ready"]) == (200, 503, False)
+                assert "kassa_database_up 0.0" in page.splitlines()
+                assert "\nkassa_in_doubt{" not in page
                 assert read.status_code == 503, read.text
                 assert (paid.status_code, paid.json()["outcome"], paid.json()["retryable"]) == (503, "unknown", True)
                 assert paid.headers["retry-after"]
@@ -100,3 +106,81 @@ async def test_a_database_that_goes_away_is_told_and_its_return_needs_no_restart
                 assert (await shop.get(f"/v1/wallets/{wallet}")).json()["balance"] == 800
         finally:
             await asyncio.to_thread(embedded.stop, server)
+
+
+async def test_a_journal_that_stands_still_or_is_full_is_told_and_goes_on(database_url: str) -> None:
+    """The database answers, but nothing can be committed: that is not ready, whatever `SELECT 1` says."""
+    async with running(database_url, journal_queue_max=2) as house:
+        shop = await house.shop()
+        wallet = await shop.wallet(1000)
+        blocker = await connect(database_url, application="test blocker")
+        await blocker.execute("BEGIN; LOCK TABLE chain IN ACCESS EXCLUSIVE MODE")
+        stuck = [asyncio.create_task(shop.pay(wallet, 100, order_id="o-0", key="k-0"))]
+        for _ in range(500):
+            if house.app.journal.queue_length:
+                break
+            await asyncio.sleep(0.01)
+
+        standing = await house.http.get("/readyz")
+        numbers = (await house.http.get("/metrics")).text
+        for number in range(1, 8):
+            stuck.append(asyncio.create_task(shop.pay(wallet, 100, order_id=f"o-{number}", key=f"k-{number}")))
+            await asyncio.sleep(0.05)
+        full = await house.http.get("/readyz")
+        refused = [await task for task in stuck if task.done()]
+        await blocker.execute("ROLLBACK")
+        paid = [await task for task in stuck if task.done() is False]
+        ready = await house.http.get("/readyz")
+        await blocker.close()
+
+    assert (standing.status_code, standing.json()["ready"]) == (503, False)
+    assert "none was written" in standing.text
+    assert "kassa_journal_queue_length 1.0" in numbers
+    assert full.status_code == 503 and "no more are taken" in full.text
+    assert refused and {(answer.status_code, answer.json()["code"]) for answer in refused} == {(503, "system.busy")}
+    assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+    assert paid and {answer.status_code for answer in paid} == {201}
+    assert ready.status_code == 200, ready.text
+
+
+async def test_a_loop_that_was_ended_is_told(database_url: str) -> None:
+    async with running(database_url) as house:
+        before = await house.http.get("/readyz")
+        (directory,) = [task for task in asyncio.all_tasks() if task.get_name() == "directory"]
+        directory.cancel()
+        await asyncio.wait([directory])
+
+        after = await house.http.get("/readyz")
+        page = (await house.http.get("/metrics")).text
+
+    assert (before.status_code, after.status_code) == (200, 503)
+    assert "directory" in after.text
+    assert "kassa_workers_idle 1.0" in page
+
+
+async def test_the_numbers_say_what_waits_and_what_was_told(
+    house: House, wechat_shop: Shop, sandbox: SandboxProcess
+) -> None:
+    shop = wechat_shop
+    await asyncio.to_thread(sandbox.fault, "create", "drop_after", times=1)
+    await shop.post("/v1/webhook_endpoints", {"url": "http://127.0.0.1:9/none", "events": ["*"]})
+    order = {"amount": 100, "currency": "CNY", "channel": "wechat", "method": "native", "description": "tea"}
+
+    made = await shop.post("/v1/payments", {"order_id": "o-1", **order})
+    for _ in range(400):
+        page = (await house.http.get("/metrics")).text
+        if 'kassa_webhook_deliveries_total{result="failed"}' in page:
+            break
+        await asyncio.sleep(0.05)
+
+    assert made.json()["attempts"][0]["state"] == "unknown"
+    for line in (
+        'kassa_channel_calls_total{channel="wechat",operation="create",outcome="unknown"} 1.0',
+        'kassa_in_doubt{noun="attempt"} 1.0',
+        'kassa_in_doubt{noun="refund"} 0.0',
+        "kassa_database_up 1.0",
+        "kassa_workers_idle 0.0",
+    ):
+        assert line in page.splitlines()
+    assert 'kassa_webhook_deliveries_total{result="failed"}' in page
+    assert 'kassa_queue_latency_seconds_count{group="webhooks",topic="kassa.events"}' in page

@@ -110,6 +110,19 @@ async def test_a_statement_has_no_gaps_and_adds_up(shop: Shop) -> None:
     assert [line["kind"] for line in lines[::-1]][:3] == ["topup", "payment", "fee"]
 
 
+async def test_a_merchant_with_one_currency_need_not_name_it(house: House, shop: Shop) -> None:
+    none = await (await house.shop()).get("/v1/balances/statement")
+    paid = (await shop.pay(await shop.wallet(1000), 200)).json()
+    one = await shop.get("/v1/balances/statement")
+    await shop.pay(await shop.wallet(1000, "USD"), 100, currency="USD")
+    two = await shop.get("/v1/balances/statement")
+
+    assert (none.status_code, none.json()["data"]) == (200, [])
+    assert [line["resource"] for line in one.json()["data"]] == [paid["id"]]
+    assert (two.status_code, two.json()["errors"][0]["field"]) == (400, "currency")
+    assert "CNY, USD" in two.json()["errors"][0]["message"]
+
+
 async def test_the_merchants_statement_adds_up_to_its_balance(shop: Shop) -> None:
     wallet = await shop.wallet(1000)
     for _ in range(3):

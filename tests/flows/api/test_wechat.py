@@ -23,6 +23,15 @@ async def until(shop: Shop, path: str, state: str) -> dict[str, Any]:
     raise AssertionError(f"{path} is {seen['state']}, not {state}: {seen}")
 
 
+async def until_payable(shop: Shop, path: str) -> None:
+    """Returns once the payer can be shown what he needs."""
+    for _ in range(400):
+        if (await shop.get(path)).json()["next_action"] is not None:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{path} never told what the payer needs")
+
+
 async def test_a_payment_from_its_qr_code_to_its_refund(wechat_shop: Shop, sandbox: SandboxProcess) -> None:
     shop = wechat_shop
 
@@ -64,6 +73,8 @@ async def test_a_topup_fills_a_wallet(wechat_shop: Shop, sandbox: SandboxProcess
     assert (await shop.get(f"/v1/wallets/{wallet}")).json()["balance"] == 5000
     (line,) = (await shop.get(f"/v1/wallets/{wallet}/statement")).json()["data"]
     assert (line["kind"], line["amount"], line["balance"], line["resource"]) == ("topup", 5000, 5000, topup["id"])
+    (owed,) = (await shop.get("/v1/balances/statement", account="channel_receivable")).json()["data"]
+    assert (owed["kind"], owed["amount"], owed["resource"]) == ("topup", -5000, topup["id"])
     assert (await shop.get(f"/v1/payments/{topup['id']}")).status_code == 404
     assert (await shop.get("/v1/topups", order_id="t-1")).json()["data"][0]["id"] == topup["id"]
 
@@ -85,6 +96,49 @@ async def test_respond_async_answers_at_once_and_says_where_to_look(wechat_shop:
             break
         await asyncio.sleep(0.05)
     assert seen["next_action"]["type"] == "qr_code"
+
+
+@pytest.mark.parametrize("prefer", ["respond-async", "wait=1"])
+async def test_a_repeat_of_what_was_answered_202_is_answered_202_with_the_thing_as_it_stands(
+    wechat_shop: Shop, sandbox: SandboxProcess, prefer: str
+) -> None:
+    shop, order = wechat_shop, {"order_id": "o-1", **ORDER}
+    made = await shop.post("/v1/payments", order, key="k", Prefer=prefer)
+    await until_payable(shop, made.headers["location"])
+
+    plain = await shop.post("/v1/payments", order, key="k")
+    await asyncio.to_thread(sandbox.pay, made.json()["attempts"][0]["number"])
+    await until(shop, made.headers["location"], "succeeded")
+    preferring = await shop.post("/v1/payments", order, key="k", Prefer=prefer)
+
+    assert (made.status_code, plain.status_code, preferring.status_code) == (202, 202, 202)
+    assert plain.headers["idempotent-replayed"] == preferring.headers["idempotent-replayed"] == "true"
+    assert plain.headers["location"] == made.headers["location"]
+    assert plain.json()["next_action"]["type"] == "qr_code"
+    assert (preferring.json()["id"], preferring.json()["state"]) == (made.json()["id"], "succeeded")
+
+
+async def test_a_repeat_of_an_asynchronous_request_does_not_wait_for_the_channel(
+    wechat_shop: Shop, sandbox: SandboxProcess
+) -> None:
+    """It was answered 202 already, so there is nothing in progress that a repeat could disturb."""
+    shop, order = wechat_shop, {"order_id": "o-1", **ORDER}
+    await asyncio.to_thread(sandbox.fault, "create", "delay", times=1, delay_ms=1500)
+    made = await shop.post("/v1/payments", order, key="k", Prefer="respond-async")
+
+    again = await shop.post("/v1/payments", order, key="k")
+
+    assert (made.status_code, again.status_code) == (202, 202)
+    assert again.json()["attempts"][0]["state"] == "sending"
+
+
+async def test_a_repeat_that_prefers_otherwise_is_told_the_first_status(wechat_shop: Shop) -> None:
+    shop, order = wechat_shop, {"order_id": "o-1", **ORDER}
+    await shop.post("/v1/payments", order, key="k")
+
+    again = await shop.post("/v1/payments", order, key="k", Prefer="respond-async")
+
+    assert (again.status_code, again.json()["state"]) == (201, "processing")
 
 
 async def test_wait_answers_when_it_is_final(wechat_shop: Shop, sandbox: SandboxProcess) -> None:

@@ -111,3 +111,32 @@ async def test_loop_acts_at_the_due_time_puts_off_and_goes_on_after_a_crash(hous
     assert at["plain"] >= 0.3
     assert "crash" in at
     assert await house.pool.fetchval("SELECT count(*) FROM timer") == 0
+
+
+async def test_postponed_timers_come_again_later_and_count_no_try(house: House) -> None:
+    work = TimerWork(house.pool)
+    entities = {await set_timer(house, "a") for _ in range(3)}
+    replaced = await set_timer(house, "a")
+    fired = await work.claim_timers(["a"], 10)
+    await set_timer(house, "a", 3600, replaced)
+
+    await work.postpone_timers(fired, 0.05)
+    due_s = await work.next_due(["a"])
+    await asyncio.sleep(0.11)
+
+    assert due_s is not None and 0 < due_s <= 0.1
+    again = await work.claim_timers(["a"], 10)
+    assert {one.entity for one in again} == entities
+    assert {one.tries for one in again} == {0}
+
+
+async def test_a_hurried_timer_is_due_now_unless_somebody_holds_it(house: House) -> None:
+    work = TimerWork(house.pool)
+    waiting, held = await set_timer(house, "a", 3600), await set_timer(house, "a")
+    (fired,) = await work.claim_timers(["a"], 10)
+
+    await work.hurry_timer("a", waiting)
+    await work.hurry_timer("a", held)
+
+    assert fired.entity == held
+    assert [one.entity for one in await work.claim_timers(["a"], 10)] == [waiting]

@@ -41,6 +41,7 @@ class Books(Timers, Protocol):
     async def unarmed(self) -> list[tuple[int, Id]]: ...
     async def refunds(self) -> list[str]: ...
     async def hurry(self) -> None: ...
+    async def channels_of(self, subjects: Sequence[tuple[int, Id]]) -> dict[Id, str]: ...
 
 
 class MemoryBooks:
@@ -65,6 +66,9 @@ class MemoryBooks:
     async def refunds(self) -> list[str]:
         return [f"rfd_{row.id}" for row in self._journal.all_of(REFUND)]
 
+    async def channels_of(self, subjects: Sequence[tuple[int, Id]]) -> dict[Id, str]:
+        return await MemoryPayments(self._journal).channels_of(subjects)
+
     async def hurry(self) -> None:
         for timer in self._journal.timers.values():
             timer.due = datetime.now(UTC)
@@ -84,7 +88,7 @@ class MemoryBooks:
     async def retry_timer(self, fired: FiredTimer, delay_s: float | None = None, error: str | None = None) -> None:
         raise AssertionError(error)
 
-    async def postpone_timer(self, fired: FiredTimer, delay_s: float) -> None:
+    async def postpone_timers(self, fired: Sequence[FiredTimer], delay_s: float) -> None:
         raise AssertionError(fired)
 
 
@@ -110,6 +114,9 @@ class PostgresBooks(TimerWork):
 
     async def refunds(self) -> list[str]:
         return [f"rfd_{row['id'].hex}" for row in await self.pool.fetch("SELECT id FROM refund ORDER BY id")]
+
+    async def channels_of(self, subjects: Sequence[tuple[int, Id]]) -> dict[Id, str]:
+        return await PaymentStore(self.pool).channels_of(subjects)
 
     async def hurry(self) -> None:
         await self.pool.execute("UPDATE timer SET due = now(), leased_until = NULL")

@@ -138,7 +138,7 @@ async def test_the_story_of_a_payment_is_told_in_order(shop: Shop, pool: "asyncp
     assert [entry.at for entry in story] == sorted(entry.at for entry in story)
     told = "\n".join(entry.text for entry in story)
     assert "attempt sending → pending_payer (accepted)" in told
-    assert "payment: channel_receivable → merchant_payable 990 CNY" in told
-    assert "settle refund: merchant_payable → channel_receivable 297 CNY" in told
+    assert "payment: channel_receivable → merchant_payable 9.90 CNY" in told
+    assert "settle refund: merchant_payable → channel_receivable 2.97 CNY" in told
     assert "refund.succeeded #4" in told
     assert await Timeline(pool).of(HOME + 1, inner(payment["id"])) is None

@@ -203,7 +203,7 @@ async def test_edge_15_the_worker_finds_out_what_no_callback_told(shop: Shop) ->
     payments = [await shop.order(100) for _ in range(5)]
     for payment in payments:
         await shop.payer_pays(payment)
-    worker = PaymentWorker(shop.books, shop.payments, Never())
+    worker = PaymentWorker(shop.books, shop.payments, shop.books, Never())
 
     await shop.books.hurry()
     await worker.step()

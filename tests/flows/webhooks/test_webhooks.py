@@ -114,6 +114,48 @@ async def test_events_of_one_object_arrive_in_order_even_when_the_first_fails(ka
     assert any(taken.event["root"] == f"wal_{other}" for taken in shop.taken[:2])
 
 
+async def test_event_that_came_while_the_one_before_was_on_its_way_follows_at_once(kassa: Kassa, shop: Shop) -> None:
+    """It is woken by the one before: by itself it would look again in an hour only."""
+    may_answer = asyncio.Event()
+
+    async def answer(taken: Taken) -> web.StreamResponse:
+        await may_answer.wait()
+        return await status(200)
+
+    async def waits_for_its_turn() -> bool:
+        return bool(
+            await kassa.pool.fetchval(
+                "SELECT count(*) FROM timer WHERE kind = 'webhook' AND due > clock_timestamp() + interval '30 minutes'"
+            )
+        )
+
+    shop.answer = answer
+    await kassa.webhooks.create(HOME, shop.url, ["*"])
+    async with kassa.running(turn_s=3600.0):
+        wallet = await kassa.open_wallet()
+        await shop.wait(1)
+        await kassa.happen(wallet, "wallet.paid", 2)
+        await until(waits_for_its_turn)
+        may_answer.set()
+        await shop.wait(2)
+
+    assert [taken.event["sequence"] for taken in shop.taken] == [1, 2]
+
+
+async def test_no_event_waits_for_a_look_when_many_objects_have_several(kassa: Kassa, shop: Shop) -> None:
+    """However deliveries and their followers cross, nobody is left waiting: a second look would come in an hour."""
+    await kassa.webhooks.create(HOME, shop.url, ["*"])
+    async with kassa.running(turn_s=3600.0):
+        wallets = [await kassa.open_wallet() for _ in range(6)]
+        for number in range(2, 12):
+            await asyncio.gather(*(kassa.happen(wallet, "wallet.paid", number) for wallet in wallets))
+        await shop.wait(66, timeout_s=30.0)
+
+    for wallet in wallets:
+        told = [taken.event["sequence"] for taken in shop.taken if taken.event["root"] == f"wal_{wallet}"]
+        assert told == list(range(1, 12))
+
+
 @pytest.mark.parametrize(
     ("code", "said"), [(500, "answered 500"), (404, "answered 404"), (302, "redirects are not followed")]
 )

@@ -11,11 +11,12 @@ def test_everything_recorded_is_on_the_page() -> None:
     metrics.http_answered("/v1/payments", "POST", 201, 0.004)
     metrics.http_answered("/v1/payments", "POST", 201, 0.004)
     metrics.journal_committed(32, 0.003)
-    metrics.journal_judged("accepted", 31)
     metrics.journal_waiting(7)
     metrics.channel_called("wechat", "create", "unknown")
     metrics.webhook_tried("delivered")
-    metrics.queue_seen("payment", "relay", length=3, oldest_age_s=1.5)
+    metrics.queue_seen("payment", "relay", length=3, oldest_age_s=1.5, dead=2)
+    metrics.doubts_seen("attempt", count=4, oldest_s=60.0)
+    metrics.process_seen(database_up=True, workers_idle=1)
     metrics.delivery_handled("payment", "relay", 0.2)
 
     page = metrics.render().decode()
@@ -24,15 +25,30 @@ def test_everything_recorded_is_on_the_page() -> None:
         'kassa_http_seconds_bucket{le="0.005",route="/v1/payments"} 2.0',
         'kassa_journal_batch_size_bucket{le="32.0"} 1.0',
         "kassa_journal_commit_seconds_count 1.0",
-        'kassa_journal_changes_total{verdict="accepted"} 31.0',
         "kassa_journal_queue_length 7.0",
         'kassa_channel_calls_total{channel="wechat",operation="create",outcome="unknown"} 1.0',
         'kassa_webhook_deliveries_total{result="delivered"} 1.0',
         'kassa_queue_length{group="relay",topic="payment"} 3.0',
         'kassa_queue_oldest_age_seconds{group="relay",topic="payment"} 1.5',
+        'kassa_queue_dead{group="relay",topic="payment"} 2.0',
+        'kassa_in_doubt{noun="attempt"} 4.0',
+        'kassa_in_doubt_oldest_seconds{noun="attempt"} 60.0',
+        "kassa_database_up 1.0",
+        "kassa_workers_idle 1.0",
         'kassa_queue_latency_seconds_count{group="relay",topic="payment"} 1.0',
     ):
         assert line in page.splitlines()
+
+
+def test_what_the_database_said_is_forgotten_when_it_is_away() -> None:
+    metrics = Metrics()
+    metrics.queue_seen("payment", "relay", length=3, oldest_age_s=1.5, dead=0)
+    metrics.doubts_seen("refund", count=1, oldest_s=5.0)
+
+    metrics.forget_database()
+
+    samples = [line for line in metrics.render().decode().splitlines() if not line.startswith("#")]
+    assert not any(line.startswith(("kassa_queue_length", "kassa_in_doubt")) for line in samples)
 
 
 def test_two_objects_count_apart() -> None:

@@ -19,11 +19,17 @@ function kind(schema) {
   if (schema.enum) return schema.enum.map((value) => JSON.stringify(value)).join(" | ");
   if (schema.type === "array") return "list of " + kind(schema.items);
   if (schema.type === "object" && schema.additionalProperties) return "map of " + kind(schema.additionalProperties);
+  const type = [schema.type || "any", schema.format && "(" + schema.format + ")"].filter(Boolean).join(" ");
   const bounds = [];
-  for (const [word, sign] of [["minimum", "≥ "], ["maximum", "≤ "], ["maxLength", "≤ characters "]]) {
-    if (schema[word] !== undefined) bounds.push(sign + schema[word]);
-  }
-  return [schema.type || "any", schema.format && "(" + schema.format + ")", bounds.join(", ")].filter(Boolean).join(" ");
+  if (schema.minimum !== undefined) bounds.push("≥ " + schema.minimum);
+  if (schema.maximum !== undefined) bounds.push("≤ " + schema.maximum);
+  if (schema.maxLength !== undefined) bounds.push("≤ " + schema.maxLength + " characters");
+  return [type, ...bounds].join(", ");
+}
+
+// Text with `code` in it, as nodes.
+function prose(text) {
+  return text.split("`").map((part, number) => number % 2 ? element("code", {}, part) : part);
 }
 
 function fieldTable(schema) {
@@ -32,7 +38,7 @@ function fieldTable(schema) {
     element("tr", {},
       element("td", {}, element("code", {}, field)),
       element("td", {}, kind(inner)),
-      element("td", { class: "soft" }, [required.has(field) ? "required" : "", inner.description || ""].filter(Boolean).join(". "))));
+      element("td", { class: "soft" }, ...prose([required.has(field) ? "required" : "", inner.description || ""].filter(Boolean).join(". ")))));
   return element("table", {}, ...rows);
 }
 
@@ -43,13 +49,13 @@ function resolve(spec, schema) {
 function operation(spec, path, method, about) {
   const section = element("section", { id: about.operationId },
     element("h2", {}, element("span", { class: "method" }, method.toUpperCase()), path),
-    element("p", {}, about.summary || ""));
+    element("p", {}, ...prose(about.summary || "")));
   if (about.parameters && about.parameters.length) {
     section.append(element("h3", {}, "Parameters"), element("table", {}, ...about.parameters.map((one) =>
       element("tr", {},
         element("td", {}, element("code", {}, one.name)),
         element("td", {}, one.in + ", " + kind(one.schema)),
-        element("td", { class: "soft" }, [one.required ? "required" : "", one.description || one.schema.description || ""].filter(Boolean).join(". "))))));
+        element("td", { class: "soft" }, ...prose([one.required ? "required" : "", one.description || one.schema.description || ""].filter(Boolean).join(". ")))))));
   }
   const media = about.requestBody && Object.values(about.requestBody.content)[0];
   if (media) {
@@ -63,7 +69,7 @@ function operation(spec, path, method, about) {
     return element("tr", {},
       element("td", {}, element("code", {}, status)),
       element("td", {}, [...new Set(types)].join(" or ")),
-      element("td", { class: "soft" }, answer.description || ""));
+      element("td", { class: "soft" }, ...prose(answer.description || "")));
   })));
   return section;
 }
@@ -71,7 +77,7 @@ function operation(spec, path, method, about) {
 function draw(spec) {
   const page = document.getElementById("page");
   const contents = document.getElementById("contents");
-  page.append(element("p", {}, spec.info.description || ""),
+  page.append(...(spec.info.description || "").split("\n\n").map((part) => element("p", {}, ...prose(part))),
     element("p", { class: "soft" }, "Version " + spec.info.version + ". The document: ", element("a", { href: "/openapi.json" }, "/openapi.json")));
   for (const tag of spec.tags) {
     contents.append(element("h2", {}, tag.name));
@@ -88,7 +94,7 @@ function draw(spec) {
     if (!schema.properties) continue;
     contents.append(element("a", { href: "#type-" + title }, title));
     page.append(element("section", { id: "type-" + title }, element("h2", {}, title),
-      element("p", {}, schema.description || ""), fieldTable(schema)));
+      element("p", {}, ...prose(schema.description || "")), fieldTable(schema)));
   }
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }

@@ -1,25 +1,24 @@
 """The merchant's own money: balances by currency, and the statement of each account."""
 
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
-from kassa.api.decode import read_query
+from kassa.api.decode import read_query, refused
 from kassa.api.http import Request, Response
 from kassa.api.pages import read_number_cursor, write_cursor
 from kassa.api.rest.fields import Currency, Line, Listed, Page
 from kassa.api.route import Answer, Route
+from kassa.ids import Id
 from kassa.ledger.chart import Code, Posting
 from kassa.ledger.model import Account, AccountKey, Kind
 from kassa.ledger.store import LedgerStore, StatementLine
 from kassa.merchants.model import Caller, Scope
 
 _encode = msgspec.json.Encoder().encode
-
-_TOPUP_POSTINGS = frozenset({Posting.TOPUP, Posting.TOPUP_REFUND, Posting.LATE_ACCEPTED, Posting.REVERSAL})
-"""On a wallet these were made for a top-up; everything else there, and all on other accounts, for a payment."""
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -49,7 +48,8 @@ class Balances(msgspec.Struct, frozen=True):
 class StatementQuery(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which account's statement."""
 
-    currency: Currency
+    currency: Currency | None = None
+    """Not needed by a merchant with money in one currency only."""
     account: Literal["merchant_payable", "fee_income", "channel_receivable", "suspense"] = "merchant_payable"
 
 
@@ -59,7 +59,13 @@ class AtQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     at: Annotated[datetime, Meta(tz=True, description="As it was then; nothing is held in the past")] | None = None
 
 
-def routes(ledger: LedgerStore) -> list[Route]:
+class Roots(Protocol):
+    """Knows the public ids of what money was moved for."""
+
+    async def names_of(self, home: int, roots: Collection[Id]) -> dict[Id, str]: ...
+
+
+def routes(ledger: LedgerStore, roots: Roots) -> list[Route]:
     """Balances and statements of the caller's own accounts."""
 
     async def balances(request: Request, caller: Caller) -> Response:
@@ -76,9 +82,10 @@ def routes(ledger: LedgerStore) -> list[Route]:
 
     async def statement(request: Request, caller: Caller) -> Response:
         query = read_query(request, StatementQuery)
-        code = Code[query.account.upper()]
-        account = await ledger.account(AccountKey(caller.merchant.home, code, "", query.currency))
-        return await statement_page(ledger, account, query.cursor, query.limit)
+        home, code = caller.merchant.home, Code[query.account.upper()]
+        currency = query.currency or _only(await ledger.currencies(home))
+        account = None if currency is None else await ledger.account(AccountKey(home, code, "", currency))
+        return await statement_page(ledger, roots, account, query.cursor, query.limit)
 
     return [
         Route(
@@ -92,18 +99,20 @@ def routes(ledger: LedgerStore) -> list[Route]:
     ]  # fmt: skip
 
 
-async def statement_page(ledger: LedgerStore, account: Account | None, cursor: str | None, limit: int) -> Response:
+async def statement_page(
+    ledger: LedgerStore, roots: Roots, account: Account | None, cursor: str | None, limit: int
+) -> Response:
     """A page of an account's statement. An account that nothing was posted to yet has an empty one."""
     before = read_number_cursor(cursor)
     lines = [] if account is None else await ledger.statement(account.id, before, limit)
     following = write_cursor(lines[-1].version) if len(lines) == limit and lines[-1].version > 1 else None
-    is_wallet = account is not None and account.key.code == Code.WALLET
-    return Response(200, _encode(Listed([_line(line, is_wallet=is_wallet) for line in lines], following)))
+    made_for = {line.root for line in lines if line.root is not None}
+    names = await roots.names_of(account.key.home, made_for) if account is not None and made_for else {}
+    return Response(200, _encode(Listed([_line(line, names) for line in lines], following)))
 
 
-def _line(line: StatementLine, *, is_wallet: bool) -> Line:
+def _line(line: StatementLine, names: Mapping[Id, str]) -> Line:
     writer, seq, ord = line.place
-    prefix = "top_" if is_wallet and line.code in _TOPUP_POSTINGS else "pay_"
     kind = Posting(line.code).name.lower()
     return Line(
         f"trf_{writer:04x}{seq:016x}{ord:04x}",
@@ -113,8 +122,15 @@ def _line(line: StatementLine, *, is_wallet: bool) -> Line:
         line.balance,
         line.held,
         line.version,
-        None if line.root is None else prefix + line.root,
+        None if line.root is None else names.get(line.root),
     )
+
+
+def _only(currencies: Sequence[str]) -> str | None:
+    """The one currency; None when there is no money yet. Raises RequestInvalid when there are several."""
+    if len(currencies) > 1:
+        raise refused("currency", f"is required; one of {', '.join(sorted(currencies))}")
+    return currencies[0] if currencies else None
 
 
 def _balance(currency: str, own: dict[int, Account]) -> Balance:

@@ -49,15 +49,16 @@ _FILES = {
 }
 
 
-def routes(checks: Checks, metrics: Metrics) -> list[Route]:
-    """Health, readiness and metrics."""
+def routes(checks: Checks, metrics: Metrics, measure: Callable[[], Awaitable[None]]) -> list[Route]:
+    """Health, readiness and metrics. measure: brings up to date what is not counted as it happens."""
 
     async def ready(request: Request) -> Response:
         found = list(await checks())
         is_ready = all(check.ok for check in found if check.required)
         return Response(200 if is_ready else 503, msgspec.json.encode(Readiness(is_ready, found)), _NO_STORE)
 
-    def numbers(request: Request) -> Response:
+    async def numbers(request: Request) -> Response:
+        await measure()
         return Response(200, metrics.render(), content_type=CONTENT_TYPE)
 
     return [

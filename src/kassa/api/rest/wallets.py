@@ -1,12 +1,14 @@
 """Users' wallets."""
 
+from typing import Protocol
+
 import msgspec
 
 from kassa.api.decode import BodyDecoder, read_query, refused
 from kassa.api.http import Request, Response, problem_response
 from kassa.api.idempotency import REPLAYED, optional_once, refuse
 from kassa.api.problem import CONTENT_TYPE as PROBLEM
-from kassa.api.rest.balances import statement_page
+from kassa.api.rest.balances import Roots, statement_page
 from kassa.api.rest.fields import Currency, Line, Listed, Page, User
 from kassa.api.route import Answer, Route
 from kassa.errors import KassaError, WalletExists, WalletNotFound
@@ -31,10 +33,14 @@ class WalletStatementQuery(Page, frozen=True, kw_only=True, forbid_unknown_field
     """Which page of the statement."""
 
 
+class WalletReads(Reads, Roots, Protocol):
+    """What the routes need of the store."""
+
+
 class WalletRoutes:
     """The handlers."""
 
-    def __init__(self, journal: Journal, payments: Payments, store: Reads, ledger: LedgerStore) -> None:
+    def __init__(self, journal: Journal, payments: Payments, store: WalletReads, ledger: LedgerStore) -> None:
         self._journal = journal
         self._payments = payments
         self._store = store
@@ -70,7 +76,7 @@ class WalletRoutes:
             raise WalletNotFound
         wallet, _ = found
         account = await self._ledger.account(chart.wallet(home, wallet.id, wallet.currency))
-        return await statement_page(self._ledger, account, query.cursor, query.limit)
+        return await statement_page(self._ledger, self._store, account, query.cursor, query.limit)
 
     def routes(self) -> list[Route]:
         """All routes of the noun."""
