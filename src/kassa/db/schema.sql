@@ -407,6 +407,8 @@ CREATE TABLE refund (
     tries bigint NOT NULL,
     doubt_since timestamptz,
     succeeded_at timestamptz,
+    sent_at timestamptz,
+    sent_before timestamptz,
     writer smallint NOT NULL,
     seq bigint NOT NULL,
     ord smallint NOT NULL,

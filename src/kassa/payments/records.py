@@ -106,6 +106,10 @@ class Refund(Child, frozen=True, gc=False):
     tries: int = 0
     doubt_since: datetime | None = None
     succeeded_at: datetime | None = None
+    sent_at: datetime | None = None
+    """When the channel was asked last; None: it never was."""
+    sent_before: datetime | None = None
+    """When it was asked the time before that. What was sent then may still arrive, whatever the last answer says."""
 
 
 class Wallet(Root, frozen=True, gc=False):
@@ -149,7 +153,9 @@ ATTEMPT = Table(
 )  # fmt: skip
 REFUND = Table(
     12, "refund", Refund,
-    mutable=("channel_id", "failure_code", "failure_reason", "tries", "doubt_since", "succeeded_at"),
+    mutable=(
+        "channel_id", "failure_code", "failure_reason", "tries", "doubt_since", "succeeded_at", "sent_at", "sent_before",
+    ),
     parent=PAYMENT,
 )  # fmt: skip
 WALLET = Table(13, "wallet", Wallet, mutable=())

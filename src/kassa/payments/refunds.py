@@ -138,7 +138,7 @@ def _refund(
     return Refund(
         payment.home, request.id, 0, payment.id, "reserved" if waits else "sending", paid.id, request.refund_id, amount,
         payment.currency, fee, request.reason, "asked", request.metadata, now,
-        _command(payment, paid, request.id, amount, request.reason),
+        _command(payment, paid, request.id, amount, request.reason), sent_at=None if waits else now,
     )  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def look_at_refund(aggregate: Aggregate, now: datetime, *, refund_id: Id) -> Cha
     if refund is None:
         return RefundNotFound()
     if refund.state == "reserved":
-        refund = draft.move_refund(refund, RefundEvent.SEND)
+        refund = draft.move_refund(refund, RefundEvent.SEND, sent_at=draft.now, sent_before=refund.sent_at)
         draft.due(refund, REFUND_TIMER, now + RECOVER_AFTER)
         return draft.decided(refund=refund, act=Operation.REFUND, subject=refund)
     if refund.state in REFUND_OPEN:
@@ -286,12 +286,13 @@ def _record_open(draft: Draft, refund: Refund, news: News) -> Change:
         case NotFound() if operation is Operation.REFUND_QUERY and refund.state in ("sending", "unknown"):
             # The signed answer says that it is not there: the same bytes under the same number again.
             refund = draft.move_refund(
-                refund, RefundEvent.SEND, doubt_since=refund.doubt_since or draft.now, tries=refund.tries + 1
-            )
+                refund, RefundEvent.SEND, doubt_since=refund.doubt_since or draft.now, tries=refund.tries + 1,
+                sent_at=draft.now, sent_before=refund.sent_at,
+            )  # fmt: skip
             draft.due(refund, REFUND_TIMER, draft.now + RECOVER_AFTER)
             return draft.decided(refund=refund, act=Operation.REFUND, subject=refund)
         case NotSent() if operation is Operation.REFUND and refund.state == "sending" and refund.doubt_since is None:
-            refund = draft.move_refund(refund, RefundEvent.NOT_SENT, tries=refund.tries + 1)
+            refund = draft.move_refund(refund, RefundEvent.NOT_SENT, tries=refund.tries + 1, sent_at=refund.sent_before)
             draft.due(refund, REFUND_TIMER, draft.now + pause(ATTEMPT_PAUSES_S, refund.tries, draft.jitter))
         case _:
             _wait(draft, refund)
@@ -315,10 +316,11 @@ def _misfit(refund: Refund, news: News) -> str | None:
 
 
 def _is_proof(draft: Draft, refund: Refund, operation: Operation) -> bool:
-    """Whether a refusal ends the refund. Of a repeat it proves nothing about the first sending, until grace is over."""
+    """Whether a refusal ends the refund. Of a repeat it proves nothing about the sending before it, which may still be on
+    its way, until that one's grace is over."""
     if operation is not Operation.REFUND:
         return True
-    return refund.state == "sending" and (refund.doubt_since is None or draft.now >= refund.doubt_since + GRACE)
+    return refund.state == "sending" and (refund.sent_before is None or draft.now >= refund.sent_before + GRACE)
 
 
 def _accept(draft: Draft, refund: Refund, outcome: Pending) -> None:

@@ -333,6 +333,27 @@ def test_edge_09_a_lost_refund_is_sent_again_under_its_own_number_only() -> None
     assert world.payment(payment_id).amount_refunding == 0
 
 
+def test_edge_09_a_refusal_is_no_proof_while_the_sending_before_it_may_still_arrive() -> None:
+    """Found by the simulator: the second of three sendings was on its way for minutes, and the third one refused."""
+    world = World()
+    payment_id = world.succeeded()
+    refund_id = world.refund(payment_id, 30)
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND, LOST)
+    world.clock.advance(590)
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND_QUERY, NOT_FOUND)
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND, LOST)
+    world.clock.advance(30)
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND_QUERY, NOT_FOUND)
+
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND, REFUSED)
+    assert world.refund_row(refund_id).state == "unknown"
+
+    world.clock.advance(700)
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND_QUERY, NOT_FOUND)
+    world.says_of_refund(payment_id, refund_id, Operation.REFUND, REFUSED)
+    assert world.refund_row(refund_id).state == "failed"
+
+
 def test_edge_10_a_reversed_refund_can_be_refunded_again_and_a_full_one_ends_at_zero() -> None:
     world = World()
     payment_id = world.succeeded(1000)
