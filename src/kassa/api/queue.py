@@ -36,7 +36,7 @@ from kassa.errors import (
 )
 from kassa.ids import Id, read_id
 from kassa.journal.change import Change, Committed, Message, MessageDone, OnceKey, Verdict
-from kassa.journal.journal import Journal, Written
+from kassa.journal.journal import Journal, Written, tell
 from kassa.journal.replies import FirstStatuses
 from kassa.journal.table import Tables
 from kassa.merchants.model import ALL_SCOPES, Caller
@@ -198,6 +198,9 @@ class AnsweringJournal:
         judged = self._journal.submit(with_answer)
         judged.add_done_callback(partial(letter.committed, message))
         return judged
+
+    def hand_in(self, change: Change, told: Callable[[Verdict | KassaError], None]) -> None:
+        tell(self.submit(change), told)
 
     async def commit(self, change: Change) -> Verdict:
         return await self.submit(change)

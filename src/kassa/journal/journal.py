@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from kassa.errors import KassaError
 from kassa.journal.change import Change, Verdict
 from kassa.journal.table import Tables
 
@@ -16,6 +17,16 @@ class Written(NamedTuple):
     timers: int
 
 
+def tell(judged: "asyncio.Future[Verdict]", told: Callable[[Verdict | KassaError], None]) -> None:
+    """What a future of `submit` holds, as `hand_in` tells it."""
+
+    def done(judged: "asyncio.Future[Verdict]") -> None:
+        error = judged.exception()
+        told(error if isinstance(error, KassaError) else judged.result())
+
+    judged.add_done_callback(done)
+
+
 class Journal(Protocol):
     """The one door for every durable write."""
 
@@ -26,6 +37,13 @@ class Journal(Protocol):
 
         Raises Busy when the queue is full: nothing was taken. The future raises OutcomeUnknown when the journal cannot find
         out in time what became of the commit (same key, safe to repeat), DatabaseUnreachable when nothing can be written.
+        """
+        ...
+
+    def hand_in(self, change: Change, told: Callable[[Verdict | KassaError], None]) -> None:
+        """Like `submit`, for whoever cannot afford a future: `told` is called once, with what the future would hold.
+
+        It must be quick and must not raise. Raises Busy.
         """
         ...
 

@@ -6,7 +6,7 @@ A refused change leaves nothing behind. A change that needs something that was n
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -142,6 +142,26 @@ class Needs:
             self.accounts.add(opening.key)
         if change.done:
             self.done.update(change.done)
+
+
+def is_plain(change: Change) -> bool:
+    """Whether a change only adds: all that its judgement rests on are names that must be new, and accounts."""
+    if change.rule is not None or change.moves or change.done or change.opens:
+        return False
+    if any(timer.due is None for timer in change.timers):
+        return False
+    return all(transfer.kind == Kind.SINGLE for transfer in change.transfers)
+
+
+def plain_accounts(changes: Iterable[Change]) -> set[AccountKey]:
+    """The accounts that plain changes touch."""
+    keys = set()
+    for change in changes:
+        for _, _, debit, credit, _, _, _ in change.transfers:
+            if debit is not None and credit is not None:
+                keys.add(debit)
+                keys.add(credit)
+    return keys
 
 
 class Pending:
@@ -400,7 +420,7 @@ class Judge:
         for record in change.new:
             table = self.tables.of(record)
             if isinstance(record, Root):
-                if root_id == record.id and change.events:
+                if root_id == record.id and change.events and record.sequence != len(change.events):
                     record = msgspec.structs.replace(record, sequence=len(change.events))
                 read.fresh.add(record.id)
             elif isinstance(record, Child):
@@ -536,7 +556,8 @@ def batch_digests(writes: Writes) -> dict[str, str]:
 
 def creation_facts(table: Table, record: Record) -> tuple[Any, ...]:
     """What was true of a row when it was born: its fixed columns, and the first values of those that change."""
-    return (*table.fixed_values(record), as_json(table.mutable_values(record)))
+    fixed, mutable = table.parts(record)
+    return (*fixed, as_json(mutable))
 
 
 def chain_digest(previous: bytes, writer: int, batch: int, first_seq: int, last_seq: int, digests: str) -> bytes:

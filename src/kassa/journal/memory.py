@@ -10,6 +10,7 @@ from datetime import datetime
 import msgspec
 
 from kassa.clock import Clock, SystemClock
+from kassa.errors import KassaError
 from kassa.ids import Id
 from kassa.journal.change import Change, Done, InboxDone, Message, MessageDone, Timer, TimerDone, Verdict
 from kassa.journal.journal import Written
@@ -95,6 +96,9 @@ class MemoryJournal:
         future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         future.set_result(self.commit_now([change])[0])
         return future
+
+    def hand_in(self, change: Change, told: Callable[[Verdict | KassaError], None]) -> None:
+        told(self.commit_now([change])[0])
 
     async def commit(self, change: Change) -> Verdict:
         return self.commit_now([change])[0]

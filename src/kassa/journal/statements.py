@@ -4,10 +4,12 @@ Rows are looked up `FROM unnest(sorted keys) CROSS JOIN LATERAL (SELECT … WHER
 no planner ever turned it into a walk over the table (docs/decisions/0003).
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
+from kassa.errors import InvariantBroken
+from kassa.ids import Id
 from kassa.journal.table import Table
 
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
@@ -62,6 +64,14 @@ INSERT INTO account (home, code, owner, currency, limit_side, overdraft)
 SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::text[], $4::text[], $5::smallint[], $6::bigint[])
 ON CONFLICT DO NOTHING"""
 """Creates accounts that are missing, in sorted order."""
+
+READ_ACCOUNTS = """
+SELECT a.home, a.code, a.owner, a.currency,
+       a.id, a.limit_side, a.overdraft, a.debits_posted, a.credits_posted, a.debits_pending, a.credits_pending, a.version
+  FROM unnest($1::bigint[], $2::smallint[], $3::text[], $4::text[]) AS k (home, code, owner, currency)
+ CROSS JOIN LATERAL (SELECT * FROM account WHERE home = k.home AND code = k.code AND owner = k.owner
+                        AND currency = k.currency) AS a"""
+"""Reads accounts by their keys, without locks."""
 
 LOCK_ACCOUNTS = """
 SELECT a.id, a.limit_side, a.overdraft, a.debits_posted, a.credits_posted, a.debits_pending, a.credits_pending, a.version
@@ -140,65 +150,155 @@ _WHOLE_NUMBERS = frozenset(("bigint", "smallint"))
 
 def numbers(column: Iterable[int | None]) -> str:
     """Whole numbers as PostgreSQL writes an array: the driver's own array encoder costs five times as much per number."""
-    return "{" + repr(list(column))[1:-1].replace("None", "NULL") + "}"
+    text = repr(list(column))[1:-1]
+    return "{" + (text.replace("None", "NULL") if "N" in text else text) + "}"
+
+
+def ids(column: Sequence[Id | None]) -> str:
+    """Ids as PostgreSQL writes an array. Raises InvariantBroken for what is not an id: it could shift the rows."""
+    present = [id for id in column if id is not None]
+    digits = "".join(present)
+    if len(digits) != 32 * len(present) or (digits and not digits.isalnum()):
+        raise InvariantBroken("An id is not 32 digits.")
+    return "{" + ",".join(present if len(present) == len(column) else [id or "NULL" for id in column]) + "}"
+
+
+def _array(type: str, column: Sequence[Any]) -> Any:
+    """A column as the parameter of `_array_parameter`."""
+    if type in _WHOLE_NUMBERS:
+        return numbers(column)
+    return ids(column) if type == "uuid" else column
+
+
+def _array_parameter(number: int, type: str) -> str:
+    as_text = "::text" if type in _WHOLE_NUMBERS or type == "uuid" else ""
+    return f"${number}{as_text}::{type}[]"
+
+
+class Shapes:
+    """Which columns have had several values in one batch: these travel as arrays, all others as one value for all rows.
+
+    A column that varied once is an array for ever, so that there are few texts of statements, each prepared once. It
+    halves what has to be encoded and read for a payment: its currency, its states and counters, and what is null.
+    """
+
+    def __init__(self) -> None:
+        self._varying: dict[str, int] = {}
+
+    def of(self, part: str, columns: Sequence[Sequence[Any]]) -> int:
+        """Bit i is set where column i of this part travels as an array."""
+        varying = self._varying.get(part, 0)
+        count = len(columns[0])
+        if count > 1:
+            for place, column in enumerate(columns):
+                if not varying >> place & 1 and column.count(column[0]) != count:
+                    varying |= 1 << place
+            # At least one array says how many rows there are.
+            varying = varying or 1
+            self._varying[part] = varying
+        return varying
+
+
+@cache
+def _rows(types: tuple[str, ...], varying: int, first: int) -> tuple[str, str]:
+    """(the select list, the FROM clause) of rows whose values are parameters from number `first` on."""
+    selected, arrays, aliases = [], [], []
+    for place, type in enumerate(types):
+        if varying >> place & 1:
+            arrays.append(_array_parameter(first + place, type))
+            aliases.append(f"c{place}")
+            selected.append(f"u.c{place}")
+        else:
+            selected.append(f"${first + place}::{type}")
+    source = f" FROM unnest({', '.join(arrays)}) AS u ({', '.join(aliases)})" if arrays else ""
+    return ", ".join(selected), source
+
+
+@cache
+def _insert(table: str, columns: tuple[str, ...], types: tuple[str, ...], varying: int, first: int) -> str:
+    selected, source = _rows(types, varying, first)
+    return f"INSERT INTO {table} ({_quoted(columns)}) SELECT {selected}{source}"
+
+
+@cache
+def _move_accounts(varying: int, first: int) -> str:
+    """Adds to accounts whatever they hold, and says where the sum is not what was expected.
+
+    A condition on what they hold would be asked of the row as it was when the statement began, even if it has waited for
+    another batch's row since.
+    """
+    selected, source = _rows(MOVED_TYPES, varying, first)
+    is_as_expected = " AND ".join(f"t.{name} = n.{name}" for name in MOVED_COLUMNS[1:8])
+    return (
+        "UPDATE account AS t SET debits_posted = t.debits_posted + n.debited, "
+        "credits_posted = t.credits_posted + n.credited, version = t.version + n.steps "
+        f"FROM (SELECT {selected}{source}) AS n ({', '.join(MOVED_COLUMNS)}) "
+        f"WHERE t.id = n.id RETURNING {is_as_expected} AS is_as_expected"
+    )
 
 
 class Statement:
     """One statement with a part per table that the batch writes; the parts run in one round trip."""
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
         self._parts: list[str] = []
+        self._conditions: list[str] = []
+        self._condition = ""
         self.values: list[Any] = []
+
+    def insert(
+        self, table: str, columns: tuple[str, ...], types: tuple[str, ...], rows: Sequence[Sequence[Any]]
+    ) -> None:  # fmt: skip
+        """Insert rows, given in column order."""
+        if rows:
+            self._part(_insert(table, columns, types, *self._take(table, types, rows)) + self._condition)
+
+    def claim(
+        self, table: str, columns: tuple[str, ...], types: tuple[str, ...], rows: Sequence[Sequence[Any]]
+    ) -> None:  # fmt: skip
+        """Insert rows, in the order of their keys, that must all be new for the statement to write anything."""
+        if rows:
+            sql = _insert(table, columns, types, *self._take(table, types, rows))
+            self._expect(len(rows), self._part(sql + " ON CONFLICT DO NOTHING RETURNING 1"))
+
+    def move_accounts(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Add to accounts, in the order of their ids, and write nothing unless all are then as expected. rows:
+        MOVED_COLUMNS."""
+        if rows:
+            sql = _move_accounts(*self._take("moved account", MOVED_TYPES, rows))
+            self._expect(len(rows), self._part(sql) + " WHERE is_as_expected")
+
+    def only_if_fitting(self) -> None:
+        """What follows is written only if all that was claimed and moved before is as expected."""
+        self._parts.append(f"fits AS MATERIALIZED (SELECT {' AND '.join(self._conditions) or 'true'} AS fits)")
+        self._condition = " WHERE (SELECT fits FROM fits)"
+
+    def _take(self, part: str, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[int, int]:
+        """Takes the rows' values; returns their shape and the number of their first parameter."""
+        columns = list(zip(*rows, strict=True))
+        varying = self._shapes.of(part, columns)
+        first = len(self.values) + 1
+        for place, column in enumerate(columns):
+            self.values.append(_array(types[place], column) if varying >> place & 1 else column[0])
+        return varying, first
+
+    def _part(self, sql: str) -> str:
+        name = f"w{len(self._parts)}"
+        self._parts.append(f"{name} AS ({sql})")
+        return name
+
+    def _expect(self, count: int, name: str) -> None:
+        self.values.append(count)
+        self._conditions.append(f"(SELECT count(*) FROM {name}) = ${len(self.values)}::bigint")
 
     def _arrays(self, types: Sequence[str]) -> str:
         start = len(self.values) + 1
-        return ", ".join(
-            f"${start + i}::text::{type}[]" if type in _WHOLE_NUMBERS else f"${start + i}::{type}[]"
-            for i, type in enumerate(types)
-        )
+        return ", ".join(_array_parameter(start + i, type) for i, type in enumerate(types))
 
     def _add(self, sql: str, types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        self._parts.append(f"w{len(self._parts)} AS ({sql})")
-        self.values += [
-            numbers(column) if type in _WHOLE_NUMBERS else column
-            for type, column in zip(types, zip(*rows, strict=True), strict=True)
-        ]
-
-    def insert(
-        self, table: str, columns: Sequence[str], types: Sequence[str], rows: Sequence[Sequence[Any]],
-        same: Collection[str] = (),
-    ) -> None:  # fmt: skip
-        """Insert rows, given in column order. Columns of `same` have one value in all rows and travel once.
-
-        A column that is null in all rows is left out: half of a payment's columns, and each costs time on both sides.
-        """
-        if not rows:
-            return
-        names: list[str] = []
-        selected: list[str] = []
-        arrays: list[str] = []
-        first = len(self.values)
-        for name, type, column in zip(columns, types, zip(*rows, strict=True), strict=True):
-            if column.count(None) == len(column):
-                continue
-            names.append(name)
-            number = len(self.values) + 1
-            if name in same:
-                selected.append(f"${number}::{type}")
-                self.values.append(column[0])
-            elif type in _WHOLE_NUMBERS:
-                arrays.append(f"${number}::text::{type}[]")
-                selected.append(f"u.c{number - first}")
-                self.values.append(numbers(column))
-            else:
-                arrays.append(f"${number}::{type}[]")
-                selected.append(f"u.c{number - first}")
-                self.values.append(column)
-        aliases = ", ".join(choice[2:] for choice in selected if choice.startswith("u."))
-        self._parts.append(
-            f"w{len(self._parts)} AS (INSERT INTO {table} ({_quoted(names)}) "
-            f"SELECT {', '.join(selected)} FROM unnest({', '.join(arrays)}) AS u ({aliases}))"
-        )
+        self._part(sql)
+        self.values += [_array(type, column) for type, column in zip(types, zip(*rows, strict=True), strict=True)]
 
     def upsert(
         self, table: str, columns: Sequence[str], types: Sequence[str], key: str, update: str,
@@ -207,8 +307,8 @@ class Statement:
         """Insert rows or update those with the same key."""
         if rows:
             sql = (
-                f"INSERT INTO {table} ({_quoted(columns)}) SELECT * FROM unnest({self._arrays(types)}) "
-                f"ON CONFLICT ({key}) DO UPDATE SET {update}"
+                f"INSERT INTO {table} ({_quoted(columns)}) SELECT * FROM unnest({self._arrays(types)})"
+                f"{self._condition or ' WHERE true'} ON CONFLICT ({key}) DO UPDATE SET {update}"
             )
             self._add(sql, types, rows)
 
@@ -237,7 +337,8 @@ class Statement:
 
     @property
     def sql(self) -> str:
-        return "WITH " + ",\n".join(self._parts) + "\nSELECT 1"
+        """Its text. It returns one row: whether all was as expected."""
+        return "WITH " + ",\n".join(self._parts) + ("\nSELECT fits FROM fits" if self._condition else "\nSELECT true")
 
 
 TRANSFER_COLUMNS = (
@@ -258,6 +359,16 @@ MOVE_TYPES = (
 )  # fmt: skip
 EVENT_COLUMNS = ("writer", "seq", "ord", "home", "root", "sequence", "at", "type", "data")
 EVENT_TYPES = ("smallint", "bigint", "smallint", "bigint", "uuid", "bigint", "timestamptz", "text", "bytea")
+ONCE_COLUMNS = ("home", "operation", "key", "digest", "status", "resource", "problem", "at")
+ONCE_TYPES = ("bigint", "text", "text", "bytea", "smallint", "uuid", "bytea", "timestamptz")
+CLAIM_COLUMNS = ("home", "kind", "name", "resource")
+CLAIM_TYPES = ("bigint", "text", "text", "uuid")
+MOVED_COLUMNS = (
+    "id", "limit_side", "overdraft", "debits_posted", "credits_posted", "debits_pending", "credits_pending", "version",
+    "debited", "credited", "steps",
+)  # fmt: skip
+"""All of an account that a judgement rests on, as it is expected to stand, and what is added to get there."""
+MOVED_TYPES = ("bigint", "smallint", *("bigint",) * 9)
 ACCOUNT_COLUMNS = ("id", "debits_posted", "credits_posted", "debits_pending", "credits_pending", "version")
 LIMIT_COLUMNS = ("id", "limit_side", "overdraft")
 MESSAGE_COLUMNS = ("id", "home", "topic", "key", "priority", "due", "created_at", "headers", "body")

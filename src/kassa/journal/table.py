@@ -7,9 +7,10 @@ What may change later is named in `mutable`; everything else is written once.
 
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -63,6 +64,14 @@ def _postgres_type(annotation: Any) -> str:
     return _POSTGRES_TYPES[annotation]
 
 
+def _picker(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Takes some values out of a row."""
+    if len(places) == 1:
+        (place,) = places
+        return lambda values: (values[place],)
+    return itemgetter(*places)
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """One table of the journal.
@@ -79,6 +88,11 @@ class Table:
     column_types: tuple[str, ...] = field(init=False)
     mutable_at: tuple[int, ...] = field(init=False)
     fixed_at: tuple[int, ...] = field(init=False)
+    stored_columns: tuple[str, ...] = field(init=False)
+    """With the place of the change that made the row."""
+    stored_types: tuple[str, ...] = field(init=False)
+    _mutable: Callable[[tuple[Any, ...]], tuple[Any, ...]] = field(init=False)
+    _fixed: Callable[[tuple[Any, ...]], tuple[Any, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(self.record)
@@ -87,10 +101,15 @@ class Table:
         bookkeeping = {"version", "sequence"}
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "column_types", tuple(_postgres_type(hints[name]) for name in columns))
+        object.__setattr__(self, "stored_columns", (*columns, "writer", "seq", "ord"))
+        object.__setattr__(self, "stored_types", (*self.column_types, "smallint", "bigint", "smallint"))
         object.__setattr__(self, "mutable_at", tuple(i for i, name in enumerate(columns) if name in changing))
         object.__setattr__(
             self, "fixed_at", tuple(i for i, name in enumerate(columns) if name not in changing | bookkeeping)
         )
+
+        object.__setattr__(self, "_mutable", _picker(self.mutable_at))
+        object.__setattr__(self, "_fixed", _picker(self.fixed_at))
 
     @property
     def is_root(self) -> bool:
@@ -106,13 +125,16 @@ class Table:
 
     def mutable_values(self, record: Record) -> tuple[Any, ...]:
         """What of the record may change, in column order."""
-        values = msgspec.structs.astuple(record)
-        return tuple(values[i] for i in self.mutable_at)
+        return self._mutable(msgspec.structs.astuple(record))
 
     def fixed_values(self, record: Record) -> tuple[Any, ...]:
         """What of the record never changes, in column order."""
+        return self._fixed(msgspec.structs.astuple(record))
+
+    def parts(self, record: Record) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """(what never changes, what may change), each in column order."""
         values = msgspec.structs.astuple(record)
-        return tuple(values[i] for i in self.fixed_at)
+        return self._fixed(values), self._mutable(values)
 
 
 def plain(value: Any) -> Any:

@@ -1,15 +1,21 @@
-"""The journal in PostgreSQL: one connection, one batch at a time, whatever is waiting goes into the next commit.
+"""The journal in PostgreSQL: a few connections, one batch at a time on each, whatever is waiting goes into the next commit.
 
-The order inside a batch is the same in every writer, so that two writers cannot deadlock: names, roots, holds, accounts,
-what is consumed; then the judge; then one statement writes it all, and the commit. When the connection dies nobody is told
-anything until the truth is known: the chain row of the batch is there, or it is not (docs/decisions/0004).
+A batch goes one of two ways. *Under locks*: names, roots, holds, accounts, what is consumed; then the judge; then one
+statement writes it all. *Plain*, for changes that only add (wallet payments): the judge first, by what is known of the
+accounts; then one statement that writes everything if the names are new and the accounts are as they were known, and nothing
+otherwise, and then the batch goes the first way (docs/decisions/0005). The order of locks is the same in both and in every
+writer, so that two writers cannot deadlock.
+
+When the connection dies nobody is told anything until the truth is known: the chain row of the batch is there, or it is not
+(docs/decisions/0004).
 """
 
 import asyncio
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -20,7 +26,7 @@ from kassa.clock import Clock, SystemClock
 from kassa.errors import Busy, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
 from kassa.ids import Id
 from kassa.journal import statements as sql
-from kassa.journal.change import Change, Done, InboxDone, MessageDone, Reply, TimerDone, Verdict
+from kassa.journal.change import Change, Committed, Done, InboxDone, MessageDone, Reply, TimerDone, Verdict
 from kassa.journal.journal import Written
 from kassa.journal.judge import (
     EMPTY_DIGEST,
@@ -36,7 +42,10 @@ from kassa.journal.judge import (
     batch_digests,
     chain_digest,
     follow,
+    is_plain,
+    plain_accounts,
 )
+from kassa.journal.known import KnownAccounts
 from kassa.journal.table import Child, Table, Tables
 from kassa.ledger.chart import LIMITS
 from kassa.ledger.model import Account, AccountKey, Hold, HoldKey
@@ -51,8 +60,8 @@ SETTLE_S = 8.0
 """How long callers wait for the truth about a commit in the middle of which the connection died."""
 END_TRIES_MAX = 200
 """Looks for the end of a server process that was told to end, 20 ms apart: four seconds."""
-ACCOUNT_IDS_MAX = 200_000
-"""Account ids kept in memory, about 40 MB; the least used go first."""
+CAUTION_MAX = 63
+"""Batches that go under locks after others in a row were judged in vain: bounds what repeated requests can cost."""
 SLOTS = range(1, 64)
 """Writer slots. Each is held by a session advisory lock, so a slot has one living writer."""
 SLOT_LOCK = 0x4B41  # "KA"
@@ -61,8 +70,6 @@ _CONNECTION_LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceE
 _AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
 _NO_ROOM = (asyncpg.InsufficientResourcesError,)
 
-_OF_THE_BATCH = ("writer", "at")
-"""Columns that are the same in all rows of a batch."""
 _END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
 
 log = structlog.get_logger("kassa.journal")
@@ -71,12 +78,34 @@ log = structlog.get_logger("kassa.journal")
 class _Waiting(Pending):
     """A change with its caller."""
 
-    __slots__ = ("deferrals", "future")
+    __slots__ = ("deferrals", "needs_locks", "told")
 
-    def __init__(self, change: Change, future: "asyncio.Future[Verdict]") -> None:
+    def __init__(self, change: Change, told: Callable[[Verdict | KassaError], None]) -> None:
         super().__init__(change)
-        self.future = future
+        self.told = told
         self.deferrals = 0
+        self.needs_locks = not is_plain(change)
+
+    def tell(self, answer: Verdict | KassaError) -> None:
+        """What became of it: once. A caller's fault is the caller's own; the others of the batch must hear their answers."""
+        told, self.told = self.told, _nobody
+        try:
+            told(answer)
+        except Exception:
+            log.exception("journal.caller_failed")
+
+
+def _nobody(answer: Verdict | KassaError) -> None:
+    """Has been told already."""
+
+
+def _tell_future(future: "asyncio.Future[Verdict]", answer: Verdict | KassaError) -> None:
+    if future.done():
+        return
+    if isinstance(answer, KassaError):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 class _InDoubt(Exception):
@@ -99,25 +128,8 @@ class _Backend(NamedTuple):
     started_at: datetime
 
 
-class _Accounts:
-    """The ids of accounts that are committed, by key; bounded, the least used go first. Shared by the lanes."""
-
-    def __init__(self) -> None:
-        self._ids: OrderedDict[AccountKey, int] = OrderedDict()
-
-    def get(self, key: AccountKey) -> int | None:
-        id = self._ids.get(key)
-        if id is not None:
-            self._ids.move_to_end(key)
-        return id
-
-    def remember(self, found: Mapping[AccountKey, int]) -> None:
-        self._ids.update(found)
-        while len(self._ids) > ACCOUNT_IDS_MAX:
-            self._ids.popitem(last=False)
-
-    def forget(self) -> None:
-        self._ids.clear()
+class _Outdated(Exception):
+    """A plain batch was judged by what is not so: a name is taken, or an account stands otherwise. Nothing was written."""
 
 
 class PostgresJournal:
@@ -147,7 +159,20 @@ class PostgresJournal:
         self.queue: deque[_Waiting] = deque()
         self.arrived = asyncio.Event()
         self.is_stopping = False
-        self.accounts = _Accounts()
+        self.accounts = KnownAccounts()
+        self.shapes = sql.Shapes()
+        self.turn = asyncio.Lock()
+        """Plain batches are sent in the order in which they were judged, since one rests on the other. Whoever locks
+        accounts waits for those before him."""
+        self.lockers = 0
+        """Batches that have accounts under locks, or wait for them."""
+        self.unlocked = asyncio.Event()
+        """Nobody has: what is known of accounts will be true when a plain batch gets its turn."""
+        self.unlocked.set()
+        self.caution = 0
+        """How many batches go under locks after the next one that was judged in vain."""
+        self.cautious_batches = 0
+        """How many batches still go under locks."""
         self.connect = connect
         self.observe = observe
         self._lanes = [_Lane(self) for _ in range(lanes)]
@@ -167,6 +192,17 @@ class PostgresJournal:
     def slots(self) -> tuple[int, ...]:
         """The writer slots that the lanes hold."""
         return tuple(lane.slot for lane in self._lanes)
+
+    def lock(self) -> None:
+        """A batch is going to lock accounts."""
+        self.lockers += 1
+        self.unlocked.clear()
+
+    def unlock(self) -> None:
+        """It has ended."""
+        self.lockers -= 1
+        if not self.lockers:
+            self.unlocked.set()
 
     def on_commit(self, listener: Callable[[Written], None]) -> None:
         self._listeners.append(listener)
@@ -203,12 +239,15 @@ class PostgresJournal:
             await lane.stop()
 
     def submit(self, change: Change) -> "asyncio.Future[Verdict]":
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self.hand_in(change, partial(_tell_future, future))
+        return future
+
+    def hand_in(self, change: Change, told: Callable[[Verdict | KassaError], None]) -> None:
         if len(self.queue) >= self.queue_max or self.is_stopping:
             raise Busy(waiting=len(self.queue))
-        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-        self.queue.append(_Waiting(change, future))
+        self.queue.append(_Waiting(change, told))
         self.arrived.set()
-        return future
 
     async def commit(self, change: Change) -> Verdict:
         return await asyncio.shield(self.submit(change))
@@ -230,6 +269,7 @@ class _Lane:
         self._head = EMPTY_DIGEST
         self._next_head = EMPTY_DIGEST
         self._generation = 0
+        self._is_locking = False
         self._found_accounts: dict[AccountKey, int] = {}
         """Of the present batch: remembered when it is committed, since a new account may never come into being."""
 
@@ -254,7 +294,7 @@ class _Lane:
                 self.journal.arrived.clear()
                 await self.journal.arrived.wait()
                 continue
-            taken = [queue.popleft() for _ in range(min(len(queue), self.journal.batch_max))]
+            taken = self._take()
             self.in_flight = len(taken)
             try:
                 await self._commit_all(taken)
@@ -267,6 +307,18 @@ class _Lane:
                 log.exception("journal.batch_failed", changes=len(taken))
             finally:
                 self.in_flight = 0
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch: what waits and goes the same way as the first."""
+        queue = self.journal.queue
+        needs_locks = queue[0].needs_locks
+        taken: list[_Waiting] = []
+        others: list[_Waiting] = []
+        for _ in range(min(len(queue), self.journal.batch_max)):
+            waiting = queue.popleft()
+            (taken if waiting.needs_locks is needs_locks else others).append(waiting)
+        queue.extendleft(reversed(others))
+        return taken
 
     async def _commit_all(self, taken: list[_Waiting]) -> None:
         """One batch, whatever happens to it: each caller gets the truth, once."""
@@ -281,7 +333,7 @@ class _Lane:
                     return
             try:
                 started = time.perf_counter()
-                later = await self._write_batch(taken)
+                later = await (self._write_plain(taken) if self._is_plain(taken) else self._write_under_locks(taken))
                 self.journal.queue.extendleft(reversed(later))
                 self.journal.watched(len(taken), time.perf_counter() - started)
                 return
@@ -290,6 +342,9 @@ class _Lane:
                     return
             except (*_AGAIN, _NameWent):
                 await self._roll_back()
+            except _Outdated:
+                await self._roll_back()
+                self._be_cautious(taken)
             except _NO_ROOM as error:
                 await self._roll_back()
                 log.error("journal.no_room", error=str(error))
@@ -326,10 +381,121 @@ class _Lane:
 
     def _fail(self, taken: Sequence[_Waiting], error: KassaError) -> None:
         for waiting in taken:
-            if not waiting.future.done():
-                waiting.future.set_exception(error)
+            waiting.tell(error)
 
-    # One batch
+    def _is_plain(self, taken: Sequence[_Waiting]) -> bool:
+        if taken[0].needs_locks:
+            return False
+        if self.journal.cautious_batches:
+            self.journal.cautious_batches -= 1
+            return False
+        return True
+
+    def _be_cautious(self, taken: Sequence[_Waiting]) -> None:
+        for waiting in taken:
+            waiting.needs_locks = True
+        self.journal.caution = min(2 * self.journal.caution + 1, CAUTION_MAX)
+        self.journal.cautious_batches = self.journal.caution
+
+    # One batch, plain
+
+    async def _write_plain(self, taken: list[_Waiting]) -> list[_Waiting]:
+        """Judge by what is known, and commit if it is so; returns what has to go under locks or into the next batch.
+
+        Raises _Outdated, and _InDoubt once COMMIT was sent.
+        """
+        journal, connection = self.journal, self._connection
+        await connection.execute(sql.BEGIN)
+        self._top_up(taken)
+        keys = plain_accounts([waiting.change for waiting in taken])
+        _, missing = journal.accounts.some(keys)
+        if missing:
+            await self._learn(missing)
+        while journal.lockers:
+            await journal.unlocked.wait()
+        # From here to the place in the queue for the turn nothing is awaited: who judges first writes first.
+        assembly = assemble(taken)
+        read = Read()
+        read.accounts, _ = journal.accounts.some(keys)
+        before = {account.id: _posted(account) for account in read.accounts.values()}
+        try:
+            judge = Judge(journal.tables, read, journal.clock.now(), self.slot, self._seq)
+            answers, later = self._judge_plain(judge, assembly)
+            if judge.seq == judge.first_seq:
+                await self._roll_back()
+                return later
+            statement = self._plain_statement(judge, before)
+            async with journal.turn:
+                row = await connection.fetchrow(statement.sql, *statement.values)
+            if not row[0]:
+                raise _Outdated
+            written = await self._commit(judge, answers, later)
+        except BaseException as error:
+            journal.accounts.doubt(read.accounts.values())
+            if isinstance(error, asyncpg.UniqueViolationError):
+                raise _Outdated from error
+            raise
+        journal.caution = 0
+        self._settled(judge)
+        self._answer(answers)
+        journal.tell(written)
+        return later
+
+    def _top_up(self, taken: list[_Waiting]) -> None:
+        """What has come meanwhile and goes the same way comes along: fewer and larger batches."""
+        queue = self.journal.queue
+        while queue and not queue[0].needs_locks and len(taken) < self.journal.batch_max:
+            taken.append(queue.popleft())
+        self.in_flight = len(taken)
+
+    async def _learn(self, missing: Sequence[AccountKey]) -> None:
+        rows = await self._connection.fetch(sql.READ_ACCOUNTS, *_columns(missing, 4))
+        self.journal.accounts.learn(Account(AccountKey(*row[:4]), *row[4:]) for row in rows)
+
+    def _judge_plain(self, judge: Judge, assembly: Assembly) -> tuple[list[tuple[_Waiting, Verdict]], list[_Waiting]]:
+        """Only what is accepted is written and so put to the proof. A refusal is not, so it is judged again under locks."""
+        answers: list[tuple[_Waiting, Verdict]] = []
+        later: list[_Waiting] = []
+        for number, pending in enumerate(assembly.batch):
+            verdict = judge.judge(pending)
+            followers = assembly.followers.get(number, ())
+            if type(verdict) is Committed:
+                self._sort(pending, verdict, answers, later)
+                for follower in followers:
+                    self._sort(follower, follow(pending.change, verdict, follower.change), answers, later)
+                continue
+            for waiting in (pending, *followers):
+                waiting.needs_locks = True
+                later.append(waiting)
+        later += [pending for pending in assembly.later if isinstance(pending, _Waiting)]
+        return answers, later
+
+    def _plain_statement(self, judge: Judge, before: dict[int, tuple[int, int, int]]) -> sql.Statement:
+        writes = judge.writes
+        statement = sql.Statement(self.journal.shapes)
+        once = sorted(
+            (home, *key, reply.status, reply.resource, reply.problem, judge.now) for home, key, reply in writes.once
+        )
+        statement.claim("once", sql.ONCE_COLUMNS, sql.ONCE_TYPES, once)
+        statement.claim(
+            "claim", sql.CLAIM_COLUMNS, sql.CLAIM_TYPES, sorted((home, *claim) for home, claim in writes.claims)
+        )
+        statement.move_accounts([_moved(account, *before[id]) for id, account in sorted(judge.touched.items())])
+        statement.only_if_fitting()
+        self._insert_rows(statement, judge)
+        self._write_work(statement, judge)
+        self._write_chain(statement, judge)
+        return statement
+
+    # One batch, under locks
+
+    async def _write_under_locks(self, taken: list[_Waiting]) -> list[_Waiting]:
+        try:
+            return await self._write_batch(taken)
+        finally:
+            if self._is_locking:
+                self._is_locking = False
+                self.journal.unlock()
 
     async def _write_batch(self, taken: list[_Waiting]) -> list[_Waiting]:
         """Judge and commit; returns what has to wait for the next batch. Raises _InDoubt once COMMIT was sent."""
@@ -352,17 +518,22 @@ class _Lane:
             self._answer(answers)
             return later
         await self._write(judge)
+        written = await self._commit(judge, answers, later)
+        self._settled(judge)
+        self.journal.accounts.settle(judge.touched.values())
+        self._answer(answers)
+        self.journal.tell(written)
+        return later
+
+    async def _commit(self, judge: Judge, answers: list[tuple[_Waiting, Verdict]], later: list[_Waiting]) -> Written:
         written = Written(len(judge.writes.events), len(judge.writes.messages), len(judge.writes.timers))
         try:
-            status = await connection.execute("COMMIT")
+            status = await self._connection.execute("COMMIT")
         except (*_CONNECTION_LOST, asyncpg.InternalClientError) as error:
             raise _InDoubt(answers, later, written) from error
         if status != "COMMIT":
             raise InvariantBroken("The database rolled back what was to be committed.", status=status)
-        self._settled(judge)
-        self._answer(answers)
-        self.journal.tell(written)
-        return later
+        return written
 
     def _judge(self, judge: Judge, assembly: Assembly) -> tuple[list[tuple[_Waiting, Verdict]], list[_Waiting]]:
         answers: list[tuple[_Waiting, Verdict]] = []
@@ -391,14 +562,12 @@ class _Lane:
 
     def _answer(self, answers: Sequence[tuple[_Waiting, Verdict]]) -> None:
         for waiting, verdict in answers:
-            if not waiting.future.done():
-                waiting.future.set_result(verdict)
+            waiting.tell(verdict)
 
     def _settled(self, judge: Judge) -> None:
         self._seq = judge.seq
         self._batch += 1
         self._head = self._next_head
-        self.journal.accounts.remember(self._found_accounts)
 
     # Reading under locks
 
@@ -463,10 +632,13 @@ class _Lane:
                 decided = pending.decided(read, now)
                 if isinstance(decided, Change):
                     needs.add_money(decided)
-        if needs.holds:
-            await self._lock_holds(read, needs)
-        if needs.accounts:
-            await self._lock_accounts(read, needs)
+        if needs.holds or needs.accounts:
+            self._is_locking = True
+            self.journal.lock()
+            async with self.journal.turn:
+                if needs.holds:
+                    await self._lock_holds(read, needs)
+                await self._lock_accounts(read, needs)
         if needs.done:
             await self._lock_done(read, needs.done, now)
 
@@ -494,7 +666,7 @@ class _Lane:
         missing: list[AccountKey] = []
         known = self.journal.accounts
         for key in needs.accounts:
-            id = self._found_accounts.get(key) or known.get(key)
+            id = self._found_accounts.get(key) or known.id_of(key)
             if id is None:
                 missing.append(key)
             else:
@@ -549,14 +721,9 @@ class _Lane:
 
     async def _write(self, judge: Judge) -> None:
         """Everything that was accepted, in one statement."""
-        writes, read = judge.writes, judge.read
         await self._release(judge)
-        statement = sql.Statement()
-        for table, born in writes.born.items():
-            rows = [(*table.values(read.rows[table, record.id]), self.slot, seq, ord) for record, seq, ord in born]
-            columns = (*table.columns, "writer", "seq", "ord")
-            types = (*table.column_types, "smallint", "bigint", "smallint")
-            statement.insert(table.name, columns, types, rows, same=("writer",))
+        statement = sql.Statement(self.journal.shapes)
+        self._insert_rows(statement, judge)
         self._update_rows(statement, judge)
         touched = judge.touched
         statement.update(
@@ -568,13 +735,20 @@ class _Lane:
             ],
         )  # fmt: skip
         await self._set_limits(judge)
-        statement.insert("transfer", sql.TRANSFER_COLUMNS, sql.TRANSFER_TYPES, writes.entries, same=_OF_THE_BATCH)
         self._write_holds(statement, judge)
-        statement.insert("move", sql.MOVE_COLUMNS, sql.MOVE_TYPES, writes.moves, same=_OF_THE_BATCH)
-        statement.insert("event", sql.EVENT_COLUMNS, sql.EVENT_TYPES, writes.events, same=_OF_THE_BATCH)
+        statement.insert("move", sql.MOVE_COLUMNS, sql.MOVE_TYPES, judge.writes.moves)
         self._write_work(statement, judge)
         self._write_chain(statement, judge)
         await self._connection.fetch(statement.sql, *statement.values)
+
+    def _insert_rows(self, statement: sql.Statement, judge: Judge) -> None:
+        """What is written once: new rows, transfers, events."""
+        writes, rows = judge.writes, judge.read.rows
+        for table, born in writes.born.items():
+            values = [(*table.values(rows[table, record.id]), self.slot, seq, ord) for record, seq, ord in born]
+            statement.insert(table.name, table.stored_columns, table.stored_types, values)
+        statement.insert("transfer", sql.TRANSFER_COLUMNS, sql.TRANSFER_TYPES, writes.entries)
+        statement.insert("event", sql.EVENT_COLUMNS, sql.EVENT_TYPES, writes.events)
 
     async def _release(self, judge: Judge) -> None:
         writes = judge.writes
@@ -610,7 +784,7 @@ class _Lane:
             for opening in judge.writes.limits
         ]
         if rows:
-            statement = sql.Statement()
+            statement = sql.Statement(self.journal.shapes)
             statement.update("account", ("id",), sql.LIMIT_COLUMNS, ("bigint", "smallint", "bigint"), rows)
             await self._connection.fetch(statement.sql, *statement.values)
 
@@ -779,6 +953,19 @@ class _Lane:
         self.journal.queue.extendleft(reversed(doubt.later))
         self.journal.tell(doubt.written)
         return True
+
+
+def _posted(account: Account) -> tuple[int, int, int]:
+    return account.debits_posted, account.credits_posted, account.version
+
+
+def _moved(account: Account, debits: int, credits: int, version: int) -> tuple[int, ...]:
+    """MOVED_COLUMNS of an account that stood so before."""
+    return (
+        account.id, account.limit, account.overdraft, account.debits_posted, account.credits_posted,
+        account.debits_pending, account.credits_pending, account.version,
+        account.debits_posted - debits, account.credits_posted - credits, account.version - version,
+    )  # fmt: skip
 
 
 def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[Sequence[Any]]:

@@ -5,9 +5,9 @@ import asyncio
 from collections.abc import Callable
 from random import Random
 
-from kassa.errors import OutcomeUnknown
+from kassa.errors import KassaError, OutcomeUnknown
 from kassa.journal.change import Change, Verdict
-from kassa.journal.journal import Written
+from kassa.journal.journal import Written, tell
 from kassa.journal.memory import MemoryJournal
 
 BATCH_AFTER_S = 0.02
@@ -36,6 +36,9 @@ class Door:
         if len(self._waiting) == 1:
             loop.call_later(self._random.random() * BATCH_AFTER_S, self._commit)
         return future
+
+    def hand_in(self, change: Change, told: Callable[[Verdict | KassaError], None]) -> None:
+        tell(self.submit(change), told)
 
     async def commit(self, change: Change) -> Verdict:
         return await self.submit(change)

@@ -24,7 +24,9 @@ from kassa.journal.change import (
     Refused,
     Rule,
     Taken,
+    Verdict,
 )
+from kassa.journal.verify import verify
 from kassa.journal.writer import SLOT_LOCK, PostgresJournal
 from kassa.ledger import chart
 from kassa.ledger.model import Limit, single
@@ -371,3 +373,98 @@ async def test_a_refused_change_leaves_no_overdraft_behind(database_url: str, po
     assert isinstance(verdicts[1], Committed)
     assert await pool.fetchval("SELECT overdraft FROM account WHERE code = 2") == 0
     await journal.stop()
+
+
+# Plain batches: judged by what is known of the accounts
+
+
+async def _pay(journal: PostgresJournal, purse: Wallet, name: str, amount: int = 100) -> Verdict:
+    return await journal.commit(paid(payment(name, amount, purse.id), name))
+
+
+async def test_what_another_process_did_is_seen_where_it_is_not_known(database_url: str, pool: asyncpg.Pool) -> None:
+    one, two = await _writer(database_url), await _writer(database_url)
+    purse = wallet()
+    committed(await one.commit(funded(purse, 1000)))
+    committed(await _pay(one, purse, "o-1"))
+
+    committed(await _pay(two, purse, "o-2"))
+    committed(await _pay(one, purse, "o-3"))
+    committed(await _pay(two, purse, "o-4"))
+
+    assert await _balances(pool) == (0, 600)
+    await _assert_sound(pool)
+    await one.stop()
+    await two.stop()
+
+
+async def test_nobody_is_refused_by_what_is_only_known(database_url: str, pool: asyncpg.Pool) -> None:
+    one, two = await _writer(database_url), await _writer(database_url)
+    purse = wallet()
+    committed(await one.commit(funded(purse, 100)))
+    committed(await _pay(one, purse, "o-1"))
+    source, account = chart.receivable(HOME, "CNY"), chart.wallet(HOME, purse.id, "CNY")
+    committed(await two.commit(Change(home=HOME, transfers=(single(chart.Posting.TOPUP, source, account, 500),))))
+
+    committed(await _pay(one, purse, "o-2", 500))
+    refused = await _pay(one, purse, "o-3", 1)
+
+    assert isinstance(refused, Money)
+    assert await _balances(pool) == (0, 0)
+    await one.stop()
+    await two.stop()
+
+
+async def test_a_limit_that_another_process_set_counts(database_url: str) -> None:
+    one, two = await _writer(database_url), await _writer(database_url)
+    purse = wallet()
+    committed(await one.commit(funded(purse, 100)))
+    committed(await _pay(one, purse, "o-1", 60))
+    account = chart.wallet(HOME, purse.id, "CNY")
+    committed(await two.commit(Change(home=HOME, opens=(AccountOpen(account, Limit.CREDITS_WITHIN_DEBITS),))))
+
+    top_up = single(chart.Posting.TOPUP, chart.receivable(HOME, "CNY"), account, 500)
+    refused = await one.commit(Change(home=HOME, transfers=(top_up,)))
+
+    assert isinstance(refused, Money)
+    await one.stop()
+    await two.stop()
+
+
+async def test_repeats_among_many_in_two_lanes_change_nothing_else(database_url: str, pool: asyncpg.Pool) -> None:
+    """Each repeat makes its batch go a second time, under locks, and with it what rests on it in the other lane."""
+    journal = await _writer(database_url, lanes=2)
+    purses = [wallet(f"u-{number}") for number in range(5)]
+    for purse in purses:
+        committed(await journal.commit(funded(purse, 10_000)))
+    orders = [payment(f"o-{number}", 10, purses[number % 5].id) for number in range(400)]
+
+    async def buy(order: Payment, number: int) -> list[Verdict]:
+        first = await journal.commit(paid(order, order.id))
+        again = paid(payment(order.order_id, 10, order.wallet), order.id) if number % 7 == 0 else None
+        return [first] if again is None else [first, await journal.commit(again)]
+
+    verdicts = await asyncio.gather(*(buy(order, number) for number, order in enumerate(orders)))
+
+    kinds = Counter(type(verdict) for several in verdicts for verdict in several)
+    assert kinds == {Committed: 400, Again: 58}
+    assert await _balances(pool) == (0, 50_000 - 4000)
+    await _assert_sound(pool)
+    await journal.stop()
+
+
+async def test_two_lanes_of_two_processes_that_cross_keep_every_book(database_url: str, pool: asyncpg.Pool) -> None:
+    writers = [await _writer(database_url, lanes=2), await _writer(database_url, lanes=2)]
+
+    kinds = await _cross(writers, pool, seconds=4, seed=3)
+
+    assert kinds["Committed"] > 100
+    await _assert_sound(pool)
+    for writer in writers:
+        await writer.stop()
+
+
+async def _assert_sound(pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as connection:
+        report = await verify(connection, TABLES)
+    assert report.is_sound, report.faults
