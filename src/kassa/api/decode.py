@@ -34,15 +34,18 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> None:
         seen.add(name)
 
 
+_decode = msgspec.json.Decoder().decode
 _KEYS = re.compile(rb'"[ \t\r\n]*:')
 
 
 def _is_surely_without_repeats(raw: bytes) -> bool:
-    """Whether as many names are left after decoding as stand in the text. Tells in 2 µs what the exact look needs 10 for.
+    """Whether as many names are left after decoding as stand in the text. Tells in 1 µs what the exact look needs 10 for.
 
-    Without a backslash no string holds a quote, so a quote before a colon ends a name and nothing else.
+    Each name has a colon, and most strings have none. Without a backslash no string holds a quote, so a quote before a
+    colon ends a name and nothing else.
     """
-    return b"\\" not in raw and len(_KEYS.findall(raw)) == _names(msgspec.json.decode(raw))
+    names = _names(_decode(raw))
+    return names == raw.count(b":") or (b"\\" not in raw and names == len(_KEYS.findall(raw)))
 
 
 def _names(value: object) -> int:

@@ -10,12 +10,12 @@ import inspect
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from itertools import count
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qsl, unquote
 
 import httptools
@@ -132,8 +132,45 @@ class Response:
     content_type: str = JSON
 
 
+class Later:
+    """An answer that somebody will give: a future without the event loop, for the hottest route. Can be awaited too."""
+
+    __slots__ = ("_answer", "_listeners")
+
+    def __init__(self) -> None:
+        self._answer: Response | BaseException | None = None
+        self._listeners: list[Callable[[Response | BaseException], None]] = []
+
+    def give(self, answer: Response | BaseException) -> None:
+        """The answer, or why there is none. What comes after the first one is not heard."""
+        if self._answer is None:
+            self._answer = answer
+            for listener in self._listeners:
+                listener(answer)
+
+    def then(self, listener: Callable[[Response | BaseException], None]) -> None:
+        """Whom else to tell, in this order; it may be at once."""
+        self._listeners.append(listener)
+        if self._answer is not None:
+            listener(self._answer)
+
+    def __await__(self) -> Generator[Any, None, Response]:
+        future: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+        def given(answer: Response | BaseException) -> None:
+            if future.done():
+                return
+            if isinstance(answer, BaseException):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        self.then(given)
+        return future.__await__()
+
+
 Handler = Callable[[Request], Awaitable[Response] | Response]
-"""May answer at once, return a future (no task is made), or be a coroutine function.
+"""May answer at once, say that somebody will (Later), return a future (no task is made), or be a coroutine function.
 
 Raises KassaError to refuse. A client that hangs up does not cancel it: what was begun is finished."""
 
@@ -635,8 +672,15 @@ class _Connection(asyncio.Protocol):
         if type(result) is Response:
             self._answer(request, result)
             return
+        if type(result) is Later:
+            result.then(functools.partial(self._given, request))
+            return
         future = cast("asyncio.Future[Response]", result)
         future.add_done_callback(functools.partial(self._finished, request))
+
+    def _given(self, request: Request, given: Response | BaseException) -> None:
+        self._answer(request, self._server.response_of(request, given))
+        self._pump()
 
     def _finished(self, request: Request, future: "asyncio.Future[Response]") -> None:
         self._answer(request, self._server.outcome(request, future))
@@ -814,11 +858,11 @@ class Server:
     def next_request_id(self) -> str:
         return f"{self._id_start}{next(self._ids):08x}"
 
-    def call(self, request: Request) -> "Response | asyncio.Future[Response]":
-        """Runs the handler. What it raises at once is answered at once; the rest is a future."""
+    def call(self, request: Request) -> "Response | Later | asyncio.Future[Response]":
+        """Runs the handler. What it raises at once is answered at once; the rest comes later."""
         try:
             result = self._handler(request)
-            if type(result) is Response:
+            if type(result) is Response or type(result) is Later:
                 return result
             if isinstance(result, asyncio.Future):
                 future: asyncio.Future[Response] = result
@@ -836,14 +880,16 @@ class Server:
         """The answer of a handler that took its time."""
         if future.cancelled():
             return problem_response(Unexpected("The server stopped before the answer was known."), request)
-        error = future.exception()
-        if error is not None:
-            return problem_response(self.unexpected(request, error), request)
-        response = future.result()
-        if type(response) is not Response:
-            error = InvariantBroken("A handler answered with something else than a Response.", route=request.route)
-            return problem_response(self.unexpected(request, error), request)
-        return response
+        return self.response_of(request, future.exception() or future.result())
+
+    def response_of(self, request: Request, given: Response | BaseException) -> Response:
+        """The answer of what a handler gave."""
+        if type(given) is Response:
+            return given
+        if isinstance(given, BaseException):
+            return problem_response(self.unexpected(request, given), request)
+        error = InvariantBroken("A handler answered with something else than a Response.", route=request.route)
+        return problem_response(self.unexpected(request, error), request)
 
     def unexpected(self, request: Request, error: BaseException) -> KassaError:
         """A refusal stays what it is; anything else is logged, and its outcome is not known."""

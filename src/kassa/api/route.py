@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, cast
 
-from kassa.api.http import Handler, Request, Response, problem_response
+from kassa.api.http import Handler, Later, Request, Response, problem_response
 from kassa.api.limits import Fairness
 from kassa.db.away import AWAY
 from kassa.errors import AuthForbidden, AuthInvalid, DatabaseUnreachable, KassaError
@@ -81,6 +81,9 @@ class Guard:
             except BaseException:
                 places.leave()
                 raise
+            if isinstance(result, Later):
+                result.then(places.leave)
+                return result
             if isinstance(result, asyncio.Future):
                 result.add_done_callback(places.leave)
                 return result
@@ -114,7 +117,7 @@ def _refuse(request: Request, header: str) -> Response:
 def _reading(handler: Handler) -> Handler:
     def guarded(request: Request) -> Awaitable[Response] | Response:
         result = handler(request)
-        return result if isinstance(result, Response) else _truthful(result)
+        return result if isinstance(result, Response | Later) else _truthful(result)
 
     return guarded
 

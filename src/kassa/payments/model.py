@@ -97,7 +97,7 @@ def wallet_payment(order: Order, merchant: Merchant, payment_id: Id, now: dateti
     if wallet is None:
         raise PaymentNotPayable("A payment from a wallet names the wallet.")
     payment = Payment(
-        home, payment_id, 0, 0, "succeeded", "payment", order.order_id, amount, currency, "wallet", "wallet", wallet,
+        home, payment_id, 0, 1, "succeeded", "payment", order.order_id, amount, currency, "wallet", "wallet", wallet,
         order.openid, order.payer_ip, order.description, order.metadata, order.return_url,
         merchant.fee_ppm, merchant.fee_on_refund, merchant.late_success,
         now, now + timedelta(seconds=order.expires_in_s), now,

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from kassa.api.answers import Answers
 from kassa.api.decode import BodyDecoder, read_query, refused
-from kassa.api.http import Request, Response
+from kassa.api.http import Later, Request, Response
 from kassa.api.idempotency import require_once
 from kassa.api.pages import read_id_cursor, write_cursor
 from kassa.api.rest.fields import (
@@ -44,6 +44,7 @@ from kassa.errors import (
     PaymentNotPayable,
     PaymentOrderExists,
     TopupNotFound,
+    Unexpected,
     WalletInsufficientFunds,
     WalletNotFound,
 )
@@ -176,28 +177,24 @@ class PaymentRoutes:
         if body.channel != "wallet":
             return self._through_channel(request, caller, order, once)
         change = model.wallet_payment(order, caller.merchant, new_id(), self._clock.now(), once)
-        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        self._journal.submit(change).add_done_callback(partial(self._paid, answer, request, caller, order, once))
+        answer = Later()
+        self._journal.hand_in(change, partial(self._paid, answer, request, caller, order, once))
         return answer
 
     def _paid(
         self,
-        answer: "asyncio.Future[Response]",
+        answer: Later,
         request: Request,
         caller: Caller,
         order: Order,
         once: OnceKey,
-        judged: "asyncio.Future[Verdict]",
+        verdict: Verdict | KassaError,
     ) -> None:
-        if answer.done():
-            return
-        error = judged.exception()
-        if error is not None:
-            answer.set_exception(error)
-            return
-        verdict = judged.result()
         if type(verdict) is Committed:
-            answer.set_result(Response(201, verdict.result))
+            answer.give(Response(201, verdict.result))
+            return
+        if isinstance(verdict, KassaError):
+            answer.give(verdict)
             return
         # Nothing of it happened. The long way asks again, and knows what to say to a repeat or a refusal.
         asyncio.ensure_future(self._through_channel(request, caller, order, once)).add_done_callback(
@@ -379,17 +376,11 @@ _NOUNS: dict[str, tuple[Any, Any, str, Scope, type[KassaError]]] = {
 }
 
 
-def _hand_on(answer: "asyncio.Future[Response]", done: "asyncio.Future[Response]") -> None:
-    if answer.done():
-        return
+def _hand_on(answer: Later, done: "asyncio.Future[Response]") -> None:
     if done.cancelled():
-        answer.cancel()
-        return
-    error = done.exception()
-    if error is None:
-        answer.set_result(done.result())
+        answer.give(Unexpected("The server stopped before the answer was known."))
     else:
-        answer.set_exception(error)
+        answer.give(done.exception() or done.result())
 
 
 def _path(kind: str) -> str:
