@@ -32,6 +32,8 @@ log = structlog.get_logger("kassa.messaging.log")
 
 PAGE = 500
 """Events per writer and reading: about a megabyte."""
+SKIM_PAGE = 5000
+"""Events per writer that are looked over at a time, for a reader that can tell by the home whether it needs them."""
 HOLD_S = 15.0
 """A reader that dies is followed by another after so long."""
 STEP_S = 0.05
@@ -54,6 +56,14 @@ class Unread(NamedTuple):
     """Whether an earlier one of its root is parked."""
 
 
+class Skimmed(NamedTuple):
+    """The next events of one writer for a group, looked over."""
+
+    end: Place
+    events: int
+    homes: list[int]
+
+
 class Halt(Exception):
     """The destination is away: stop here, keep the cursor, try the same again later. Nothing is counted or parked."""
 
@@ -65,6 +75,9 @@ class Halt(Exception):
 Handler = Callable[[Sequence[LogRecord]], Awaitable[Sequence[str | None]]]
 """Handles records, at most one of each root; says per record why it failed, None where it did not. May be given a
 record again after a crash, so its effect must carry an inbox key or a name derived from the event. Raises Halt."""
+
+Concern = Callable[[Sequence[int]], Awaitable[bool]]
+"""Whether events of any of these homes concern a group at present."""
 
 
 # The pure part
@@ -276,6 +289,18 @@ class LogGroup:
         rows = await self._pool.fetch(_SQL.read_log, self.name, page)
         return merge([_unread(row) for row in rows], page)
 
+    async def skim(self, page: int = SKIM_PAGE) -> list[Skimmed]:
+        """How far the next events go and whose they are, without the events."""
+        rows = await self._pool.fetch(_SQL.skim_log, self.name, page)
+        return [Skimmed(Place(writer, seq, ord), events, homes) for writer, seq, ord, events, homes in rows]
+
+    async def pass_over(self, skimmed: Sequence[Skimmed]) -> None:
+        """Moves the cursors past events that concern nobody. Raises LostGroup."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute("SET LOCAL synchronous_commit = off")
+            await self._fence(connection)
+            await self._move_cursors(connection, [one.end for one in skimmed])
+
     async def advance(
         self, handled: Sequence[Unread], failed: Sequence[tuple[LogRecord, str]], behind: Sequence[LogRecord]
     ) -> None:
@@ -305,10 +330,7 @@ class LogGroup:
                     [reason for _, _, _, reason, _ in parked],
                     [state for *_, state in parked],
                 )
-            places = ends(handled)
-            await connection.execute(
-                _SQL.advance_cursors, self.name, *(list(part) for part in zip(*places, strict=True))
-            )
+            await self._move_cursors(connection, ends(handled))
 
     async def parked_due(self, limit: int) -> list[tuple[LogRecord, int]]:
         """Parked records whose time has come, with their failed attempts; of each root only the first."""
@@ -348,6 +370,12 @@ class LogGroup:
         """How far the group is behind each writer."""
         return [Lag(*row) for row in await self._pool.fetch(_SQL.group_lag, self.name)]
 
+    async def _move_cursors(
+        self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]", places: Sequence[Place]
+    ) -> None:
+        columns = (list(part) for part in zip(*places, strict=True))
+        await connection.execute(_SQL.advance_cursors, self.name, *columns)
+
     async def _fence(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
         if await connection.fetchval(_SQL.fence_group, self.name, self._holder) is None:
             raise LostGroup(group=self.name)
@@ -357,15 +385,24 @@ class GroupReader:
     """Reads the log for a group and hands it to a handler, for ever."""
 
     def __init__(
-        self, group: LogGroup, handler: Handler, wait: Callable[[float], Awaitable[object]], *, page: int = PAGE
+        self,
+        group: LogGroup,
+        handler: Handler,
+        wait: Callable[[float], Awaitable[object]],
+        *,
+        page: int = PAGE,
+        concern: Concern | None = None,
     ) -> None:
-        """wait: returns when there may be new events, at the latest after so many seconds."""
+        """wait: returns when there may be new events, at the latest after so many seconds. concern: without it, all do."""
         self._group = group
         self._handler = handler
         self._wait = wait
         self._page = page
+        self._concern = concern
         self._held_at = float("-inf")
-        self._read_last = 0
+        self._is_behind = False
+        """The last reading found a page full."""
+        self._found = 0
 
     async def run(self) -> None:
         """Until it is cancelled; then another process may go on at once."""
@@ -389,7 +426,7 @@ class GroupReader:
                     continue
                 if not worked:
                     await self._wait(0.25)
-                elif BUSY_MIN <= self._read_last < self._page:
+                elif self._found >= BUSY_MIN and not self._is_behind:
                     # Under load: fewer and larger readings. A few events at a time never wait, nor does a backlog.
                     await asyncio.sleep(max(0.0, started + STEP_S - asyncio.get_running_loop().time()))
         finally:
@@ -398,11 +435,29 @@ class GroupReader:
     async def step(self) -> bool:
         """One reading, and what is parked and due; whether there was anything. Raises Halt, LostGroup."""
         retried = await self._retry_parked()
+        if self._concern is not None and await self._pass_over(self._concern):
+            return retried or self._found > 0
         unread = await self._group.read(self._page)
-        self._read_last = len(unread)
+        self._note(len(unread), self._page)
         if unread:
             await self._handle(unread)
         return retried or bool(unread)
+
+    async def _pass_over(self, concern: Concern) -> bool:
+        """Whether what comes next concerned nobody: then it is behind us, and was never fetched."""
+        skimmed = await self._group.skim(SKIM_PAGE)
+        if not skimmed:
+            self._note(0, SKIM_PAGE)
+            return True
+        if await concern(sorted({home for one in skimmed for home in one.homes})):
+            return False
+        await self._group.pass_over(skimmed)
+        self._note(max(one.events for one in skimmed), SKIM_PAGE)
+        return True
+
+    def _note(self, found: int, page: int) -> None:
+        self._found = found
+        self._is_behind = found >= page
 
     async def _hold(self) -> bool:
         now = asyncio.get_running_loop().time()

@@ -440,9 +440,35 @@ SELECT e.writer, e.seq, e.ord, e.home, e.root, e.sequence, e.at, e.type, e.data,
          FROM event
         WHERE home = e.home
           AND root = e.root
-          AND sequence = e.sequence - 1) AS p ON true
+          AND sequence = e.sequence - 1
+          AND e.sequence > 1) AS p ON true
  WHERE w.writer IS NOT NULL
  ORDER BY e.writer, e.seq, e.ord;
+
+-- name: skim_log
+-- For every writer how far a page of the next events for a group goes, how many they are, and whose: all that a reader needs
+-- to know where nothing of it concerns anybody.
+WITH RECURSIVE writers AS (
+    (SELECT writer FROM chain ORDER BY writer LIMIT 1)
+     UNION ALL
+    SELECT (SELECT c.writer FROM chain AS c WHERE c.writer > w.writer ORDER BY c.writer LIMIT 1)
+      FROM writers AS w
+     WHERE w.writer IS NOT NULL
+)
+SELECT w.writer, p.seq, p.ord, p.events, p.homes
+  FROM writers AS w
+  LEFT JOIN cursor_position AS c ON c.group_name = $1 AND c.writer = w.writer
+ CROSS JOIN LATERAL (
+       SELECT max(e.seq) AS seq, (array_agg(e.ord ORDER BY e.seq DESC, e.ord DESC))[1] AS ord, count(*) AS events,
+              array_agg(DISTINCT e.home) AS homes
+         FROM (SELECT seq, ord, home
+                 FROM event
+                WHERE writer = w.writer
+                  AND (seq, ord) > (COALESCE(c.seq, -1), COALESCE(c.ord, -1::smallint))
+                ORDER BY seq, ord
+                LIMIT $2) AS e) AS p
+ WHERE p.events > 0
+ ORDER BY w.writer;
 
 -- name: advance_cursors
 -- A group has come this far. It never goes back, so a repeat changes nothing.

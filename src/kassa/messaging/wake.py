@@ -1,7 +1,7 @@
 """Wake-ups: whoever waits for work in PostgreSQL learns of it at once, in this process and in the others.
 
 A NOTIFY inside every commit halves the speed of all of them (they share one lock), so each process says it at most once
-per few milliseconds, on a connection of its own. A wake-up may be lost; whoever waits looks by himself every 250 ms.
+in 25 milliseconds, on a connection of its own. A wake-up may be lost; whoever waits looks by himself every 250 ms.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _SQL = load("kassa.messaging")
 
 CHANNEL = "kassa_wake"
 EVENTS, MESSAGES, TIMERS = "events", "messages", "timers"
-COALESCE_S = 0.008
+COALESCE_S = 0.025
 """At most one NOTIFY per process in this time."""
 POLL_S = 0.25
 """How often those who wait look by themselves."""

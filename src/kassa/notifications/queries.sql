@@ -23,6 +23,10 @@ SELECT home, id, version, sequence, state, created_at, url, events, secrets, des
    AND state = 'enabled'
  ORDER BY home, id;
 
+-- name: is_any_enabled
+-- Whether anybody is to be told in any of these homes.
+SELECT EXISTS (SELECT 1 FROM webhook_endpoint WHERE home = ANY($1::bigint[]) AND state = 'enabled');
+
 -- name: delivery
 -- One delivery of a home.
 SELECT home, id, version, sequence, state, endpoint, event, event_type, event_root, event_sequence, replay, created_at,

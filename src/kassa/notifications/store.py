@@ -54,6 +54,10 @@ class WebhookStore:
             found.setdefault(row["home"], []).append(cast(WebhookEndpoint, WEBHOOK_ENDPOINT.read(tuple(row))))
         return found
 
+    async def is_any_enabled(self, homes: Sequence[int]) -> bool:
+        """Whether anybody is to be told in any of these homes."""
+        return bool(await self._pool.fetchval(_SQL.is_any_enabled, homes))
+
     async def delivery(self, home: int, id: Id) -> WebhookDelivery | None:
         """One delivery of a home."""
         row = await self._pool.fetchrow(_SQL.delivery, home, id)

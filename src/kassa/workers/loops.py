@@ -80,7 +80,13 @@ def _loops(app: App) -> dict[str, Loop]:
     loops: dict[str, Loop] = {
         "payments": PaymentWorker(app.timers, app.payments, app.payments_store, app.wakeups.watch(TIMERS)).run,
         "sweeper": partial(sweep_for_ever, app.payments_store, app.payments),
-        "dispatcher": partial(read_for_ever, LogGroup(app.pool, DISPATCH_GROUP), dispatcher.handle, app.wakeups),
+        "dispatcher": partial(
+            read_for_ever,
+            LogGroup(app.pool, DISPATCH_GROUP),
+            dispatcher.handle,
+            app.wakeups,
+            concern=app.webhook_store.is_any_enabled,
+        ),
         "webhooks": TimerLoop(app.timers, app.wakeups, webhooks.handlers).run,
         "holds": partial(release_for_ever, app.pool, app.journal),
         "retention": partial(drop_for_ever, app.pool, timedelta(days=app.settings.idempotency_keep_days)),

@@ -120,6 +120,27 @@ async def test_group_may_begin_now(house: House) -> None:
     assert seen.order() == {root: [3]}
 
 
+@pytest.mark.parametrize("is_concerned", [False, True])
+async def test_what_concerns_nobody_is_passed_over_unread(house: House, is_concerned: bool) -> None:
+    root = await house.root()
+    for journal in (house.one, house.two, house.one):
+        await house.happen(journal, root)
+    seen, asked = Seen(), []
+    group = LogGroup(house.pool, "test")
+    await group.create(from_now=False)
+    assert await group.hold()
+
+    async def concerns(homes: Sequence[int]) -> bool:
+        asked.append(list(homes))
+        return is_concerned
+
+    await read_all(GroupReader(group, seen.handle, asyncio.sleep, page=3, concern=concerns))
+
+    assert {tuple(homes) for homes in asked} == {(HOME,)}
+    assert seen.order() == ({root: [1, 2, 3, 4]} if is_concerned else {})
+    assert all(lag.behind == 0 for lag in await group.lag())
+
+
 async def test_one_process_at_a_time_reads_and_the_other_cannot_move_the_cursor(house: House) -> None:
     await house.root()
     first, second = LogGroup(house.pool, "test", hold_s=0.1), LogGroup(house.pool, "test")
