@@ -4,9 +4,14 @@ Names of labels are bounded: routes are patterns, topics and groups are declared
 Recording is a dict lookup and one or two increments: well under two microseconds.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of `Metrics.render`."""
@@ -51,17 +56,47 @@ class _Histograms:
         child.observe(measured)
 
 
+class _Answers(Collector):
+    """Answers of the API: counters that cost a look in a dict each, made into Prometheus' form when somebody reads them."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str, int], int] = {}
+        self._buckets: dict[str, list[int]] = {}
+        self._seconds: dict[str, float] = {}
+
+    def add(self, route: str, method: str, status: int, seconds: float) -> None:
+        key = (route, method, status)
+        self._counts[key] = self._counts.get(key, 0) + 1
+        buckets = self._buckets.get(route)
+        if buckets is None:
+            buckets = self._buckets[route] = [0] * (len(_SECONDS) + 1)
+            self._seconds[route] = 0.0
+        buckets[bisect_left(_SECONDS, seconds)] += 1
+        self._seconds[route] += seconds
+
+    def collect(self) -> Iterable[Metric]:
+        requests = CounterMetricFamily(
+            "kassa_http_requests", "Answers of the API.", labels=("route", "method", "status")
+        )
+        for (route, method, status), count in self._counts.items():
+            requests.add_metric((route, method, str(status)), count)
+        durations = HistogramMetricFamily(
+            "kassa_http_seconds", "From the last byte of a request to its answer.", labels=("route",)
+        )
+        bounds = [*map(str, _SECONDS), "+Inf"]
+        for route, buckets in self._buckets.items():
+            upto = list(zip(bounds, accumulate(buckets), strict=True))
+            durations.add_metric((route,), upto, self._seconds[route])
+        return (requests, durations)
+
+
 class Metrics:
     """All counters of one process; make one and hand it down."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._http_requests = _Counters(
-            registry, "kassa_http_requests", "Answers of the API.", ("route", "method", "status")
-        )
-        self._http_seconds = _Histograms(
-            registry, "kassa_http_seconds", "From the last byte of a request to its answer.", ("route",), _SECONDS
-        )
+        self._http = _Answers()
+        registry.register(self._http)
         self._journal_batch_size = Histogram(
             "kassa_journal_batch_size", "Changes in one commit.", buckets=_BATCH_SIZES, registry=registry
         )
@@ -107,8 +142,7 @@ class Metrics:
 
     def http_answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """One answer. `route` is the pattern, never the path; empty when there was none."""
-        self._http_requests.add((route, method, status))
-        self._http_seconds.observe((route,), seconds)
+        self._http.add(route, method, status, seconds)
 
     def journal_committed(self, size: int, seconds: float) -> None:
         self.batches += 1
