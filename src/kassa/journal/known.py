@@ -1,7 +1,7 @@
 """What a journal knows of accounts without asking: how they will stand when all that was sent is committed.
 
 It may be wrong, since others write too, and since what was sent may fail. So nothing is believed that rests on it: a batch
-that was judged by it is written only if the database finds every account as it was known (docs/decisions/0005).
+that was judged by it is written only if the database finds every account as it was known (docs/decisions/0006).
 """
 
 from collections.abc import Iterable

@@ -3,7 +3,7 @@
 A batch goes one of two ways. *Under locks*: names, roots, holds, accounts, what is consumed; then the judge; then one
 statement writes it all. *Plain*, for changes that only add (wallet payments): the judge first, by what is known of the
 accounts; then one statement that writes everything if the names are new and the accounts are as they were known, and nothing
-otherwise, and then the batch goes the first way (docs/decisions/0005). The order of locks is the same in both and in every
+otherwise, and then the batch goes the first way (docs/decisions/0006). The order of locks is the same in both and in every
 writer, so that two writers cannot deadlock.
 
 When the connection dies nobody is told anything until the truth is known: the chain row of the batch is there, or it is not
@@ -13,7 +13,8 @@ When the connection dies nobody is told anything until the truth is known: the c
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -162,8 +163,8 @@ class PostgresJournal:
         self.accounts = KnownAccounts()
         self.shapes = sql.Shapes()
         self.turn = asyncio.Lock()
-        """Plain batches are sent in the order in which they were judged, since one rests on the other. Whoever locks
-        accounts waits for those before him."""
+        """Held from the judgement of a plain batch to the end of its statement, since the next one rests on it; and while
+        a batch under locks gets its accounts."""
         self.lockers = 0
         """Batches that have accounts under locks, or wait for them."""
         self.unlocked = asyncio.Event()
@@ -192,6 +193,17 @@ class PostgresJournal:
     def slots(self) -> tuple[int, ...]:
         """The writer slots that the lanes hold."""
         return tuple(lane.slot for lane in self._lanes)
+
+    @asynccontextmanager
+    async def plain_turn(self) -> AsyncIterator[None]:
+        """The turn, when nobody has accounts under locks: what is known of them is then as it will be."""
+        while True:
+            while self.lockers:
+                await self.unlocked.wait()
+            async with self.turn:
+                if not self.lockers:
+                    yield
+                    return
 
     def lock(self) -> None:
         """A batch is going to lock accounts."""
@@ -370,6 +382,9 @@ class _Lane:
 
     async def _bisect(self, taken: list[_Waiting], error: Exception) -> None:
         """A poisonous change fails alone: the halves are written apart until it stands alone."""
+        for waiting in taken:
+            # Under locks a batch stays as it is; a plain one would take along what has come meanwhile, and never get smaller.
+            waiting.needs_locks = True
         if len(taken) > 1:
             middle = len(taken) // 2
             await self._commit_all(taken[:middle])
@@ -406,26 +421,18 @@ class _Lane:
         """
         journal, connection = self.journal, self._connection
         await connection.execute(sql.BEGIN)
-        self._top_up(taken)
-        keys = plain_accounts([waiting.change for waiting in taken])
-        _, missing = journal.accounts.some(keys)
-        if missing:
-            await self._learn(missing)
-        while journal.lockers:
-            await journal.unlocked.wait()
-        # From here to the place in the queue for the turn nothing is awaited: who judges first writes first.
-        assembly = assemble(taken)
         read = Read()
-        read.accounts, _ = journal.accounts.some(keys)
-        before = {account.id: _posted(account) for account in read.accounts.values()}
         try:
-            judge = Judge(journal.tables, read, journal.clock.now(), self.slot, self._seq)
-            answers, later = self._judge_plain(judge, assembly)
-            if judge.seq == judge.first_seq:
-                await self._roll_back()
-                return later
-            statement = self._plain_statement(judge, before)
-            async with journal.turn:
+            async with journal.plain_turn():
+                self._top_up(taken)
+                read.accounts = await self._known_accounts(taken)
+                before = {account.id: _posted(account) for account in read.accounts.values()}
+                judge = Judge(journal.tables, read, journal.clock.now(), self.slot, self._seq)
+                answers, later = self._judge_plain(judge, assemble(taken))
+                if judge.seq == judge.first_seq:
+                    await self._roll_back()
+                    return later
+                statement = self._plain_statement(judge, before)
                 row = await connection.fetchrow(statement.sql, *statement.values)
             if not row[0]:
                 raise _Outdated
@@ -448,9 +455,15 @@ class _Lane:
             taken.append(queue.popleft())
         self.in_flight = len(taken)
 
-    async def _learn(self, missing: Sequence[AccountKey]) -> None:
-        rows = await self._connection.fetch(sql.READ_ACCOUNTS, *_columns(missing, 4))
-        self.journal.accounts.learn(Account(AccountKey(*row[:4]), *row[4:]) for row in rows)
+    async def _known_accounts(self, taken: Sequence[_Waiting]) -> dict[AccountKey, Account]:
+        """The accounts of plain changes; those that are not known are read, without locks. Some may not exist."""
+        keys = plain_accounts([waiting.change for waiting in taken])
+        found, missing = self.journal.accounts.some(keys)
+        if missing:
+            rows = await self._connection.fetch(sql.READ_ACCOUNTS, *_columns(missing, 4))
+            self.journal.accounts.learn(Account(AccountKey(*row[:4]), *row[4:]) for row in rows)
+            found, _ = self.journal.accounts.some(keys)
+        return found
 
     def _judge_plain(self, judge: Judge, assembly: Assembly) -> tuple[list[tuple[_Waiting, Verdict]], list[_Waiting]]:
         """Only what is accepted is written and so put to the proof. A refusal is not, so it is judged again under locks."""

@@ -453,6 +453,24 @@ async def test_repeats_among_many_in_two_lanes_change_nothing_else(database_url:
     await journal.stop()
 
 
+async def test_a_plain_change_that_cannot_be_stored_fails_alone(database_url: str, pool: asyncpg.Pool) -> None:
+    journal = await _writer(database_url, lanes=2)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 10_000)))
+    names = [f"o-{number}" if number != 20 else "no\x00text" for number in range(60)]
+
+    answers = await asyncio.wait_for(
+        asyncio.gather(*(journal.submit(paid(payment(name, 100, purse.id))) for name in names), return_exceptions=True),
+        30,
+    )
+
+    assert [number for number, answer in enumerate(answers) if not isinstance(answer, Committed)] == [20]
+    assert isinstance(answers[20], InvariantBroken)
+    assert await _balances(pool) == (0, 10_000 - 5900)
+    await _assert_sound(pool)
+    await journal.stop()
+
+
 async def test_two_lanes_of_two_processes_that_cross_keep_every_book(database_url: str, pool: asyncpg.Pool) -> None:
     writers = [await _writer(database_url, lanes=2), await _writer(database_url, lanes=2)]
 
