@@ -443,6 +443,8 @@ class _Lane:
             for _, root in wanted:
                 read.children[table, root] = []
             await self._read_table(read, sql.children_of(table), table, wanted)
+            for _, root in wanted:
+                read.children[table, root].sort()
         for table in sorted(needs.children_by_id, key=_number):
             await self._read_table(read, sql.children_by_id(table), table, needs.children_by_id[table])
 
