@@ -14,6 +14,7 @@ class Written(NamedTuple):
     events: int
     messages: int
     timers: int
+    """That were set; one that goes is nobody's work."""
 
 
 class Journal(Protocol):

@@ -352,7 +352,8 @@ class _Lane:
             self._answer(answers)
             return later
         await self._write(judge)
-        written = Written(len(judge.writes.events), len(judge.writes.messages), len(judge.writes.timers))
+        due = sum(timer is not None for _, timer in judge.writes.timers.values())
+        written = Written(len(judge.writes.events), len(judge.writes.messages), due)
         try:
             status = await connection.execute("COMMIT")
         except (*_CONNECTION_LOST, asyncpg.InternalClientError) as error:
