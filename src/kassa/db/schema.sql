@@ -505,7 +505,8 @@ CREATE TABLE webhook_delivery (
     ord smallint NOT NULL,
     PRIMARY KEY (home, id)
 ) WITH (fillfactor = 85);
-CREATE INDEX webhook_delivery_endpoint ON webhook_delivery (home, endpoint, created_at, id);
+-- The endpoint first, as with attempt_root.
+CREATE INDEX webhook_delivery_endpoint ON webhook_delivery (endpoint, home, created_at, id);
 CREATE INDEX webhook_delivery_order ON webhook_delivery (home, endpoint, event_root, replay, event_sequence)
     WHERE state = 'due';
 
