@@ -44,13 +44,24 @@ IN_FLIGHT = 256
 LIFE_S = 7200
 NOTIFY_URL = "http://127.0.0.1/v1/callbacks"
 SETTLED = """
-    WITH posted AS (SELECT root, array_agg(amount ORDER BY amount) AS amounts FROM transfer GROUP BY root),
-         told AS (SELECT root, count(*) AS times FROM event WHERE type = 'payment.succeeded' GROUP BY root)
+    WITH fact AS (
+        SELECT root, amount, 0 AS paid, 0 AS told FROM transfer
+        UNION ALL
+        SELECT id, NULL, 1, 0 FROM payment WHERE state = 'succeeded' AND paid_attempt IS NOT NULL
+        UNION ALL
+        SELECT root, NULL, 0, 1 FROM event WHERE type = 'payment.succeeded'
+    )
     SELECT count(*)
-    FROM payment p JOIN posted ON posted.root = p.id JOIN told ON told.root = p.id
-    WHERE state = 'succeeded' AND paid_attempt IS NOT NULL AND amounts = '{60,9940}' AND times = 1
+    FROM (
+        SELECT root
+        FROM fact
+        GROUP BY root
+        HAVING sum(paid) = 1 AND sum(told) = 1
+           AND array_agg(amount ORDER BY amount) FILTER (WHERE amount IS NOT NULL) = '{60,9940}'
+    ) AS settled
 """
-"""Paid, told once, and posted once: 99.40 net and 0.60 fee."""
+"""Paid, told once, and posted once: 99.40 net and 0.60 fee. Grouped and not joined: in tables that no ANALYZE has seen,
+the planner joins row by row, for minutes."""
 
 
 class Waiting(NamedTuple):

@@ -18,6 +18,9 @@ from urllib.parse import urlsplit
 
 import uvloop
 
+LIMIT_S = 120.0
+"""For all of it. An answer that never comes shall be a failure and not a benchmark that stands still."""
+
 
 def raw_request(path: str, headers: dict[str, str], body: bytes) -> bytes:
     """A POST as it travels."""
@@ -96,7 +99,11 @@ async def _send(requests: list[bytes], host: str, port: int, connections: int) -
         (await loop.create_connection(lambda: _Connection(shared, latencies, statuses), host, port))[1]
         for _ in range(connections)
     ]
-    await asyncio.gather(*(connection.ended for connection in opened))
+    _, open_still = await asyncio.wait([connection.ended for connection in opened], timeout=LIMIT_S)
+    if open_still:
+        raise SystemExit(f"{len(open_still)} connections wait for an answer after {LIMIT_S:.0f} s; {dict(statuses)}")
+    for connection in opened:
+        connection.ended.result()
     seconds = perf_counter() - started
     ordered = sorted(latencies)
     return {

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import time
 from typing import NewType
 
@@ -13,6 +14,7 @@ Id = NewType("Id", str)
 """32 lower-case hexadecimal digits."""
 
 _VARIANTS = "89ab"
+_DIGITS = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
 class _Noise:
@@ -52,12 +54,10 @@ def new_id() -> Id:
 
 def read_id(prefix: str, text: str) -> Id | None:
     """The inner id of `prefix_…`; None when the text is not such a name."""
-    if not text.startswith(prefix) or len(text) != len(prefix) + 32:
+    if not text.startswith(prefix):
         return None
     digits = text[len(prefix) :]
-    if not all(digit in "0123456789abcdef" for digit in digits):
-        return None
-    return Id(digits)
+    return Id(digits) if _DIGITS(digits) is not None else None
 
 
 def require_id(prefix: str, text: str) -> Id:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kassa.channels import wechat_crypto
 from kassa.channels.channel import FreshKeys, KeySteps, Nonces
@@ -68,6 +69,7 @@ REFUND_GAP_S = 60
 _CHINA = timezone(timedelta(hours=8))
 """The provider writes its times so."""
 _SAFE_INTEGER_MAX = 9_007_199_254_740_991
+_TIMESTAMP = re.compile(r"\d{1,11}", re.ASCII)
 
 Read = TypeVar("Read")
 
@@ -408,10 +410,11 @@ def _after_refusal(refused: _Refused, operation: _Operation, *, repeat: bool) ->
 class WeChatPay:
     """Charges, Refunds, Callbacks and KeyRefresh for one account. Immutable: tasks and threads may share it."""
 
-    __slots__ = ("account",)
+    __slots__ = ("_cipher", "account")
 
     def __init__(self, account: WeChatAccount) -> None:
         self.account = account
+        self._cipher = AESGCM(account.apiv3_key)
 
     # Charges
 
@@ -702,7 +705,7 @@ class WeChatPay:
             raise ChannelMessageInvalid("The message is a probe of our checks.")
         if headers.get("wechatpay-signature-type", wechat_crypto.SCHEME) != wechat_crypto.SCHEME:
             raise ChannelMessageInvalid("The message has a signature of another type.")
-        if re.fullmatch(r"\d{1,11}", timestamp, re.ASCII) is None or not nonce.isascii():
+        if _TIMESTAMP.fullmatch(timestamp) is None or not nonce.isascii():
             raise ChannelMessageInvalid("The message has a signature of a wrong form.")
         if abs(now.timestamp() - int(timestamp)) > AGE_MAX_S:
             raise ChannelMessageInvalid("The message's time is too far from ours.")
@@ -716,7 +719,7 @@ class WeChatPay:
         if resource.algorithm != wechat_crypto.ALGORITHM:
             raise ChannelMessageInvalid("The message is encrypted in a way that we do not know.")
         return wechat_crypto.decrypt_resource(
-            self.account.apiv3_key,
+            self._cipher,
             nonce=resource.nonce,
             associated_data=resource.associated_data or "",
             ciphertext=resource.ciphertext,
@@ -803,7 +806,7 @@ _Answer = _Signed | _Refused | Unknown | NotSent
 
 def _trade_outcome(trade: _Trade, evidence: Evidence) -> Outcome:
     """What an order's state means. REFUND is paid with some refund, of whatever size: the money did come."""
-    evidence = replace(evidence, code=trade.trade_state)
+    evidence = _with_code(evidence, trade.trade_state)
     match trade.trade_state:
         case "SUCCESS" | "REFUND":
             return _paid(trade, evidence)
@@ -814,6 +817,10 @@ def _trade_outcome(trade: _Trade, evidence: Evidence) -> Outcome:
         case "PAYERROR":
             return Failed(evidence, "PAYERROR", _for_people(trade.trade_state_desc or "the payment failed"))
     return Unknown(evidence, "the order is in a state that we do not know")
+
+
+def _with_code(evidence: Evidence, code: str) -> Evidence:
+    return evidence if evidence.code == code else replace(evidence, code=code)
 
 
 def _paid(trade: _Trade, evidence: Evidence) -> Outcome:
@@ -827,7 +834,7 @@ def _paid(trade: _Trade, evidence: Evidence) -> Outcome:
 
 def _refund_outcome(refund: _RefundAnswer | _RefundNotice, status: str, evidence: Evidence) -> Outcome:
     """What a refund's state means. Its amount is what the payer gets back of the order's."""
-    evidence = replace(evidence, code=status)
+    evidence = _with_code(evidence, status)
     match status:
         case "SUCCESS":
             at = _read_time(refund.success_time)

@@ -119,17 +119,18 @@ def encrypt_resource(key: bytes, *, nonce: str, associated_data: str, plaintext:
     return base64.b64encode(AESGCM(key).encrypt(nonce.encode(), plaintext, associated_data.encode())).decode()
 
 
-def decrypt_resource(key: bytes, *, nonce: str, associated_data: str, ciphertext: str) -> bytes:
+def decrypt_resource(key: bytes | AESGCM, *, nonce: str, associated_data: str, ciphertext: str) -> bytes:
     """The plaintext. Raises ChannelMessageInvalid when anything does not fit.
 
-    key: 32 bytes for API v3; a shorter AES key works too (a published vector has 16), its length is checked where
-    a channel's account is made.
+    key: 32 bytes for API v3, or the cipher made of them once; a shorter AES key works too (a published vector has 16),
+    its length is checked where a channel's account is made.
     """
     raw = _canonical_base64(ciphertext)
     if raw is None:
         raise ChannelMessageInvalid("The encrypted resource is not base64.")
     try:
-        return AESGCM(key).decrypt(nonce.encode(), raw, associated_data.encode())
+        cipher = AESGCM(key) if isinstance(key, bytes) else key
+        return cipher.decrypt(nonce.encode(), raw, associated_data.encode())
     except (InvalidTag, ValueError) as error:
         raise ChannelMessageInvalid("The encrypted resource does not open with this API v3 key.") from error
 
@@ -137,10 +138,10 @@ def decrypt_resource(key: bytes, *, nonce: str, associated_data: str, ciphertext
 def _canonical_base64(text: str) -> bytes | None:
     """The bytes, or None. Only the one canonical spelling is taken, so that no character can be changed unnoticed."""
     try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        raw = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:
         return None
-    return raw if base64.b64encode(raw).decode() == text else None
+    return raw if binascii.b2a_base64(raw, newline=False).decode() == text else None
 
 
 # Keys

@@ -15,6 +15,7 @@ class Written(NamedTuple):
     events: int
     messages: int
     timers: int
+    """That were set; one that goes is nobody's work."""
 
 
 def tell(judged: "asyncio.Future[Verdict]", told: Callable[[Verdict | KassaError], None]) -> None:

@@ -183,8 +183,9 @@ class MemoryJournal:
             self._set_timer(entity, kind, home, timer)
         if judge.seq > judge.first_seq:
             self._chain(judge)
+        due = sum(timer is not None for _, timer in writes.timers.values())
         for listener in self._listeners:
-            listener(Written(len(new_events), len(writes.messages), len(writes.timers)))
+            listener(Written(len(new_events), len(writes.messages), due))
 
     def _set_timer(self, entity: Id, kind: str, home: int, timer: Timer | None) -> None:
         if timer is None or timer.due is None:

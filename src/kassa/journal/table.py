@@ -57,19 +57,21 @@ _POSTGRES_TYPES: dict[Any, str] = {
 }  # fmt: skip
 
 
+_Pick = Callable[[tuple[Any, ...]], tuple[Any, ...]]
+
+
+def _picking(places: Sequence[int]) -> _Pick:
+    """Takes the values at these places out of a tuple, as a tuple. In C: each change of a row needs it four times."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: tuple(values[i] for i in places)
+
+
 def _postgres_type(annotation: Any) -> str:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         inner = [part for part in typing.get_args(annotation) if part is not type(None)]
         return _postgres_type(inner[0])
     return _POSTGRES_TYPES[annotation]
-
-
-def _picker(places: tuple[int, ...]) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Takes some values out of a row."""
-    if len(places) == 1:
-        (place,) = places
-        return lambda values: (values[place],)
-    return itemgetter(*places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +93,9 @@ class Table:
     stored_columns: tuple[str, ...] = field(init=False)
     """With the place of the change that made the row."""
     stored_types: tuple[str, ...] = field(init=False)
-    _mutable: Callable[[tuple[Any, ...]], tuple[Any, ...]] = field(init=False)
-    _fixed: Callable[[tuple[Any, ...]], tuple[Any, ...]] = field(init=False)
+    _mutable: _Pick = field(init=False)
+    _fixed: _Pick = field(init=False)
+    _ids_at: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(self.record)
@@ -107,9 +110,9 @@ class Table:
         object.__setattr__(
             self, "fixed_at", tuple(i for i, name in enumerate(columns) if name not in changing | bookkeeping)
         )
-
-        object.__setattr__(self, "_mutable", _picker(self.mutable_at))
-        object.__setattr__(self, "_fixed", _picker(self.fixed_at))
+        object.__setattr__(self, "_ids_at", tuple(i for i, type in enumerate(self.column_types) if type == "uuid"))
+        object.__setattr__(self, "_mutable", _picking(self.mutable_at))
+        object.__setattr__(self, "_fixed", _picking(self.fixed_at))
 
     @property
     def is_root(self) -> bool:
@@ -121,7 +124,10 @@ class Table:
 
     def read(self, row: Sequence[Any]) -> Record:
         """A record from a database row in column order."""
-        return self.record(*(plain(value) for value in row))
+        values = list(row)
+        for i in self._ids_at:
+            values[i] = plain(values[i])
+        return self.record(*values)
 
     def mutable_values(self, record: Record) -> tuple[Any, ...]:
         """What of the record may change, in column order."""

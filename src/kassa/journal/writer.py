@@ -539,7 +539,8 @@ class _Lane:
         return later
 
     async def _commit(self, judge: Judge, answers: list[tuple[_Waiting, Verdict]], later: list[_Waiting]) -> Written:
-        written = Written(len(judge.writes.events), len(judge.writes.messages), len(judge.writes.timers))
+        due = sum(timer is not None for _, timer in judge.writes.timers.values())
+        written = Written(len(judge.writes.events), len(judge.writes.messages), due)
         try:
             status = await self._connection.execute("COMMIT")
         except (*_CONNECTION_LOST, asyncpg.InternalClientError) as error:
@@ -625,6 +626,8 @@ class _Lane:
             for _, root in wanted:
                 read.children[table, root] = []
             await self._read_table(read, sql.children_of(table), table, wanted)
+            for _, root in wanted:
+                read.children[table, root].sort()
         for table in sorted(needs.children_by_id, key=_number):
             await self._read_table(read, sql.children_by_id(table), table, needs.children_by_id[table])
 

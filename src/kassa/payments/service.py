@@ -8,7 +8,8 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from functools import cache
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, cast
 
 import msgspec
 import structlog
@@ -317,7 +318,7 @@ class Payments:
         Raises ChannelNotFound; what the database raises goes through, and the channel sends its callback again.
         """
         channel, _ = await self._channels.for_merchant(home, channel_name)
-        if not isinstance(channel, Callbacks):
+        if not _is_called_back(channel):
             raise ChannelNotFound(channel=channel_name)
         try:
             try:
@@ -446,7 +447,7 @@ class Payments:
 
     async def _intend(self, home: int, change: Change, status: int, wait_s: float) -> Answer:
         """Stores an intent about a payment, and acts on it."""
-        verdict = await self._journal.commit(change)
+        verdict = await self._journal.submit(change)
         if not isinstance(verdict, Committed):
             return await self._repeat(home, verdict, self._payment_answer)
         decided = cast(Decided, verdict.result)
@@ -559,7 +560,7 @@ class Payments:
 
     async def _decide(self, change: Change) -> Decided:
         """Commits a decision that has no idempotency key. Raises the refusal."""
-        verdict = await self._journal.commit(change)
+        verdict = await self._journal.submit(change)
         if isinstance(verdict, Committed):
             return cast(Decided, verdict.result)
         raise refusal(verdict)
@@ -635,6 +636,16 @@ def _with_overdraft(merchant: Merchant, aggregate: Aggregate, decided: Change | 
     account = chart.payable(merchant.home, cast(Payment, aggregate.root).currency)
     opening = AccountOpen(account, Limit.DEBITS_WITHIN_CREDITS, merchant.overdraft)
     return msgspec.structs.replace(decided, opens=(*decided.opens, opening))
+
+
+def _is_called_back(channel: Charges) -> TypeGuard[Callbacks]:
+    return _has_callbacks(type(channel))
+
+
+@cache
+def _has_callbacks(kind: type[Charges]) -> bool:
+    """Asked once of each class: Python walks through a Protocol's methods at each isinstance."""
+    return issubclass(kind, Callbacks)
 
 
 def _ruled(

@@ -1,0 +1,61 @@
+"""The journal finds single rows by a whole key in tables that no ANALYZE has seen: the planner guesses there, and a guess
+that reads all rows of a home makes each of the first thousands of payments slower than the one before."""
+
+import asyncpg
+import pytest
+
+from kassa.db.pool import connect
+from kassa.journal import statements as sql
+from kassa.journal.table import Table
+from kassa.tables import TABLES
+
+PLANNER = (
+    "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off; "
+    "SET enable_mergejoin = off"
+)
+"""As the journal's connections have it."""
+CHILDREN = [
+    table for table in TABLES.all if table.parent is not None and table.name in ("attempt", "refund", "exchange")
+]
+
+
+@pytest.mark.parametrize("table", CHILDREN, ids=lambda table: table.name)
+async def test_children_are_found_by_their_root(database_url: str, table: Table) -> None:
+    connection = await connect(database_url, application="test")
+
+    plan = await _plan(connection, sql.children_of(table), 2)
+    await connection.close()
+
+    assert f"Index Scan using {table.name}_root" in plan
+    assert "Filter" not in plan
+
+
+@pytest.mark.parametrize("table", TABLES.all, ids=lambda table: table.name)
+async def test_rows_are_updated_by_their_primary_key(database_url: str, table: Table) -> None:
+    connection = await connect(database_url, application="test")
+    statement = sql.Statement()
+    columns, types = ("home", "id", "version"), ("bigint", "uuid", "bigint")
+    statement.update(table.name, ("home", "id"), columns, types, [(1, "0" * 32, 1)])
+
+    plan = await _plan(connection, statement.sql, len(statement.values))
+    await connection.close()
+
+    assert f"Index Scan using {table.name}_pkey" in plan
+    assert "Filter" not in plan
+
+
+@pytest.mark.parametrize("table", [table for table in TABLES.all if table.is_root], ids=lambda table: table.name)
+async def test_roots_are_locked_by_their_primary_key(database_url: str, table: Table) -> None:
+    connection = await connect(database_url, application="test")
+
+    plan = await _plan(connection, sql.lock_roots(table), 2)
+    await connection.close()
+
+    assert f"Index Scan using {table.name}_pkey" in plan
+    assert "Filter" not in plan
+
+
+async def _plan(connection: "asyncpg.Connection[asyncpg.Record]", query: str, values: int) -> str:
+    await connection.execute(f"{PLANNER}; PREPARE asked AS {query}")
+    rows = await connection.fetch(f"EXPLAIN EXECUTE asked ({', '.join(['NULL'] * values)})")
+    return "\n".join(row[0] for row in rows)
