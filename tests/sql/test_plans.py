@@ -33,7 +33,7 @@ async def test_children_are_found_by_their_root(database_url: str, table: Table)
 @pytest.mark.parametrize("table", TABLES.all, ids=lambda table: table.name)
 async def test_rows_are_updated_by_their_primary_key(database_url: str, table: Table) -> None:
     connection = await connect(database_url, application="test")
-    statement = sql.Statement()
+    statement = sql.Statement(sql.Shapes())
     columns, types = ("home", "id", "version"), ("bigint", "uuid", "bigint")
     statement.update(table.name, ("home", "id"), columns, types, [(1, "0" * 32, 1)])
 
