@@ -46,8 +46,9 @@ class OrderWorker:
         subscription = await binder.subscribe(PAYMENT_ORDERS.name, group)
         settling = asyncio.create_task(self._settle_for_ever(subscription), name="settle orders")
         try:
-            while True:
+            while not settling.done():
                 await self._step(subscription)
+            await settling
         finally:
             await asyncio.shield(self._drain(subscription, settling))
 
@@ -106,6 +107,8 @@ class OrderWorker:
         for task in self._running:
             task.cancel()
         await subscription.close(0.0)
+        # Channels that were asked have answered, or said nothing for too long, before what they use is gone.
+        await self._door.stop()
 
 
 def _marked(delivery: Delivery, via: str) -> Delivery:
