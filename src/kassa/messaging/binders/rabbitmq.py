@@ -41,8 +41,10 @@ from aiormq.abc import ConfirmationFrameType
 from aiormq.channel import Channel
 from aiormq.connection import Connection, TransportFactory
 from pamqp import commands as spec
+from pamqp import constants
 from pamqp.body import ContentBody
-from pamqp.frame import marshal
+from pamqp.exceptions import PAMQPException
+from pamqp.frame import marshal, unmarshal
 from pamqp.header import ContentHeader
 from yarl import URL
 
@@ -84,6 +86,8 @@ WINDOW_MIN = 32
 """What a lane may bring without being asked again, so that a consumer is not idle while its batch is settled."""
 HANDOVER_S = 5.0
 """A lane that goes to another consumer is kept as long as packets of it are in hand, at most this long."""
+ORPHANS_EVERY = 5
+"""Beats between two looks for lanes that nobody consumes."""
 FRAMES_AHEAD = 300
 """Frames that a channel takes from the connection before it has handled them: a batch's."""
 
@@ -96,8 +100,18 @@ _CE_OTHER = "cloudEvents_"
 """The binding allows both; the second one is what JMS can say."""
 _ESCAPE = "kassa."
 _READ_BY_BROKER = frozenset({"CC", "BCC"})
+_PROPERTIES = {
+    "content-type": "content_type",
+    "correlation-id": "correlation_id",
+    "reply-to": "reply_to",
+    "content-encoding": "content_encoding",
+}
+"""Headers that AMQP has a place of their own for; an empty one it cannot tell from none, so that stays among the others."""
+_NAME_MAX = 128
 _SENT_AT = "kassa-sent-us"
 _DELIVERY_COUNT = "x-delivery-count"
+_NOBODY, _NO_EXCHANGE = "nobody receives ", "there is no exchange "
+"""How the reasons begin for which a topic may have to be made again."""
 T = TypeVar("T")
 
 
@@ -237,20 +251,16 @@ def _properties(packet: Packet, lane_number: int | None, sent_us: int) -> spec.B
     properties = spec.Basic.Properties(delivery_mode=2)
     headers: dict[str, Any] = {}
     for name, value in packet.headers.items():
-        if name == "content-type":
-            properties.content_type = value
-        elif name == "correlation-id":
-            properties.correlation_id = value
-        elif name == "reply-to":
-            properties.reply_to = value
-        elif name == "content-encoding":
-            properties.content_encoding = value
+        if value and (property_ := _PROPERTIES.get(name)):
+            setattr(properties, property_, value)
         elif name.startswith("ce-"):
             headers[_CE + name[3:]] = value
         elif name in _READ_BY_BROKER or name.startswith(_ESCAPE):
             headers[_ESCAPE + name] = value
         else:
             headers[name] = value
+    if any(len(name) > 32 and len(name.encode()) > _NAME_MAX for name in headers):
+        raise ValueError(f"a header's name is longer than {_NAME_MAX} bytes")
     if len(packet.id) <= 64 or len(packet.id.encode()) <= 255:
         properties.message_id = packet.id
     headers[_SENT_AT] = sent_us
@@ -284,13 +294,8 @@ def _packet(parcel: _Parcel) -> tuple[Packet, int, datetime | None]:
             headers["ce-" + name[len(_CE) :]] = _text(value)
         else:
             headers[name.removeprefix(_ESCAPE)] = _text(value)
-    for name, text in (
-        ("content-type", properties.content_type),
-        ("correlation-id", properties.correlation_id),
-        ("reply-to", properties.reply_to),
-        ("content-encoding", properties.content_encoding),
-    ):
-        if text is not None:
+    for name, property_ in _PROPERTIES.items():
+        if (text := getattr(properties, property_)) is not None:
             headers[name] = text
     return Packet(properties.message_id or "", "", parcel.body, headers), redeliveries, sent_at
 
@@ -318,16 +323,65 @@ def _text(value: object) -> str:
 # Connections
 
 
+class _Mended(asyncio.StreamReader):
+    """Frames as they come, but for those that the client cannot decode and would end the connection over, for ever: somebody
+    sent bytes that are no text, or a date beyond all calendars. Such a message arrives without its properties."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._head = b""
+
+    def at_eof(self) -> bool:
+        return self._reader.at_eof()
+
+    async def readexactly(self, n: int) -> bytes:
+        """aiormq reads a frame's head (7 bytes, in two parts), then the rest."""
+        data = await self._reader.readexactly(n)
+        if len(self._head) < constants.FRAME_HEADER_SIZE:
+            self._head += data
+            return data
+        frame, self._head = self._head + data, b""
+        try:
+            unmarshal(frame)
+        except (PAMQPException, ValueError, OverflowError):
+            return _mended(frame)[constants.FRAME_HEADER_SIZE :]
+        return data
+
+
+_FIRST_OF_METHOD, _FLAGS_OF_HEADER = 11, 19
+"""Where in a frame a method's first field is, and the flags that say which properties a message has."""
+
+
+def _mended(frame: bytes) -> bytes:
+    """A frame of the same length: a message's without properties, an announcement's with `?` in its texts."""
+    bytes_ = bytearray(frame)
+    if frame[0] == constants.FRAME_HEADER:
+        bytes_[_FLAGS_OF_HEADER : _FLAGS_OF_HEADER + 2] = b"\0\0"
+    elif frame[0] == constants.FRAME_METHOD and frame[7:11] == _DELIVER:
+        after_tag = _FIRST_OF_METHOD + 1 + frame[_FIRST_OF_METHOD] + 9
+        # What follows are two texts; their lengths are no part of them.
+        exchange_end = after_tag + 1 + frame[after_tag]
+        for place in range(after_tag + 1, len(frame) - 1):
+            if bytes_[place] >= 0x80 and place != exchange_end:
+                bytes_[place] = 0x3F
+    return bytes(bytes_)
+
+
+_DELIVER = spec.Basic.Deliver.index.to_bytes(4, "big")
+
+
 class _Wire(TransportFactory):
     """Keeps hold of the socket, which aiormq does not show: to write many frames at once, and to let go without waiting."""
 
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None, *, mends: bool) -> None:
         self._tls = tls
+        self._mends = mends
         self._writer: asyncio.StreamWriter | None = None
+        self.is_cut = False
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, self._writer = await asyncio.open_connection(url.host, url.port, ssl=self._tls)
-        return reader, self._writer
+        return (_Mended(reader) if self._mends else reader), self._writer
 
     @property
     def writer(self) -> asyncio.StreamWriter:
@@ -337,6 +391,7 @@ class _Wire(TransportFactory):
 
     def cut(self) -> None:
         """Without a word to the other side, which may be frozen."""
+        self.is_cut = True
         if self._writer is not None:
             self._writer.transport.abort()
 
@@ -346,6 +401,10 @@ class _Live(NamedTuple):
 
     connection: Connection
     wire: _Wire
+
+    @property
+    def is_over(self) -> bool:
+        return self.connection.is_closed or self.wire.is_cut
 
     def add(self, make: Callable[[Connection, int], T]) -> T:
         """A channel with the next number that is free."""
@@ -365,10 +424,12 @@ class _Link:
         self._live: _Live | None = None
         self._attempt: asyncio.Task[_Live] | None = None
         self._is_closed = False
+        self._mends = False
+        """Whether what comes is looked at before the client decodes it, since it once could not. It costs some speed."""
 
     async def live(self) -> _Live:
         """Raises BrokerUnreachable, SettingInvalid."""
-        if self._live is not None and not self._live.connection.is_closed:
+        if self._live is not None and not self._live.is_over:
             return self._live
         if self._is_closed:
             raise BrokerUnreachable("The connection was closed.", broker=self._server.shown)
@@ -394,7 +455,8 @@ class _Link:
             self._live.wire.cut()
 
     async def _connect(self) -> _Live:
-        wire = _Wire(self._server.tls)
+        self._mends = self._mends or (self._live is not None and _was_undecodable(self._live.connection))
+        wire = _Wire(self._server.tls, mends=self._mends)
         connection = Connection(
             self._server.url,
             transport_factory=wire,
@@ -419,6 +481,21 @@ class _Link:
             raise BrokerUnreachable(_why(error), broker=self._server.shown) from error
         self._live = _Live(connection, wire)
         return self._live
+
+
+def _was_undecodable(connection: Connection) -> bool:
+    reason = _end_of(connection.closing)
+    if not isinstance(reason, refused.InvalidFrameError | ValueError | OverflowError):
+        return False
+    log.warning("rabbitmq.undecodable", reason=_why(reason))
+    return True
+
+
+def _end_of(closing: "asyncio.Future[Any]") -> BaseException:
+    """Why a channel or connection ended."""
+    if not closing.done() or closing.cancelled():
+        return refused.ChannelClosed("closed")
+    return closing.exception() or refused.ChannelClosed("closed")
 
 
 def _look(done: "asyncio.Task[Any]") -> None:
@@ -532,6 +609,7 @@ class _Outlet(Channel):
                     break
                 self._write_burst(batch, int(now().timestamp() * 1_000_000))
                 await self._wire.writer.drain()
+                await asyncio.sleep(0)
         if self.is_over:
             batch.lose("the connection was lost")
 
@@ -598,19 +676,21 @@ class _Outlet(Channel):
                 and letter.routing_key == routing_key
                 and sent.batch.exchange == exchange
             ):
-                sent.returned = f"nobody receives {routing_key} ({frame.reply_text})"
+                sent.returned = f"{_NOBODY}{routing_key} ({frame.reply_text})"
                 return
 
-    def _lose(self, _: object) -> None:
+    def _lose(self, end: "asyncio.Future[Any]") -> None:
         self.is_over = True
         self._room.set()
+        reason = f"the connection was lost: {_why(_end_of(end))}"
         batches = {id(sent.batch): sent.batch for sent in self._in_flight.values()}
         self._in_flight.clear()
         for batch in batches.values():
-            batch.lose("the connection was lost")
+            batch.lose(reason)
 
     def cut(self) -> None:
         """Lets go of the connection without waiting for an answer."""
+        self.is_over = True
         self._wire.cut()
 
 
@@ -652,7 +732,7 @@ class _Publisher:
             async with asyncio.timeout(deadline_s):
                 outlet = await self._open()
                 if not await self._exists(outlet, exchange):
-                    return [Failed(f"there is no exchange {exchange}", is_retryable=False)] * len(letters)
+                    return [Failed(f"{_NO_EXCHANGE}{exchange}", is_retryable=False)] * len(letters)
                 await outlet.write(batch, self._clock.now)
                 await batch.done.wait()
         except TimeoutError:
@@ -684,6 +764,10 @@ class _Publisher:
                 return False
             outlet.exchanges[exchange] = True
         return True
+
+
+def _went_nowhere(receipt: Receipt) -> bool:
+    return isinstance(receipt, Failed) and receipt.reason.startswith((_NOBODY, _NO_EXCHANGE))
 
 
 async def _cut_if_silent(outlet: _Outlet, since: float) -> None:
@@ -812,6 +896,11 @@ class RabbitStream:
         self._transport = transport
         self._queues = queues_of(topic, group)
         self._wanted = set(range(len(self._queues)))
+        """The lanes that fall to us."""
+        self._adopted: set[int] = set()
+        """Lanes that fall to somebody who does not consume them."""
+        self._orphans: set[int] = set()
+        """Those that nobody consumed when we looked last."""
         self._lanes: dict[int, _Lane] = {}
         self._lost: BrokerUnreachable | None = None
         self._turn = 0
@@ -882,7 +971,24 @@ class RabbitStream:
             wanted = share(len(self._queues), members, self.id)
             if wanted != self._wanted:
                 self._wanted = wanted
+                self._adopted.clear()
                 self.changed.set()
+
+    async def look_for_orphans(self) -> None:
+        """Whatever the list of consumers says: a lane that nobody consumes twice in a row is consumed here, and one that its
+        owner has come back to is left to him. Raises what aiormq raises."""
+        if self.topic.declaration != "kassa" or not self.is_up:
+            return
+        live = await self._transport.receiving.live()
+        counts = await _ask(live, lambda channel: _consumers(channel, self._queues))
+        alone = {number for number, consumers in enumerate(counts) if consumers == 0} - self._wanted
+        returned = {number for number in self._adopted if counts[number] > 1}
+        adopted = (self._adopted | (alone & self._orphans)) - returned - self._wanted
+        self._orphans = alone
+        if adopted != self._adopted:
+            log.info("rabbitmq.lanes_adopted", queue=self.place, lanes=sorted(adopted))
+            self._adopted = adopted
+            self.changed.set()
 
     def _take(self, limit: int) -> list[Arrival]:
         """From each lane in turn, so that a full one does not keep the others back."""
@@ -913,7 +1019,8 @@ class RabbitStream:
 
     async def _mind(self, live: _Live) -> None:
         """Returns when the connection is gone."""
-        while not live.connection.is_closed:
+        live.connection.closing.add_done_callback(lambda _: self.changed.set())
+        while not live.is_over:
             self.changed.clear()
             wait_s = await self._set_up_or_wait(live)
             with suppress(TimeoutError):
@@ -948,7 +1055,7 @@ class RabbitStream:
                 log.warning("rabbitmq.queue_missing", queue=self.place, reason=_why(error))
                 return RETRY_S
         except _LOST as error:
-            if not live.connection.is_closed:
+            if not live.is_over:
                 log.warning("rabbitmq.consuming", queue=self.place, reason=_why(error))
             return RETRY_S
         leaving = [one.leaves_at for one in self._lanes.values() if one.leaves_at is not None]
@@ -958,10 +1065,11 @@ class RabbitStream:
         """Lets go of the lanes that are another's or ended, and takes those that are ours. Raises what the broker says."""
         now = asyncio.get_running_loop().time()
         going: dict[int, _Lane] = {}
+        mine = self._wanted | self._adopted
         for number, one in self._lanes.items():
             if one.is_over:
                 going[number] = one
-            elif number in self._wanted:
+            elif number in mine:
                 one.leaves_at = None
                 self.news.set()
             else:
@@ -969,8 +1077,8 @@ class RabbitStream:
                 if not one.handed or one.leaves_at <= now:
                     going[number] = one
         await self._drop(going)
-        missing = sorted(self._wanted - self._lanes.keys())
-        window = max(WINDOW_MIN, 2 * CREDIT // max(1, len(self._wanted)))
+        missing = sorted(mine - self._lanes.keys())
+        window = max(WINDOW_MIN, 2 * CREDIT // max(1, len(mine)))
         results = await asyncio.gather(
             *(self._take_lane(live, number, window) for number in missing), return_exceptions=True
         )
@@ -984,6 +1092,8 @@ class RabbitStream:
         async with asyncio.timeout(ASK_S):
             await one.channel.consume(one.queue, window)
         self._lanes[number] = one
+        # Something may have come before it was ours to look at.
+        self.news.set()
 
     async def _drop(self, lanes: Mapping[int, _Lane]) -> None:
         """Closes their channels: what is unsettled goes back, in order."""
@@ -1019,12 +1129,16 @@ class RabbitTransport:
         self._streams: list[RabbitStream] = []
         self._epochs = count(1)
         self._lanes = count()
+        self._made: set[Topic] = set()
+        """What this process declared, and may declare again."""
+        self._cluster = ""
         self._heart: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         # It says on its own what we say with more knowledge, as errors with their tracebacks.
         logging.getLogger("aiormq").setLevel(logging.CRITICAL)
-        await self.receiving.live()
+        live = await self.receiving.live()
+        self._cluster = _text(live.connection.server_properties.get("cluster_name", self._server.url.host))
         self._heart = asyncio.create_task(self._beat(), name="heart of rabbitmq")
 
     async def close(self) -> None:
@@ -1042,7 +1156,28 @@ class RabbitTransport:
         self, topic: Topic, packets: Sequence[Packet], *, deadline_s: float, must_arrive: bool
     ) -> list[Receipt]:
         letters = [self._letter(topic, packet, must_arrive) for packet in packets]
-        return await self._publisher.send(exchange_of(topic), letters, deadline_s)
+        began = asyncio.get_running_loop().time()
+        receipts = await self._publisher.send(exchange_of(topic), letters, deadline_s)
+        nowhere = [place for place, receipt in enumerate(receipts) if _went_nowhere(receipt)]
+        if nowhere and topic in self._made:
+            left_s = deadline_s - (asyncio.get_running_loop().time() - began)
+            if await self._make_again(topic, left_s):
+                left_s = deadline_s - (asyncio.get_running_loop().time() - began)
+                again = await self._publisher.send(exchange_of(topic), [letters[place] for place in nowhere], left_s)
+                for place, receipt in zip(nowhere, again, strict=True):
+                    receipts[place] = receipt
+        return receipts
+
+    async def _make_again(self, topic: Topic, within_s: float) -> bool:
+        """Somebody deleted what this process had declared: it is declared again, with its bindings."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._declare_all(await self.receiving.live(), topic)
+        except (*_LOST, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
+            log.warning("rabbitmq.topic_missing", topic=topic.name, reason=_why(error))
+            return False
+        log.warning("rabbitmq.topic_made_again", topic=topic.name)
+        return True
 
     async def reply(self, address: str, packets: Sequence[Packet], *, deadline_s: float) -> list[Receipt]:
         # What goes to a direct reply-to is returned as unroutable although it arrives.
@@ -1069,8 +1204,7 @@ class RabbitTransport:
         live = await self.receiving.live()
         stream = RabbitStream(self, topic, group)
         try:
-            for queue in queues_of(topic, group):
-                await _ask(live, lambda channel, queue=queue: channel.queue_declare(queue, passive=True))  # type: ignore[misc]
+            await _ask(live, lambda channel: _ready(channel, queues_of(topic, group)))
             self._streams.append(stream)
             await stream.start()
         except refused.ChannelNotFoundEntity as error:
@@ -1099,9 +1233,8 @@ class RabbitTransport:
         return next(self._epochs)
 
     def place(self, topic: Topic, group: str) -> str:
-        """What consumers share, by a name that says which broker. Another name for the same broker only makes them share
-        less well."""
-        return f"{self._server.url.host}:{self._server.url.port}/{self._server.vhost} {topic.name}:{group}"
+        """What consumers share, by a name that says which broker: its cluster's own, whichever node one is connected to."""
+        return f"{self._cluster} {self._server.vhost} {topic.name}:{group}"
 
     async def announce(self) -> None:
         """Tells the other processes which streams of ours are there, and the streams who else is. When the database is away
@@ -1128,9 +1261,13 @@ class RabbitTransport:
         await self.announce()
 
     async def _beat(self) -> None:
-        while True:
+        for number in count(1):
             await asyncio.sleep(BEAT_S)
             await self.announce()
+            if number % ORPHANS_EVERY == 0:
+                for stream in list(self._streams):
+                    with suppress(*_LOST, BrokerUnreachable, SettingInvalid):
+                        await stream.look_for_orphans()
 
     # Topology
 
@@ -1147,6 +1284,9 @@ class RabbitTransport:
                         said.append((topic.name, group))
                 if not verify_only:
                     await self._declare_all(live, topic)
+                    self._made.add(topic)
+        except refused.ChannelAccessRefused as error:
+            raise SettingInvalid(f"{_why(error)}. Provision with an account that may, or only verify.") from None
         except _LOST as error:
             raise BrokerUnreachable(_why(error), broker=self.shown) from error
         return said
@@ -1167,6 +1307,10 @@ class RabbitTransport:
 
 async def _ready(channel: Channel, queues: Sequence[str]) -> int:
     return sum([(await channel.queue_declare(queue, passive=True)).message_count or 0 for queue in queues])
+
+
+async def _consumers(channel: Channel, queues: Sequence[str]) -> list[int]:
+    return [(await channel.queue_declare(queue, passive=True)).consumer_count or 0 for queue in queues]
 
 
 async def _is_there(live: _Live, topic: Topic) -> bool:
