@@ -10,7 +10,8 @@ from kassa.ids import new_id
 from kassa.journal.change import Change
 from kassa.journal.writer import PostgresJournal
 from kassa.messaging.binder import Resources, make_binder
-from kassa.messaging.binders.rabbitmq import RabbitTransport, read_url
+from kassa.messaging.binders.amqp import read_url
+from kassa.messaging.binders.rabbitmq import RabbitTransport
 from kassa.messaging.consumer import Consumer
 from kassa.messaging.members import Members
 from kassa.messaging.model import Confirmed, Failed, Packet, Record

@@ -26,14 +26,14 @@ from conformance.messaging.house import collect, record, until
 from kassa.db import embedded
 from kassa.errors import BrokerUnreachable, QueueMismatch, SettingInvalid
 from kassa.ids import new_id
+from kassa.messaging.binders import amqp
 from kassa.messaging.binders import rabbitmq as ours
+from kassa.messaging.binders.amqp import read_url
 from kassa.messaging.binders.rabbitmq import (
-    IN_FLIGHT_MAX,
     RabbitStream,
     RabbitTransport,
     lane_key,
     queues_of,
-    read_url,
 )
 from kassa.messaging.members import GONE_S, Member, share
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, Packet, Receipt, Unknown
@@ -574,7 +574,7 @@ async def test_full_local_queue_fails_what_never_left_us(
     own_server: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A broker that takes everything and confirms nothing: no more than so many are under way at a time."""
-    monkeypatch.setattr(ours, "IN_FLIGHT_MAX", 100)
+    monkeypatch.setattr(amqp, "IN_FLIGHT_MAX", 100)
     async with open_transport(own_server.url, database_url) as transport:
         topic = await ready(transport)
         await send(transport, topic, packet("r-0"))
@@ -586,10 +586,9 @@ async def test_full_local_queue_fails_what_never_left_us(
         finally:
             own_server.thaw()
 
-        assert IN_FLIGHT_MAX > 100
         kinds = [type(receipt) for receipt in receipts]
         written = kinds.count(Unknown)
-        assert 100 <= written < 100 + ours.BURST
+        assert 100 <= written < 100 + amqp.BURST
         assert kinds == [Unknown] * written + [Failed] * (499 - written)
         assert await send(transport, topic, packet("r-500")) == [Confirmed()]
 
@@ -608,6 +607,30 @@ async def test_frozen_broker_is_left_by_the_deadline_and_found_again(own_server:
         await until(lambda: has_all(bench, len(load.confirmed)), 20)
         assert load.doubts > 0
         assert_once_and_in_order(load.confirmed, await bench.effects())
+
+
+async def test_connection_that_hears_nothing_is_given_up_and_everything_goes_on(
+    own_server: RabbitMQ, database_url: str
+) -> None:
+    """Half open: no end of the connection is seen, only silence."""
+    topic = new_topic()
+    async with open_bench(f"{own_server.url}?heartbeat=1", database_url, topic) as bench, consuming(bench):
+        await bench.binder.send(topic.name, [record("0-0", key="0")], deadline_s=DEADLINE_S)
+        await until(lambda: has_all(bench, 1))
+        own_server.freeze()
+        try:
+            transport = bench.binder.transport  # type: ignore[attr-defined]
+            given_up = (await transport.receiving.live()).connection
+            await until(lambda: is_over(given_up), 20)
+        finally:
+            own_server.thaw()
+
+        assert await send_surely(bench.binder, topic.name, [record("0-1", key="0")], DEADLINE_S) == [Confirmed()]
+        await until(lambda: has_all(bench, 2), 20)
+
+
+async def is_over(connection: Any) -> bool:
+    return bool(connection.is_closed)
 
 
 # Connections that end
