@@ -349,6 +349,18 @@ def test_setting_that_nobody_understands_is_refused(url: str) -> None:
     assert "hidden" not in str(told.value)
 
 
+async def test_virtual_host_that_is_not_there_is_named(rabbitmq: RabbitMQ, database_url: str) -> None:
+    with pytest.raises(BrokerUnreachable, match="virtual host nowhere"):
+        async with open_transport(f"{rabbitmq.url}nowhere", database_url):
+            pass
+
+
+async def test_way_to_log_in_that_it_has_not_is_told(rabbitmq: RabbitMQ, database_url: str) -> None:
+    with pytest.raises(SettingInvalid, match="PLAIN"):
+        async with open_transport(f"{rabbitmq.url}?auth=external", database_url):
+            pass
+
+
 async def test_broker_that_is_not_there_is_unreachable(database_url: str) -> None:
     with pytest.raises(BrokerUnreachable):
         async with open_transport("amqp://127.0.0.1:1/", database_url):
@@ -474,6 +486,29 @@ async def test_settling_out_of_order_settles_no_more_than_that(transport: Rabbit
     again = await take(await transport.subscribe(topic, "shop"), 3)
     assert ids(again) == ["r-2", "r-3", "r-5"]
     assert [arrival.redeliveries for arrival in again] == [1, 1, 1]
+
+
+async def test_packet_that_is_never_settled_falls_into_the_net(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A net under consumers that die before they can count: what ends them again and again goes aside."""
+    monkeypatch.setattr(ours, "DELIVERIES_MAX", 2)
+    topic = await ready(transport)
+    await send(transport, topic, packet("r-1", key="k"))
+
+    counts = []
+    for _ in range(3):
+        stream = await transport.subscribe(topic, "shop")
+        counts += [arrival.redeliveries for arrival in await take(stream, 1)]
+        await stream.close()
+
+    async def is_aside() -> bool:
+        async with stranger(rabbitmq.url) as channel:
+            return (await channel.queue_declare(f"{topic.name}:shop.dead", passive=True)).message_count == 1
+
+    await until(is_aside)
+    assert counts == [0, 1, 2]
+    assert await transport.depth(topic, "shop") == 0
 
 
 async def test_started_again_it_gives_the_same_in_order_and_the_broker_counts_nothing(

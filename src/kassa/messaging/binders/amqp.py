@@ -375,8 +375,19 @@ class Link:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await uncancelled(connection.connect())
-        except (refused.ProbableAuthenticationError, refused.AuthenticationError) as error:
+        except refused.ProbableAuthenticationError as error:
             raise SettingInvalid(f"{self._server.shown} refuses us: {why(error)}.", broker=self._server.shown) from None
+        except refused.AuthenticationError as error:
+            raise SettingInvalid(
+                f"{self._server.shown} offers other ways to log in: {error.args[0]}.", broker=self._server.shown
+            ) from None
+        except refused.InvalidFrameError:
+            wire.cut()
+            raise BrokerUnreachable(
+                f"It speaks AMQP and lets us not in. Is there a virtual host {self._server.vhost}, may this user use it, "
+                "and are there fewer connections than it allows?",
+                broker=self._server.shown,
+            ) from None
         except ssl.SSLCertVerificationError as error:
             raise SettingInvalid(
                 f"{self._server.shown} shows a certificate that is not trusted: {error.verify_message}. "

@@ -568,6 +568,7 @@ class RabbitTransport:
             await ask(live, lambda channel: _ready(channel, queues_of(topic, group)))
             self._streams.append(stream)
             await stream.start()
+            await self._tell_of_dead(live, topic, group)
         except BaseException as error:
             await stream.close()
             if isinstance(error, refused.ChannelNotFoundEntity):
@@ -576,6 +577,13 @@ class RabbitTransport:
                 raise BrokerUnreachable(why(error), broker=self.shown) from error
             raise
         return stream
+
+    async def _tell_of_dead(self, live: Live, topic: Topic, group: str) -> None:
+        """What fell into the net is nobody's business but a person's."""
+        if topic.declaration == "kassa":
+            with suppress(*LOST):
+                if dead := await ask(live, lambda channel: _ready(channel, [_dead_queue(topic, group)])):
+                    log.warning("rabbitmq.dead_letters", queue=_dead_queue(topic, group), waiting=dead)
 
     async def depth(self, topic: Topic, group: str) -> int | None:
         """What is ready in the queues, and what consumers have in hand: ours exactly, others' as they said last."""
