@@ -659,6 +659,8 @@ class Publisher:
 
     async def send(self, exchange: str, letters: Sequence[Letter], deadline_s: float) -> list[Receipt]:
         """A receipt for each within the deadline; never raises for the broker."""
+        if not letters:
+            return []
         batch = _Batch(exchange, letters)
         began = asyncio.get_running_loop().time()
         outlet: _Outlet | None = None
