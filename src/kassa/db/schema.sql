@@ -232,6 +232,15 @@ CREATE TABLE subscription (
     PRIMARY KEY (topic, group_name)
 );
 
+-- Who consumes a topic of a broker now, so that several can share its lanes; the broker itself is the fence. A crash may forget it.
+CREATE UNLOGGED TABLE consumer (
+    place text NOT NULL,
+    id text NOT NULL,
+    in_hand integer NOT NULL,
+    seen_at timestamptz NOT NULL,
+    PRIMARY KEY (place, id)
+) WITH (fillfactor = 50);
+
 -- Records of a group that wait: the one that failed, and the later ones of its root behind it. States: retry, waiting, dead.
 CREATE TABLE parked (
     group_name text NOT NULL,

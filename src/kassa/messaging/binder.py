@@ -103,6 +103,8 @@ class Binder(Protocol):
 
 
 REGISTRY = {
+    "amqp": "kassa.messaging.binders.rabbitmq",
+    "amqps": "kassa.messaging.binders.rabbitmq",
     "memory": "kassa.messaging.binders.memory",
     "postgres": "kassa.messaging.binders.postgres",
     "zeromq": "kassa.messaging.binders.zeromq",

@@ -675,6 +675,41 @@ UPDATE subscription
    AND group_name = $2
 RETURNING group_name;
 
+-- name: announce_consumers
+-- Says that these consumers are there, and tells who else is. Losing it in a crash means nothing, so it need not be synced.
+WITH lazy AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),
+said AS (
+    INSERT INTO consumer (place, id, in_hand, seen_at)
+    SELECT m.place, m.id, m.in_hand, clock_timestamp()
+      FROM lazy
+     CROSS JOIN unnest($1::text[], $2::text[], $3::integer[]) AS m (place, id, in_hand)
+        ON CONFLICT (place, id) DO UPDATE
+       SET in_hand = EXCLUDED.in_hand,
+           seen_at = EXCLUDED.seen_at
+)
+SELECT place, id, in_hand
+  FROM consumer
+ WHERE place = ANY($1::text[])
+   AND id <> ALL($2::text[])
+   AND seen_at > clock_timestamp() - make_interval(secs => $4);
+
+-- name: consumers_at
+-- Who consumes a place now.
+SELECT id, in_hand
+  FROM consumer
+ WHERE place = $1
+   AND seen_at > clock_timestamp() - make_interval(secs => $2);
+
+-- name: forget_consumers
+-- These are gone, and so are those that were silent for a minute.
+DELETE FROM consumer
+ WHERE ctid = ANY(ARRAY(
+       SELECT ctid
+         FROM consumer
+        WHERE id = ANY($1::text[])
+           OR seen_at < clock_timestamp() - interval '1 minute'
+          FOR UPDATE SKIP LOCKED));
+
 -- name: wake
 -- Wakes other processes.
 SELECT pg_notify('kassa_wake', $1);

@@ -18,10 +18,11 @@ from kassa.tables import TABLES
 
 
 def schemes() -> list[object]:
-    """One parameter per binder; it needs its server."""
+    """One parameter per binder, however many schemes it has; it needs its server."""
+    binders = {REGISTRY[scheme]: scheme for scheme in sorted(REGISTRY, reverse=True)}
     return [
         pytest.param(scheme, marks=pytest.mark.needs(SERVERS[scheme]) if scheme in SERVERS else ())
-        for scheme in sorted(REGISTRY)
+        for scheme in sorted(binders.values())
     ]
 
 

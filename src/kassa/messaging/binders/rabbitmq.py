@@ -1,0 +1,734 @@
+"""RabbitMQ from 3.10 on, over AMQP 0-9-1 with aiormq.
+
+    amqp://USER:PASSWORD@HOST:PORT/VHOST        amqps://… over TLS
+        ?ca=FILE          whom to trust, instead of the machine's authorities       ?verify=full|ca|none   none only for tests
+        ?cert=FILE&key=FILE   our own certificate      ?auth=plain|external         external: the certificate is the login
+        ?heartbeat=SECONDS    10 unless told otherwise
+
+How topics look on the broker, for people who bring their own programs:
+
+- A topic is a durable topic exchange of its name. A message's routing key is its event's type (`payment.succeeded`), else the
+  topic's name, so anybody binds a queue of his own with `payment.*` or `#`. CloudEvents attributes are `cloudEvents:…` headers.
+- A group of ours has a quorum queue per lane, `topic:group.N`, with a single active consumer, bound to `@lane.N`. The sender
+  computes the lane from the key and names it in the `BCC` header, which the broker reads and takes out. No plugin is needed.
+- What was handed out DELIVERIES_MAX times without being settled goes to `topic:group.dead`. That is a net under consumers that
+  die before they can count; nobody reads it but people.
+- A topic that is declared `plain`, `durable` or `passive` has one queue of its own name, bound with that name.
+
+Two connections: a broker that is short of memory stops reading from those that publish, and acknowledgements must not wait
+there. A connection that is lost is built anew with everything on it; what belongs to it (delivery tags, who has what in hand)
+is never carried over.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+import structlog
+from aiormq import exceptions as refused
+from aiormq.channel import Channel
+from aiormq.connection import Connection
+from pamqp import commands as spec
+from pamqp.frame import marshal
+
+from kassa.clock import Clock, SystemClock
+from kassa.errors import BrokerUnreachable, InvariantBroken, QueueMismatch, QueueNotFound, SettingInvalid
+from kassa.ids import new_id
+from kassa.messaging.binder import Resources
+from kassa.messaging.binders.amqp import (
+    ASK_S,
+    DIRECT,
+    DIRECT_REPLY,
+    FRAMES_AHEAD,
+    LOST,
+    Letter,
+    Link,
+    Live,
+    Parcel,
+    Publisher,
+    Server,
+    Wire,
+    ask,
+    close_channel,
+    content,
+    packet_of,
+    read_url,
+    text_of,
+    uncancelled,
+    went_nowhere,
+    why,
+)
+from kassa.messaging.members import BEAT_S, Member, Members, share
+from kassa.messaging.model import Arrival, Packet, Receipt, Traits
+from kassa.messaging.supplied import CREDIT, SuppliedBinder
+from kassa.messaging.topology import Topic, lane
+
+log = structlog.get_logger("kassa.messaging.rabbitmq")
+
+TRAITS = Traits(
+    durable=True, ordered=True, delay_max_s=0.0, priorities=1, dead_letters=False, counts_attempts=True,
+    acknowledges_in_change=False, deduplicates=False, batch_max=1000, bytes_max=15 * 1024 * 1024, reports_depth=True,
+    request_reply=True,
+)  # fmt: skip
+"""bytes_max: RabbitMQ 4 takes 16 MiB unless told otherwise."""
+
+DELIVERIES_MAX = 1000
+"""Given, because RabbitMQ 4 would take 20; high, because every restart of the broker or of a consumer counts as one, also for
+records that nothing is wrong with. Those that end their consumer are noticed by us after five (`supplied.py`)."""
+RETRY_S = 0.5
+"""Between two tries to connect or to consume, with jitter."""
+WINDOW_MIN = 32
+"""What a lane may bring without being asked again, so that a consumer is not idle while its batch is settled."""
+HANDOVER_S = 5.0
+"""A lane that goes to another consumer is kept as long as packets of it are in hand, at most this long."""
+ORPHANS_EVERY = 5
+"""Beats between two looks for lanes that nobody consumes."""
+
+
+def make_binder(url: str, resources: Resources) -> SuppliedBinder:
+    """For `amqp://…` and `amqps://…`. Raises SettingInvalid."""
+    return SuppliedBinder(RabbitTransport(read_url(url), Members(resources.pool)), resources)
+
+
+# Names and forms
+
+
+def exchange_of(topic: Topic) -> str:
+    return topic.exchange or topic.name
+
+
+def queues_of(topic: Topic, group: str) -> list[str]:
+    """The group's queues, by lane."""
+    if topic.declaration != "kassa":
+        return [topic.name]
+    return [f"{topic.name}:{group}.{number}" for number in range(topic.lanes)]
+
+
+def lane_key(number: int) -> str:
+    """The routing key of a lane; `@` begins no event's type."""
+    return f"@lane.{number}"
+
+
+def _dead_queue(topic: Topic, group: str) -> str:
+    return f"{topic.name}:{group}.dead"
+
+
+_QUORUM: Mapping[str, Any] = {"x-queue-type": "quorum", "x-queue-leader-locator": "balanced"}
+
+
+def _lane_arguments(topic: Topic, group: str) -> dict[str, Any]:
+    return {
+        **_QUORUM,
+        "x-single-active-consumer": True,
+        "x-delivery-limit": DELIVERIES_MAX,
+        "x-dead-letter-exchange": DIRECT,
+        "x-dead-letter-routing-key": _dead_queue(topic, group),
+        # Without these two the net itself may lose what falls into it.
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+# Receiving
+
+
+class _Lane:
+    """One queue that we consume, on a channel of its own, until the channel ends. Closing it gives back what is unsettled, in
+    order and at once, and only then does the next consumer get anything; so order holds when a lane changes hands."""
+
+    def __init__(self, queue: str, epoch: int, stream: "RabbitStream") -> None:
+        self.queue = queue
+        self.epoch = epoch
+        self.waiting: deque[Parcel] = deque()
+        """Here, and not handed out yet."""
+        self.handed: dict[int, Parcel] = {}
+        """By delivery tag, in order."""
+        self.leaves_at: float | None = None
+        """Somebody else is to have it, from then on at the latest."""
+        self.is_over = False
+        self.stream = stream
+        self.channel: _LaneChannel | None = None
+
+    def arrived(self, parcel: Parcel) -> None:
+        self.waiting.append(parcel)
+        self.stream.news.set()
+
+    def end(self, *_: object) -> None:
+        """What is unsettled comes again to whoever has the lane next."""
+        self.is_over = True
+        self.waiting.clear()
+        self.handed.clear()
+        self.stream.changed.set()
+
+    def take(self) -> Parcel | None:
+        if not self.waiting or self.leaves_at is not None or self.is_over:
+            return None
+        parcel = self.waiting.popleft()
+        self.handed[parcel.tag] = parcel
+        return parcel
+
+    def start_again(self, epoch: int) -> None:
+        """What was handed out is handed out again, in order. The broker need not know."""
+        self.waiting.extendleft(reversed(self.handed.values()))
+        self.handed.clear()
+        self.epoch = epoch
+        if self.leaves_at is not None:
+            self.stream.changed.set()
+
+    def holds(self, arrival: Arrival) -> bool:
+        return not self.is_over and arrival.epoch == self.epoch and _token(arrival)[1] in self.handed
+
+    def settle(self, tags: Sequence[int]) -> None:
+        """Tells the broker: in one word what has nothing unsettled before it, the rest one by one."""
+        for tag in tags:
+            del self.handed[tag]
+        first_left = next(iter(self.handed), None) or (self.waiting[0].tag if self.waiting else None)
+        done = [tag for tag in tags if first_left is None or tag < first_left]
+        if self.channel is not None:
+            self.channel.acknowledge(max(done, default=0), [tag for tag in tags if first_left and tag > first_left])
+        if self.leaves_at is not None and not self.handed:
+            self.stream.changed.set()
+
+
+class _LaneChannel(Channel):
+    """Hands messages to its lane without a task for each."""
+
+    def __init__(self, connection: Connection, number: int, wire: Wire, lane: _Lane) -> None:
+        super().__init__(connection, number, publisher_confirms=False, frame_buffer=FRAMES_AHEAD)
+        self._wire = wire
+        self._lane = lane
+        self._end = self.closing
+        self._end.add_done_callback(lane.end)
+        # The queue was deleted, or its node is gone.
+        self.on_consumer_cancel_callbacks.add(lane.end)
+
+    async def consume(self, queue: str, window: int) -> None:
+        await self.open()
+        await self.basic_qos(prefetch_count=window)
+        await self.basic_consume(queue, _never)
+
+    async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
+        properties, body = await content(self)
+        self._lane.arrived(Parcel(frame.delivery_tag or 0, bool(frame.redelivered), properties, body))
+
+    def acknowledge(self, up_to: int, single: Iterable[int]) -> None:
+        frames = [marshal(spec.Basic.Ack(delivery_tag=up_to, multiple=True), self.number)] if up_to else []
+        frames += [marshal(spec.Basic.Ack(delivery_tag=tag), self.number) for tag in single]
+        self._wire.writer.write(b"".join(frames))
+
+
+async def _never(_: object) -> None:
+    raise InvariantBroken("A message was delivered in the wrong way.")
+
+
+def _token(arrival: Arrival) -> tuple[_Lane, int]:
+    match arrival.token:
+        case (_Lane() as lane_, int() as tag):
+            return lane_, tag
+        case _:
+            raise InvariantBroken("A packet of another transport was settled here.", packet=arrival.packet.id)
+
+
+class RabbitStream:
+    """A consumer: the lanes that fall to it, on the connection that there is."""
+
+    def __init__(self, transport: "RabbitTransport", topic: Topic, group: str) -> None:
+        self.id = new_id()
+        self.topic = topic
+        self.group = group
+        self.place = transport.place(topic, group)
+        self.news = asyncio.Event()
+        """Something to hand out, or a reason not to wait for it."""
+        self.changed = asyncio.Event()
+        """Something to do for the keeper."""
+        self.is_up = False
+        """Whether it can consume; one that cannot leaves its lanes to others."""
+        self._transport = transport
+        self._queues = queues_of(topic, group)
+        self._wanted = set(range(len(self._queues)))
+        """The lanes that fall to us."""
+        self._adopted: set[int] = set()
+        """Lanes that fall to somebody who does not consume them."""
+        self._orphans: set[int] = set()
+        """Those that nobody consumed when we looked last."""
+        self._lanes: dict[int, _Lane] = {}
+        self._lost: BrokerUnreachable | None = None
+        self._complaint = ""
+        self._turn = 0
+        self._is_closed = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Consumes from now on. Raises what the broker says at the first try."""
+        live = await self._transport.receiving.live()
+        self.is_up = True
+        await self._transport.announce()
+        await self._set_up(live)
+        self._keeper = asyncio.create_task(self._keep(live), name=f"keeper of {self.place}")
+
+    async def receive(self, limit: int, wait_s: float) -> list[Arrival]:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_s
+        while not (found := self._take(limit)):
+            if self._lost is not None:
+                raise self._lost
+            self.news.clear()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self.news.wait()
+            except TimeoutError:
+                return []
+        return found
+
+    def holds(self, arrival: Arrival) -> bool:
+        return _token(arrival)[0].holds(arrival)
+
+    async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        results = [self.holds(arrival) for arrival in arrivals]
+        by_lane: dict[int, tuple[_Lane, list[int]]] = {}
+        for arrival, is_held in zip(arrivals, results, strict=True):
+            if is_held:
+                lane_, tag = _token(arrival)
+                by_lane.setdefault(id(lane_), (lane_, []))[1].append(tag)
+        for lane_, tags in by_lane.values():
+            lane_.settle(tags)
+        return results
+
+    async def restart(self) -> None:
+        for one in self._lanes.values():
+            one.start_again(self._transport.next_epoch())
+        self.news.set()
+
+    async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.is_up = False
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._drop(self._lanes)
+        self._lost = BrokerUnreachable("The subscription was closed.", broker=self._transport.shown)
+        self.news.set()
+        await self._transport.forget(self)
+
+    def in_hand(self) -> int:
+        """Packets that the broker has given us and that are not settled."""
+        return sum(len(one.waiting) + len(one.handed) for one in self._lanes.values())
+
+    def share_out(self, members: Mapping[str, int]) -> None:
+        """These consumers are there. Of a queue without lanes everybody takes."""
+        if self.topic.declaration == "kassa":
+            wanted = share(len(self._queues), members, self.id)
+            if wanted != self._wanted:
+                self._wanted = wanted
+                self._adopted.clear()
+                self.changed.set()
+
+    async def look_for_orphans(self) -> None:
+        """Whatever the list of consumers says: a lane that nobody consumes twice in a row is consumed here, and one that its
+        owner has come back to is left to him. Raises what aiormq raises."""
+        if self.topic.declaration != "kassa" or not self.is_up:
+            return
+        live = await self._transport.receiving.live()
+        counts = await ask(live, lambda channel: _consumers(channel, self._queues))
+        alone = {number for number, consumers in enumerate(counts) if consumers == 0} - self._wanted
+        # Others may have adopted it as well; each leaves it now or later, so that somebody stays.
+        returned = {number for number in self._adopted if counts[number] > 1 and random.random() < 0.5}
+        adopted = (self._adopted | (alone & self._orphans)) - returned - self._wanted
+        self._orphans = alone
+        if adopted != self._adopted:
+            log.info("rabbitmq.lanes_adopted", queue=self.place, lanes=sorted(adopted))
+            self._adopted = adopted
+            self.changed.set()
+
+    def _take(self, limit: int) -> list[Arrival]:
+        """From each lane in turn, so that a full one does not keep the others back."""
+        found: list[Arrival] = []
+        lanes = list(self._lanes.values())
+        self._turn += 1
+        start = self._turn % len(lanes) if lanes else 0
+        for one in lanes[start:] + lanes[:start]:
+            while len(found) < limit and (parcel := one.take()) is not None:
+                packet, redeliveries, sent_at = packet_of(parcel)
+                found.append(Arrival(packet, redeliveries, sent_at, (one, parcel.tag), one.epoch))
+        return found
+
+    # Keeping the lanes
+
+    async def _keep(self, live: Live) -> None:
+        """For ever: has the lanes that it should have, and a connection to have them on."""
+        while True:
+            try:
+                await self._mind(live)
+                self.is_up = False
+                self._lost = BrokerUnreachable("The connection was lost.", broker=self._transport.shown)
+                self.news.set()
+                live = await self._reconnect()
+            except Exception as error:
+                # The outermost loop of a consumer: whatever it was, a subscription must not be stuck.
+                log.exception("rabbitmq.keeper", queue=self.place, reason=why(error))
+                await asyncio.sleep(RETRY_S)
+
+    async def _mind(self, live: Live) -> None:
+        """Returns when the connection is gone."""
+        live.connection.closing.add_done_callback(lambda _: self.changed.set())
+        while not live.is_over:
+            self.changed.clear()
+            wait_s = await self._set_up_or_wait(live)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self.changed.wait()
+        await self._drop(self._lanes)
+
+    async def _reconnect(self) -> Live:
+        while True:
+            try:
+                live = await self._transport.receiving.live()
+            except (BrokerUnreachable, SettingInvalid) as error:
+                self._complain("rabbitmq.unreachable", error)
+                await asyncio.sleep(RETRY_S * (0.5 + random.random()))
+                continue
+            self.is_up = True
+            self._lost = None
+            self._complaint = ""
+            await self._transport.announce()
+            return live
+
+    async def _set_up_or_wait(self, live: Live) -> float | None:
+        """Seconds after which to look again; None when nothing is left to do."""
+        try:
+            await self._set_up(live)
+        except refused.ChannelNotFoundEntity:
+            # Somebody deleted what was there when we began.
+            try:
+                await self._transport.declare(live, self.topic, self.group)
+                log.warning("rabbitmq.queue_made_again", queue=self.place)
+                return 0.0
+            except (*LOST, QueueMismatch, QueueNotFound) as error:
+                self._complain("rabbitmq.queue_missing", error)
+                return RETRY_S
+        except LOST as error:
+            if not live.is_over:
+                self._complain("rabbitmq.consuming", error)
+            return RETRY_S
+        self._complaint = ""
+        leaving = [one.leaves_at for one in self._lanes.values() if one.leaves_at is not None]
+        return max(0.0, min(leaving) - asyncio.get_running_loop().time()) if leaving else None
+
+    def _complain(self, what: str, error: Exception) -> None:
+        """Once for each reason, not twice a second."""
+        if self._complaint != (reason := why(error)):
+            self._complaint = reason
+            log.warning(what, queue=self.place, reason=reason)
+
+    async def _set_up(self, live: Live) -> None:
+        """Lets go of the lanes that are another's or ended, and takes those that are ours. Raises what the broker says."""
+        now = asyncio.get_running_loop().time()
+        going: dict[int, _Lane] = {}
+        mine = self._wanted | self._adopted
+        for number, one in self._lanes.items():
+            if one.is_over:
+                going[number] = one
+            elif number in mine:
+                one.leaves_at = None
+                self.news.set()
+            else:
+                one.leaves_at = one.leaves_at or now + HANDOVER_S
+                if not one.handed or one.leaves_at <= now:
+                    going[number] = one
+        await self._drop(going)
+        missing = sorted(mine - self._lanes.keys())
+        window = max(WINDOW_MIN, 2 * CREDIT // max(1, len(mine)))
+        results = await asyncio.gather(
+            *(self._take_lane(live, number, window) for number in missing), return_exceptions=True
+        )
+        for result in results:
+            if result is not None:
+                raise result
+
+    async def _take_lane(self, live: Live, number: int, window: int) -> None:
+        one = _Lane(self._queues[number], self._transport.next_epoch(), self)
+        one.channel = live.add(lambda connection, free: _LaneChannel(connection, free, live.wire, one))
+        async with asyncio.timeout(ASK_S):
+            await uncancelled(one.channel.consume(one.queue, window))
+        self._lanes[number] = one
+        # Something may have come before it was ours to look at.
+        self.news.set()
+
+    async def _drop(self, lanes: Mapping[int, _Lane]) -> None:
+        """Closes their channels: what is unsettled goes back, in order."""
+        going = dict(lanes)
+        for number, one in going.items():
+            self._lanes.pop(number, None)
+            one.end()
+        await asyncio.gather(*(close_channel(one.channel) for one in going.values() if one.channel is not None))
+
+
+# The broker
+
+
+class RabbitTransport:
+    """One RabbitMQ."""
+
+    name = "rabbitmq"
+    traits = TRAITS
+
+    def __init__(self, server: Server, members: Members, clock: Clock | None = None) -> None:
+        self.shown = server.shown
+        self.receiving = Link(server, "consumer")
+        """Also for declarations."""
+        self._sending = Link(server, "publisher")
+        self._publisher = Publisher(self._sending, clock or SystemClock())
+        self._server = server
+        self._members = members
+        self._streams: list[RabbitStream] = []
+        self._epochs = count(1)
+        self._lanes = count()
+        self._made: set[Topic] = set()
+        """What this process declared, and may declare again."""
+        self._cluster = ""
+        self._heart: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        # It says on its own what we say with more knowledge, as errors with their tracebacks.
+        logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+        live = await self.receiving.live()
+        self._cluster = text_of(live.connection.server_properties.get("cluster_name", self._server.url.host))
+        self._heart = asyncio.create_task(self._beat(), name="heart of rabbitmq")
+
+    async def close(self) -> None:
+        if self._heart is not None:
+            self._heart.cancel()
+            await asyncio.gather(self._heart, return_exceptions=True)
+        for stream in list(self._streams):
+            await stream.close()
+        await self._sending.close()
+        await self.receiving.close()
+
+    # Sending
+
+    async def send(
+        self, topic: Topic, packets: Sequence[Packet], *, deadline_s: float, must_arrive: bool
+    ) -> list[Receipt]:
+        letters = [self._letter(topic, packet, must_arrive) for packet in packets]
+        began = asyncio.get_running_loop().time()
+        receipts = await self._publisher.send(exchange_of(topic), letters, deadline_s)
+        nowhere = [place for place, receipt in enumerate(receipts) if went_nowhere(receipt)]
+        if nowhere and topic in self._made:
+            left_s = deadline_s - (asyncio.get_running_loop().time() - began)
+            if await self._make_again(topic, left_s):
+                left_s = deadline_s - (asyncio.get_running_loop().time() - began)
+                again = await self._publisher.send(exchange_of(topic), [letters[place] for place in nowhere], left_s)
+                for place, receipt in zip(nowhere, again, strict=True):
+                    receipts[place] = receipt
+        return receipts
+
+    async def _make_again(self, topic: Topic, within_s: float) -> bool:
+        """Somebody deleted what this process had declared: it is declared again, with its bindings."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._declare_all(await self.receiving.live(), topic)
+        except (*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
+            log.warning("rabbitmq.topic_missing", topic=topic.name, reason=why(error))
+            return False
+        log.warning("rabbitmq.topic_made_again", topic=topic.name)
+        return True
+
+    async def reply(self, address: str, packets: Sequence[Packet], *, deadline_s: float) -> list[Receipt]:
+        # What goes to a direct reply-to is returned as unroutable although it arrives.
+        is_mandatory = not address.startswith(DIRECT_REPLY)
+        letters = [Letter(packet, address, None, is_mandatory) for packet in packets]
+        return await self._publisher.send(DIRECT, letters, deadline_s)
+
+    def _letter(self, topic: Topic, packet: Packet, must_arrive: bool) -> Letter:
+        if topic.declaration != "kassa":
+            return Letter(packet, topic.name, None, must_arrive)
+        type_ = packet.headers.get("ce-type", "")
+        routing_key = type_ if type_ and len(type_.encode()) <= 255 else topic.name
+        return Letter(packet, routing_key, lane_key(self._lane_of(topic, packet)), must_arrive)
+
+    def _lane_of(self, topic: Topic, packet: Packet) -> int:
+        if not packet.key:
+            return next(self._lanes) % topic.lanes
+        # An envelope holds one lane, and is named after it.
+        return int(packet.key) % topic.lanes if topic.envelopes else lane(packet.key, topic.lanes)
+
+    # Receiving
+
+    async def subscribe(self, topic: Topic, group: str) -> RabbitStream:
+        live = await self.receiving.live()
+        stream = RabbitStream(self, topic, group)
+        try:
+            await ask(live, lambda channel: _ready(channel, queues_of(topic, group)))
+            self._streams.append(stream)
+            await stream.start()
+            await self._tell_of_dead(live, topic, group)
+        except BaseException as error:
+            await stream.close()
+            if isinstance(error, refused.ChannelNotFoundEntity):
+                raise QueueNotFound(why(error), topic=topic.name, group=group) from None
+            if isinstance(error, LOST):
+                raise BrokerUnreachable(why(error), broker=self.shown) from error
+            raise
+        return stream
+
+    async def _tell_of_dead(self, live: Live, topic: Topic, group: str) -> None:
+        """What fell into the net is nobody's business but a person's."""
+        if topic.declaration == "kassa":
+            with suppress(*LOST):
+                if dead := await ask(live, lambda channel: _ready(channel, [_dead_queue(topic, group)])):
+                    log.warning("rabbitmq.dead_letters", queue=_dead_queue(topic, group), waiting=dead)
+
+    async def depth(self, topic: Topic, group: str) -> int | None:
+        """What is ready in the queues, and what consumers have in hand: ours exactly, others' as they said last."""
+        live = await self.receiving.live()
+        place = self.place(topic, group)
+        ours = {one.id: one.in_hand() for one in self._streams if one.place == place}
+        in_hand = await self._members.at(place) | ours
+        try:
+            ready = await ask(live, lambda channel: _ready(channel, queues_of(topic, group)))
+        except refused.ChannelNotFoundEntity as error:
+            raise QueueNotFound(why(error), topic=topic.name, group=group) from None
+        except LOST as error:
+            raise BrokerUnreachable(why(error), broker=self.shown) from error
+        return ready + sum(in_hand.values())
+
+    def next_epoch(self) -> int:
+        return next(self._epochs)
+
+    def place(self, topic: Topic, group: str) -> str:
+        """What consumers share, by a name that says which broker: its cluster's own, whichever node one is connected to."""
+        return f"{self._cluster} {self._server.vhost} {topic.name}:{group}"
+
+    async def announce(self) -> None:
+        """Tells the other processes which streams of ours are there, and the streams who else is. When the database is away
+        everybody keeps what he has."""
+        streams = [stream for stream in self._streams if stream.is_up]
+        if not streams:
+            return
+        try:
+            async with asyncio.timeout(2 * BEAT_S):
+                found = await self._members.announce([Member(one.place, one.id, one.in_hand()) for one in streams])
+        except (BrokerUnreachable, TimeoutError) as error:
+            log.warning("rabbitmq.members_unknown", reason=why(error))
+            return
+        for stream in streams:
+            stream.share_out(found[stream.place])
+
+    async def forget(self, stream: RabbitStream) -> None:
+        """It is closed."""
+        if stream in self._streams:
+            self._streams.remove(stream)
+        with suppress(BrokerUnreachable, TimeoutError):
+            async with asyncio.timeout(BEAT_S):
+                await self._members.leave([stream.id])
+        await self.announce()
+
+    async def _beat(self) -> None:
+        for number in count(1):
+            await asyncio.sleep(BEAT_S)
+            try:
+                await self.announce()
+                if number % ORPHANS_EVERY == 0:
+                    for stream in list(self._streams):
+                        with suppress(*LOST, BrokerUnreachable, SettingInvalid):
+                            await stream.look_for_orphans()
+            except Exception as error:
+                # The outermost loop: without it no lane would ever change hands again.
+                log.exception("rabbitmq.heart", reason=why(error))
+
+    # Topology
+
+    async def provision(self, topics: Sequence[Topic], *, verify_only: bool) -> list[tuple[str, str]]:
+        live = await self.receiving.live()
+        said: list[tuple[str, str]] = []
+        try:
+            for topic in topics:
+                is_there = await _is_there(live, topic)
+                if not topic.groups and not is_there:
+                    said.append((topic.name, ""))
+                for group in topic.groups:
+                    if not is_there or not await _has_queues(live, topic, group):
+                        said.append((topic.name, group))
+                if not verify_only:
+                    await self._declare_all(live, topic)
+                    self._made.add(topic)
+        except refused.ChannelAccessRefused as error:
+            raise SettingInvalid(f"{why(error)}. Provision with an account that may, or only verify.") from None
+        except LOST as error:
+            raise BrokerUnreachable(why(error), broker=self.shown) from error
+        return said
+
+    async def _declare_all(self, live: Live, topic: Topic) -> None:
+        for group in topic.groups or ("",):
+            await self.declare(live, topic, group)
+
+    async def declare(self, live: Live, topic: Topic, group: str) -> None:
+        """The exchange, and the group's queues unless it is ''. Raises QueueMismatch, QueueNotFound, what aiormq raises."""
+        try:
+            await ask(live, lambda channel: _declare(channel, topic, group))
+        except (refused.ChannelPreconditionFailed, refused.ChannelLockedResource, ValueError) as error:
+            raise QueueMismatch(f"{why(error)}. {_remedy(topic)}", topic=topic.name, broker=self.shown) from None
+        except refused.ChannelNotFoundEntity as error:
+            raise QueueNotFound(f"{why(error)}. It is declared passive: somebody else has to make it.") from None
+
+
+async def _ready(channel: Channel, queues: Sequence[str]) -> int:
+    return sum([(await channel.queue_declare(queue, passive=True)).message_count or 0 for queue in queues])
+
+
+async def _consumers(channel: Channel, queues: Sequence[str]) -> list[int]:
+    return [(await channel.queue_declare(queue, passive=True)).consumer_count or 0 for queue in queues]
+
+
+async def _is_there(live: Live, topic: Topic) -> bool:
+    try:
+        await ask(live, lambda channel: channel.exchange_declare(exchange_of(topic), passive=True))
+    except refused.ChannelNotFoundEntity:
+        return False
+    return True
+
+
+async def _has_queues(live: Live, topic: Topic, group: str) -> bool:
+    try:
+        await ask(live, lambda channel: _ready(channel, queues_of(topic, group)))
+    except refused.ChannelNotFoundEntity:
+        return False
+    return True
+
+
+async def _declare(channel: Channel, topic: Topic, group: str) -> None:
+    exchange = exchange_of(topic)
+    match topic.declaration:
+        case "passive":
+            await channel.exchange_declare(exchange, passive=True)
+            await channel.queue_declare(topic.name, passive=True)
+        case "plain" | "durable":
+            is_durable = topic.declaration == "durable"
+            await channel.exchange_declare(exchange, exchange_type="topic", durable=is_durable)
+            await channel.queue_declare(topic.name, durable=is_durable)
+            await channel.queue_bind(topic.name, exchange, topic.name)
+        case "kassa":
+            await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
+            if group:
+                await channel.queue_declare(_dead_queue(topic, group), durable=True, arguments=dict(_QUORUM))
+                for number, queue in enumerate(queues_of(topic, group)):
+                    await channel.queue_declare(queue, durable=True, arguments=_lane_arguments(topic, group))
+                    await channel.queue_bind(queue, exchange, lane_key(number))
+
+
+def _remedy(topic: Topic) -> str:
+    """What a person can do about a mismatch."""
+    match topic.declaration:
+        case "plain":
+            return "It was declared otherwise: set this topic's declaration to `durable`, or to `passive` to take it as it is."
+        case "durable":
+            return "It was declared otherwise: set this topic's declaration to `plain`, or to `passive` to take it as it is."
+        case _:
+            return "Delete what is there when it is empty, or give this topic another name; then provision again."

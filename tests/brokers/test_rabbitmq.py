@@ -1,0 +1,814 @@
+"""RabbitMQ for itself: what it alone can do, and what it may do to us. What it shares with the others is in conformance."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import aiormq
+import pytest
+from aiormq.abc import AbstractChannel
+from pamqp import commands as spec
+
+from brokers.rabbit_house import (
+    Load,
+    assert_once_and_in_order,
+    consuming,
+    new_topic,
+    open_bench,
+    open_transport,
+    packet,
+)
+from conformance.journal.cutter import Cut, Cutter
+from conformance.messaging.house import collect, record, until
+from kassa.db import embedded
+from kassa.errors import BrokerUnreachable, QueueMismatch, SettingInvalid
+from kassa.ids import new_id
+from kassa.messaging.binders import amqp
+from kassa.messaging.binders import rabbitmq as ours
+from kassa.messaging.binders.amqp import read_url
+from kassa.messaging.binders.rabbitmq import (
+    RabbitStream,
+    RabbitTransport,
+    lane_key,
+    queues_of,
+)
+from kassa.messaging.members import GONE_S, Member, share
+from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, Packet, Receipt, Unknown
+from kassa.messaging.relay import send_surely
+from kassa.messaging.supplied import CREDIT
+from kassa.messaging.topology import Topic, lane
+from servers import RabbitMQ
+
+pytestmark = pytest.mark.needs("rabbitmq")
+
+DEADLINE_S = 5.0
+SETTLED_S = 2.5
+"""A quorum queue that was declared less than two seconds before the broker is killed is lost for good (RabbitMQ 3.10)."""
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[RabbitMQ]:
+    """One that may be killed."""
+    with embedded.temporary_directory("kassa-rabbitmq-") as directory:
+        server = RabbitMQ(directory / "rabbitmq").start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+async def transport(rabbitmq: RabbitMQ, database_url: str) -> AsyncIterator[RabbitTransport]:
+    async with open_transport(rabbitmq.url, database_url) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def stranger(url: str) -> AsyncIterator[AbstractChannel]:
+    """Somebody else's channel, who may do anything."""
+    async with aiormq.connect(url) as connection:
+        yield await connection.channel()
+
+
+async def ready(transport: RabbitTransport) -> Topic:
+    """A topic that is there."""
+    topic = new_topic()
+    await transport.provision([topic], verify_only=False)
+    return topic
+
+
+async def send(transport: RabbitTransport, topic: Topic, *packets: Packet) -> list[Receipt]:
+    return await transport.send(topic, packets, deadline_s=DEADLINE_S, must_arrive=True)
+
+
+async def take(stream: RabbitStream, count: int) -> list[Arrival]:
+    """At least so many, however they come."""
+    found: list[Arrival] = []
+    async with asyncio.timeout(20):
+        while len(found) < count:
+            try:
+                found += await stream.receive(100, 20)
+            except BrokerUnreachable:
+                await asyncio.sleep(0.05)
+    return found
+
+
+def ids(arrivals: list[Arrival]) -> list[str]:
+    return [arrival.packet.id for arrival in arrivals]
+
+
+def key_of(number: int, lanes: int = 8) -> str:
+    """A key that falls into a lane."""
+    return next(f"k{one}" for one in range(1000) if lane(f"k{one}", lanes) == number)
+
+
+# What travels
+
+
+async def test_headers_come_back_as_they_were(transport: RabbitTransport) -> None:
+    """Also those that the broker itself would read, or that have a place of their own in AMQP."""
+    topic = await ready(transport)
+    headers = {
+        "content-type": "text/plain", "correlation-id": "", "reply-to": "somewhere", "content-encoding": "identity",
+        "ce-type": "order.made", "ce-id": "1-2-3", "CC": "audit", "BCC": "hidden", "kassa.x": "1", "ü": "ö", "empty": "",
+    }  # fmt: skip
+
+    assert await send(transport, topic, Packet("r-1", "k", b"\x00\xff", headers)) == [Confirmed()]
+
+    (arrival,) = await take(await transport.subscribe(topic, "shop"), 1)
+    assert arrival.packet == Packet("r-1", "", b"\x00\xff", headers)
+    assert arrival.redeliveries == 0
+    assert arrival.sent_at is not None
+
+
+async def test_large_packet_travels_in_many_frames(transport: RabbitTransport) -> None:
+    topic = await ready(transport)
+    body = Random(1).randbytes(1_000_000)
+
+    assert await send(transport, topic, packet("r-1", body=body), packet("r-2", body=b"")) == [Confirmed()] * 2
+
+    arrivals = await take(await transport.subscribe(topic, "shop"), 2)
+    assert {arrival.packet.id: arrival.packet.body for arrival in arrivals} == {"r-1": body, "r-2": b""}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        packet("r-2", content_type="x" * 256),
+        Packet("r-2", "", b"{}", {"x" * 200: "name"}),
+        packet("r-2", large="x" * 200_000),
+    ],
+    ids=["long property", "long name", "large headers"],
+)
+async def test_what_amqp_cannot_say_fails_alone(transport: RabbitTransport, bad: Packet) -> None:
+    topic = await ready(transport)
+
+    first, second, third = await send(transport, topic, packet("r-1"), bad, packet("r-3"))
+
+    assert first == third == Confirmed()
+    assert isinstance(second, Failed) and not second.is_retryable
+    assert sorted(ids(await take(await transport.subscribe(topic, "shop"), 2))) == ["r-1", "r-3"]
+
+
+async def test_sender_decides_the_lane(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:
+    topic = await ready(transport)
+    envelopes = topic._replace(envelopes=True)
+
+    await send(transport, topic, packet("r-1", key="wallet-1"))
+    await send(transport, envelopes, packet("r-2", key="5"))
+
+    async with stranger(rabbitmq.url) as channel:
+        full = {
+            number
+            for number, queue in enumerate(queues_of(topic, "shop"))
+            if (await channel.queue_declare(queue, passive=True)).message_count
+        }
+    assert full == {lane("wallet-1", 8), 5}
+
+
+async def test_foreign_message_is_received_with_whatever_it_has(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:
+    topic = await ready(transport)
+    headers: dict[str, Any] = {
+        "n": 7,
+        "on": True,
+        "list": ["a", 1],
+        "raw": bytearray(b"\xff"),
+        "cloudEvents_type": "shop.made",
+    }
+
+    async with stranger(rabbitmq.url) as channel:
+        await channel.basic_publish(
+            b"hello", exchange=topic.name, routing_key=lane_key(0), properties=spec.Basic.Properties(headers=headers)
+        )
+
+    (arrival,) = await take(await transport.subscribe(topic, "shop"), 1)
+    expected = {"n": "7", "on": "true", "list": '["a",1]', "raw": "�", "ce-type": "shop.made"}
+    assert arrival.packet == Packet(arrival.packet.id, "", b"hello", expected)
+    assert arrival.sent_at is None
+
+
+async def test_garbage_ends_nothing(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:
+    """Bytes that no client can decode, in every place that has text, and a date beyond all calendars."""
+    topic = await ready(transport)
+    stream = await transport.subscribe(topic, "shop")
+
+    await asyncio.to_thread(publish_garbage, rabbitmq.url, topic.name)
+    await send(transport, topic, packet("r-1", key=key_of(0)))
+
+    seen: list[Arrival] = []
+    while not seen or seen[-1].packet.id != "r-1":
+        arrivals = await take(stream, 1)
+        assert await stream.settle(arrivals) == [True] * len(arrivals)
+        seen += arrivals
+    assert [arrival.packet.body for arrival in seen] == [b"garbage 0", b"garbage 1", b"garbage 2", b"garbage 3", b"{}"]
+
+
+def publish_garbage(url: str, exchange: str) -> None:
+    """With a client that sends what it is told to; four messages to the first lane."""
+    import pika
+
+    key = lane_key(0)
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    for number, (routing_key, properties) in enumerate(
+        [
+            (key, pika.BasicProperties(content_type=BadText("text/plain"))),
+            (key, pika.BasicProperties(headers={BadText("header-name"): "x"})),
+            (key, pika.BasicProperties(timestamp=2**62)),
+            (BadText("routing-key"), pika.BasicProperties(headers={"CC": [key]})),
+        ]
+    ):
+        channel.basic_publish(exchange, routing_key, b"garbage %d" % number, properties)
+    connection.close()
+
+
+class BadText(str):
+    """A text that is sent in an encoding that nobody expects."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return b"\xff\xfe" + super().encode(encoding, errors)[2:]
+
+
+# Addresses
+
+
+async def test_reply_to_a_queue_that_is_gone_has_failed(transport: RabbitTransport) -> None:
+    (receipt,) = await transport.reply("amq.gen-nobody", [packet("r-1")], deadline_s=DEADLINE_S)
+
+    assert isinstance(receipt, Failed) and not receipt.is_retryable
+
+
+async def test_group_without_queues_is_a_failure_although_the_topic_is_there(transport: RabbitTransport) -> None:
+    topic = new_topic()
+    await transport.provision([topic._replace(groups=())], verify_only=False)
+
+    (receipt,) = await send(transport, topic, packet("r-1"))
+
+    assert isinstance(receipt, Failed) and not receipt.is_retryable
+    nobody_must = await transport.send(topic, [packet("r-2")], deadline_s=DEADLINE_S, must_arrive=False)
+    assert nobody_must == [Confirmed()]
+
+
+async def test_missing_topic_ends_nothing_for_the_others(transport: RabbitTransport) -> None:
+    topic = await ready(transport)
+
+    results = await asyncio.gather(
+        *(send(transport, topic, packet(f"r-{number}")) for number in range(50)),
+        *(send(transport, new_topic(), packet("lost")) for _ in range(5)),
+    )
+
+    assert [receipts for receipts in results[:50] if receipts != [Confirmed()]] == []
+    assert all(isinstance(receipt, Failed) and not receipt.is_retryable for (receipt,) in results[50:])
+
+
+# Declarations
+
+
+async def test_other_declaration_is_refused_with_the_remedy(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:
+    topic = new_topic()._replace(declaration="durable", exchange=f"payment-{new_id()[-12:]}")
+    await transport.provision([topic], verify_only=False)
+
+    with pytest.raises(QueueMismatch, match=r"durable.*declaration to `durable`, or to `passive`"):
+        await transport.provision([topic._replace(declaration="plain")], verify_only=False)
+    assert await transport.provision([topic._replace(declaration="passive")], verify_only=False) == []
+
+
+async def test_queue_of_another_form_in_our_place_is_named(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:
+    topic = new_topic()
+    async with stranger(rabbitmq.url) as channel:
+        await channel.queue_declare(queues_of(topic, "shop")[3], durable=True)
+
+    with pytest.raises(QueueMismatch, match=r"shop\.3"):
+        await transport.provision([topic], verify_only=False)
+
+
+async def test_verifying_needs_no_right_to_create(
+    rabbitmq: RabbitMQ, transport: RabbitTransport, database_url: str
+) -> None:
+    topic = await ready(transport)
+    name = f"reader_{new_id()[-12:]}"
+    await asyncio.to_thread(
+        rabbitmq.evaluate,
+        f'rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"secret">>, <<"kassa">>), '
+        f'rabbit_auth_backend_internal:set_permissions(<<"{name}">>, <<"/">>, <<"^$">>, <<".*">>, <<".*">>, <<"kassa">>)',
+    )
+
+    async with open_transport(f"amqp://{name}:secret@127.0.0.1:{rabbitmq.port('amqp')}/", database_url) as reader:
+        assert await reader.provision([topic], verify_only=True) == []
+        missing = new_topic()
+        assert await reader.provision([missing], verify_only=True) == [(missing.name, "shop")]
+        with pytest.raises(SettingInvalid, match="ACCESS_REFUSED"):
+            await reader.provision([missing], verify_only=False)
+        assert await send(reader, topic, packet("r-1")) == [Confirmed()]
+        assert ids(await take(await reader.subscribe(topic, "shop"), 1)) == ["r-1"]
+
+
+# Security
+
+
+async def test_tls_with_password(rabbitmq: RabbitMQ, database_url: str) -> None:
+    url = f"{rabbitmq.tls_url}?ca={rabbitmq.certificates.authority}"
+    async with open_transport(url, database_url) as transport:
+        topic = await ready(transport)
+        assert await send(transport, topic, packet("r-1")) == [Confirmed()]
+        assert ids(await take(await transport.subscribe(topic, "shop"), 1)) == ["r-1"]
+
+
+async def test_wrong_password_is_told_without_it(rabbitmq: RabbitMQ, database_url: str) -> None:
+    url = f"{rabbitmq.tls_url}?ca={rabbitmq.certificates.authority}".replace(rabbitmq.password, "guessed")
+
+    with pytest.raises(SettingInvalid, match=r"refuses us.*ACCESS_REFUSED") as told:
+        async with open_transport(url, database_url):
+            pass
+    assert "guessed" not in str(told.value)
+
+
+async def test_server_of_an_unknown_authority_is_not_trusted(rabbitmq: RabbitMQ, database_url: str) -> None:
+    with pytest.raises(SettingInvalid, match="not trusted"):
+        async with open_transport(rabbitmq.tls_url, database_url):
+            pass
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://u:hidden@h/?colour=red",
+        "amqp://u:hidden@h/?heartbeat=soon",
+        "amqps://u:hidden@h/?ca=/nowhere",
+        "amqps://u:hidden@h/?verify=maybe",
+        "amqp://u:hidden@h/?auth=kerberos",
+        "amqp://u:hidden@h:port/",
+    ],
+)
+def test_setting_that_nobody_understands_is_refused(url: str) -> None:
+    with pytest.raises(SettingInvalid) as told:
+        read_url(url)
+    assert "hidden" not in str(told.value)
+
+
+async def test_virtual_host_that_is_not_there_is_named(rabbitmq: RabbitMQ, database_url: str) -> None:
+    with pytest.raises(BrokerUnreachable, match="virtual host nowhere"):
+        async with open_transport(f"{rabbitmq.url}nowhere", database_url):
+            pass
+
+
+async def test_way_to_log_in_that_it_has_not_is_told(rabbitmq: RabbitMQ, database_url: str) -> None:
+    with pytest.raises(SettingInvalid, match="PLAIN"):
+        async with open_transport(f"{rabbitmq.url}?auth=external", database_url):
+            pass
+
+
+async def test_broker_that_is_not_there_is_unreachable(database_url: str) -> None:
+    with pytest.raises(BrokerUnreachable):
+        async with open_transport("amqp://127.0.0.1:1/", database_url):
+            pass
+
+
+# Consumers
+
+
+async def test_consumers_of_several_processes_share_the_lanes(rabbitmq: RabbitMQ, database_url: str) -> None:
+    async with open_transport(rabbitmq.url, database_url) as one, open_transport(rabbitmq.url, database_url) as two:
+        topic = await ready(one)
+        streams = [await one.subscribe(topic, "shop"), await two.subscribe(topic, "shop")]
+
+        await until_shared(one, topic, streams)
+        await streams[0].close()
+        await send(one, topic, *(packet(f"r-{number}", key=key_of(number)) for number in range(8)))
+        seen: set[str] = set()
+        while not seen >= {f"r-{number}" for number in range(8)}:
+            seen.update(ids(await take(streams[1], 1)))
+
+
+async def until_shared(transport: RabbitTransport, topic: Topic, streams: list[RabbitStream]) -> None:
+    """Returns once both get something."""
+    got = [0, 0]
+    async with asyncio.timeout(GONE_S + 10):
+        while 0 in got:
+            await send(transport, topic, *(packet(new_id(), key=key_of(number)) for number in range(8)))
+            for place, stream in enumerate(streams):
+                arrivals = await stream.receive(100, 0.1)
+                got[place] += len(arrivals)
+                await stream.settle(arrivals)
+
+
+async def test_lanes_of_a_process_that_was_cut_off_go_to_the_others(rabbitmq: RabbitMQ, database_url: str) -> None:
+    """It says nothing any more and the broker sees its connection end; nobody closed anything."""
+    cutter = Cutter(rabbitmq.url)
+    through = await cutter.start()
+    async with open_transport(rabbitmq.url, database_url) as one, open_transport(through, database_url) as two:
+        topic = await ready(one)
+        streams = [await one.subscribe(topic, "shop"), await two.subscribe(topic, "shop")]
+        await until_shared(one, topic, streams)
+
+        cutter.is_refusing = True
+        await cutter.stop()
+        await send(one, topic, *(packet(f"r-{number}", key=key_of(number)) for number in range(8)))
+        seen: set[str] = set()
+        async with asyncio.timeout(GONE_S + 10):
+            while not seen >= {f"r-{number}" for number in range(8)}:
+                seen.update(ids(await take(streams[0], 1)))
+
+
+async def test_shares_stay_when_the_database_is_away(transport: RabbitTransport) -> None:
+    topic = await ready(transport)
+    streams = [await transport.subscribe(topic, "shop") for _ in range(2)]
+    await until_shared(transport, topic, streams)
+
+    await transport._members._pool.close()
+    await transport.announce()
+    await until_shared(transport, topic, streams)
+
+    assert [stream._wanted for stream in streams] == [{0, 1, 2, 3}, {4, 5, 6, 7}]
+
+
+async def test_lane_that_nobody_consumes_is_adopted_until_its_owner_comes(
+    transport: RabbitTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list says that somebody is there, but he is not at his queues."""
+    topic = await ready(transport)
+    stream = await transport.subscribe(topic, "shop")
+    monkeypatch.setattr(ours, "ORPHANS_EVERY", 1)
+    ghost = Member(stream.place, "zz-ghost", 0)
+
+    async def is_adopted() -> bool:
+        await transport._members.announce([ghost])
+        await send(transport, topic, packet("r-1", key=key_of(7)))
+        return bool(stream._wanted == {0, 1, 2, 3} and await stream.receive(100, 0.1))
+
+    await until(is_adopted, 20)
+    owner = await transport.subscribe(topic, "shop")
+    async with asyncio.timeout(20):
+        while not await owner.receive(100, 0.1):
+            await transport._members.announce([ghost])
+            await send(transport, topic, *(packet("r-2", key=key_of(number)) for number in range(8)))
+            await stream.settle(await stream.receive(100, 0.1))
+
+
+@pytest.mark.parametrize("members", range(1, 12))
+def test_shares_cover_every_lane_once(members: int) -> None:
+    names = [f"m{number:02}" for number in range(members)]
+
+    shares = [share(8, names, name) for name in names]
+
+    assert sorted(number for one in shares for number in one) == list(range(8))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+async def test_slow_consumer_fetches_no_more_than_its_window(transport: RabbitTransport) -> None:
+    topic = (await ready(transport))._replace(lanes=1)
+    stream = await transport.subscribe(topic, "shop")
+    key = key_of(0)
+    for start in range(0, 2000, 500):
+        await send(transport, topic, *(packet(f"r-{number}", key=key) for number in range(start, start + 500)))
+
+    first = await take(stream, 100)
+
+    assert len(first) == 100
+    assert stream.in_hand() <= 2 * CREDIT
+    assert await transport.depth(topic, "shop") == 2000
+
+
+async def test_settling_out_of_order_settles_no_more_than_that(transport: RabbitTransport) -> None:
+    topic = await ready(transport)
+    key = key_of(2)
+    await send(transport, topic, *(packet(f"r-{number}", key=key) for number in range(6)))
+    stream = await transport.subscribe(topic, "shop")
+    arrivals = await take(stream, 6)
+
+    assert await stream.settle([arrivals[1], arrivals[4]]) == [True, True]
+    assert await stream.settle([arrivals[1], arrivals[0]]) == [False, True]
+    await stream.close()
+
+    again = await take(await transport.subscribe(topic, "shop"), 3)
+    assert ids(again) == ["r-2", "r-3", "r-5"]
+    assert [arrival.redeliveries for arrival in again] == [1, 1, 1]
+
+
+async def test_packet_that_is_never_settled_falls_into_the_net(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A net under consumers that die before they can count: what ends them again and again goes aside."""
+    monkeypatch.setattr(ours, "DELIVERIES_MAX", 2)
+    topic = await ready(transport)
+    await send(transport, topic, packet("r-1", key="k"))
+
+    counts = []
+    for _ in range(3):
+        stream = await transport.subscribe(topic, "shop")
+        counts += [arrival.redeliveries for arrival in await take(stream, 1)]
+        await stream.close()
+
+    async def is_aside() -> bool:
+        async with stranger(rabbitmq.url) as channel:
+            return (await channel.queue_declare(f"{topic.name}:shop.dead", passive=True)).message_count == 1
+
+    await until(is_aside)
+    assert counts == [0, 1, 2]
+    assert await transport.depth(topic, "shop") == 0
+
+
+async def test_started_again_it_gives_the_same_in_order_and_the_broker_counts_nothing(
+    transport: RabbitTransport,
+) -> None:
+    """While our own database is away everything is taken again each second; it must not use up the delivery limit."""
+    topic = await ready(transport)
+    key = key_of(2)
+    await send(transport, topic, *(packet(f"r-{number}", key=key) for number in range(4)))
+    stream = await transport.subscribe(topic, "shop")
+    stale = await take(stream, 4)
+    await stream.settle(stale[:1])
+
+    await stream.restart()
+
+    assert await stream.settle(stale[1:]) == [False] * 3
+    again = await take(stream, 3)
+    assert [(arrival.packet.id, arrival.redeliveries) for arrival in again] == [("r-1", 0), ("r-2", 0), ("r-3", 0)]
+    assert await stream.settle(again) == [True] * 3
+    assert await transport.depth(topic, "shop") == 0
+
+
+async def test_consumer_goes_on_after_its_queues_were_deleted(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:
+    topic = await ready(transport)
+    stream = await transport.subscribe(topic, "shop")
+    await send(transport, topic, packet("r-1", key=key_of(1)))
+    (stale,) = await take(stream, 1)
+
+    async with stranger(rabbitmq.url) as channel:
+        for queue in queues_of(topic, "shop"):
+            await channel.queue_delete(queue)
+
+    async def is_made_again() -> bool:
+        receipts = await send(transport, topic, *(packet(f"r-{number}", key=key_of(number)) for number in range(8)))
+        return receipts == [Confirmed()] * 8
+
+    await until(is_made_again)
+    assert await stream.settle([stale]) == [False]
+    assert {f"r-{number}" for number in range(8)} <= set(ids(await take(stream, 8)))
+
+
+async def test_deleted_exchange_is_made_again_by_who_sends(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:
+    topic = await ready(transport)
+    stream = await transport.subscribe(topic, "shop")
+    assert await send(transport, topic, packet("r-1")) == [Confirmed()]
+
+    async with stranger(rabbitmq.url) as channel:
+        await channel.exchange_delete(topic.name)
+    first = await send(transport, topic, packet("r-2"))
+    again = [Confirmed()] if first == [Confirmed()] else await send(transport, topic, packet("r-2"))
+
+    assert isinstance(first[0], Confirmed | Unknown) and again == [Confirmed()]
+    assert set(ids(await take(stream, 2))) == {"r-1", "r-2"}
+
+
+# A broker that does not take more
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+async def test_blocked_broker_fails_sends_by_their_deadline_and_loses_nothing(
+    own_server: RabbitMQ, database_url: str, kind: str
+) -> None:
+    topic = new_topic()
+    raise_alarm, clear_alarm = {
+        "memory": (own_server.raise_memory_alarm, own_server.clear_memory_alarm),
+        "disk": (own_server.raise_disk_alarm, own_server.clear_disk_alarm),
+    }[kind]
+    async with open_bench(own_server.url, database_url, topic) as bench, consuming(bench):
+        await bench.binder.send(topic.name, [record("r-0")], deadline_s=DEADLINE_S)
+        await asyncio.to_thread(raise_alarm)
+        try:
+            began = asyncio.get_running_loop().time()
+            doubtful = await bench.binder.send(topic.name, [record(f"r-{n}") for n in range(1, 100)], deadline_s=1)
+            blocked = await bench.binder.send(topic.name, [record(f"r-{n}") for n in range(100, 200)], deadline_s=1)
+            took_s = asyncio.get_running_loop().time() - began
+            await until(lambda: has_effect(bench, "r-0"))
+        finally:
+            await asyncio.to_thread(clear_alarm)
+        sent_again = await send_surely(bench.binder, topic.name, [record(f"r-{n}") for n in range(1, 200)], DEADLINE_S)
+
+        assert 2.0 <= took_s < 2.5
+        assert all(isinstance(one, Confirmed | Unknown) or one.is_retryable for one in doubtful)
+        assert all(isinstance(one, Failed) and one.is_retryable for one in blocked)
+        assert sent_again == [Confirmed()] * 199
+        await until(lambda: has_all(bench, 200))
+        assert sorted(await bench.effects()) == sorted(f"r-{n}" for n in range(200))
+
+
+async def has_effect(bench: Any, id: str) -> bool:
+    return id in await bench.effects()
+
+
+async def has_all(bench: Any, count: int) -> bool:
+    return len(await bench.effects()) >= count
+
+
+async def test_full_local_queue_fails_what_never_left_us(
+    own_server: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that takes everything and confirms nothing: no more than so many are under way at a time."""
+    monkeypatch.setattr(amqp, "IN_FLIGHT_MAX", 100)
+    async with open_transport(own_server.url, database_url) as transport:
+        topic = await ready(transport)
+        await send(transport, topic, packet("r-0"))
+        own_server.freeze()
+        try:
+            receipts = await transport.send(
+                topic, [packet(f"r-{n}") for n in range(1, 500)], deadline_s=1, must_arrive=True
+            )
+        finally:
+            own_server.thaw()
+
+        kinds = [type(receipt) for receipt in receipts]
+        written = kinds.count(Unknown)
+        assert 100 <= written < 100 + amqp.BURST
+        assert kinds == [Unknown] * written + [Failed] * (499 - written)
+        assert await send(transport, topic, packet("r-500")) == [Confirmed()]
+
+
+async def test_frozen_broker_is_left_by_the_deadline_and_found_again(own_server: RabbitMQ, database_url: str) -> None:
+    topic = new_topic()
+    async with open_bench(own_server.url, database_url, topic) as bench, consuming(bench):
+        load = Load(bench, senders=4, deadline_s=0.5)
+        await load.until(50)
+        own_server.freeze()
+        await asyncio.sleep(2)
+        own_server.thaw()
+        await load.until(150)
+        await load.stop()
+
+        await until(lambda: has_all(bench, len(load.confirmed)), 20)
+        assert load.doubts > 0
+        assert_once_and_in_order(load.confirmed, await bench.effects())
+
+
+async def test_connection_that_hears_nothing_is_given_up_and_everything_goes_on(
+    own_server: RabbitMQ, database_url: str
+) -> None:
+    """Half open: no end of the connection is seen, only silence."""
+    topic = new_topic()
+    async with open_bench(f"{own_server.url}?heartbeat=1", database_url, topic) as bench, consuming(bench):
+        await bench.binder.send(topic.name, [record("0-0", key="0")], deadline_s=DEADLINE_S)
+        await until(lambda: has_all(bench, 1))
+        own_server.freeze()
+        try:
+            transport = bench.binder.transport  # type: ignore[attr-defined]
+            given_up = (await transport.receiving.live()).connection
+            await until(lambda: is_over(given_up), 20)
+        finally:
+            own_server.thaw()
+
+        assert await send_surely(bench.binder, topic.name, [record("0-1", key="0")], DEADLINE_S) == [Confirmed()]
+        await until(lambda: has_all(bench, 2), 20)
+
+
+async def is_over(connection: Any) -> bool:
+    return bool(connection.is_closed)
+
+
+# Connections that end
+
+
+async def test_connection_cut_in_the_middle_of_a_batch_leaves_doubt_and_no_loss(
+    rabbitmq: RabbitMQ, database_url: str
+) -> None:
+    cutter = Cutter(rabbitmq.url)
+    topic = new_topic()
+    through = await cutter.start()
+    async with open_bench(through, database_url, topic) as bench, consuming(bench):
+        for number, cut in enumerate((Cut.BEFORE, Cut.ANSWER_LOST)):
+            records = [record(f"{number}-{n}", key=str(n % 7), body=b'"%d %d"' % (number, n)) for n in range(300)]
+            cutter.arm(b'"%d 150"' % number, cut)
+            receipts = await bench.binder.send(topic.name, records, deadline_s=DEADLINE_S)
+            again = await send_surely(bench.binder, topic.name, records, DEADLINE_S)
+
+            assert {type(one) for one in receipts} <= {Confirmed, Unknown, Failed}
+            assert any(isinstance(one, Unknown) for one in receipts)
+            assert again == [Confirmed()] * 300
+        await until(lambda: has_all(bench, 600), 20)
+        assert sorted(await bench.effects()) == sorted(f"{i}-{n}" for i in range(2) for n in range(300))
+    assert cutter.cuts == 2
+    await cutter.stop()
+
+
+async def test_connection_cut_at_an_acknowledgement_repeats_no_effect(rabbitmq: RabbitMQ, database_url: str) -> None:
+    cutter = Cutter(rabbitmq.url)
+    topic = new_topic()
+    through = await cutter.start()
+    async with open_bench(through, database_url, topic) as bench:
+        await send_surely(bench.binder, topic.name, [record(f"0-{n}", key="0") for n in range(200)], DEADLINE_S)
+        cutter.arm(spec.Basic.Ack.index.to_bytes(4, "big"), Cut.BEFORE)
+        async with consuming(bench) as consumer:
+            await until(lambda: is_repeated(consumer), 20)
+            await until(lambda: has_all(bench, 200), 20)
+
+        assert await bench.effects() == [f"0-{n}" for n in range(200)]
+    assert cutter.cuts == 1
+    await cutter.stop()
+
+
+async def is_repeated(consumer: Any) -> bool:
+    return bool(consumer.counts.repeated)
+
+
+# A broker that dies
+
+
+async def killed(server: RabbitMQ) -> None:
+    await asyncio.to_thread(server.kill)
+
+
+async def stopped(server: RabbitMQ) -> None:
+    await asyncio.to_thread(server.stop)
+
+
+@pytest.mark.parametrize("ends", [killed, stopped])
+async def test_broker_that_ends_under_load_and_comes_back(
+    own_server: RabbitMQ, database_url: str, ends: Callable[[RabbitMQ], Any]
+) -> None:
+    topic = new_topic()
+    async with open_bench(own_server.url, database_url, topic) as bench, consuming(bench) as consumer:
+        await asyncio.sleep(SETTLED_S)
+        load = Load(bench)
+        await load.until(400)
+        await ends(own_server)
+        before = len(load.confirmed)
+        await asyncio.to_thread(own_server.start)
+        await load.until(before + 400)
+        await load.stop()
+
+        await until(lambda: has_all(bench, len(load.confirmed)), 30)
+        effects = await bench.effects()
+        assert_once_and_in_order(load.confirmed, effects)
+        assert consumer.counts.handled == len(effects)
+        await until(lambda: is_empty(bench), 20)
+
+
+async def is_empty(bench: Any) -> bool:
+    try:
+        return bool((await bench.binder.depth(bench.topic.name, "shop")).waiting == 0)
+    except BrokerUnreachable:
+        return False
+
+
+async def test_broker_that_is_away_costs_nothing_but_time(own_server: RabbitMQ, database_url: str) -> None:
+    topic = new_topic()
+    async with open_bench(own_server.url, database_url, topic) as bench:
+        await asyncio.sleep(SETTLED_S)
+        await killed(own_server)
+        receipts = await bench.binder.send(topic.name, [record("r-1")], deadline_s=0.5)
+        with pytest.raises(BrokerUnreachable):
+            await bench.binder.depth(topic.name, "shop")
+        with pytest.raises(BrokerUnreachable):
+            await bench.binder.subscribe(topic.name, "shop")
+        await asyncio.to_thread(own_server.start)
+
+        assert isinstance(receipts[0], Failed) and receipts[0].is_retryable
+        assert await bench.binder.send(topic.name, [record("r-1")], deadline_s=DEADLINE_S) == [Confirmed()]
+        subscription = await bench.binder.subscribe(topic.name, "shop")
+        (delivery,) = await collect(subscription, 1)
+        assert await subscription.settle([(delivery, Ack())]) == [True]
+
+
+async def test_plain_queue_that_a_restart_took_away_is_there_again(own_server: RabbitMQ, database_url: str) -> None:
+    """What programs declare in the plainest way does not survive the broker; the consumer declares it again."""
+    topic = new_topic()._replace(declaration="plain", lanes=1, keyed=False)
+    async with open_transport(own_server.url, database_url) as transport:
+        await transport.provision([topic], verify_only=False)
+        stream = await transport.subscribe(topic, "shop")
+        await stopped(own_server)
+        await asyncio.to_thread(own_server.start)
+
+        async def is_there() -> bool:
+            return await send(transport, topic, packet("r-1")) == [Confirmed()]
+
+        await until(is_there, 20)
+        assert ids(await take(stream, 1)) == ["r-1"]
+
+
+@pytest.mark.long
+async def test_random_kills(own_server: RabbitMQ, database_url: str) -> None:
+    random = Random(seed := 20261125)
+    print(f"seed {seed}")
+    topic = new_topic()
+    async with open_bench(own_server.url, database_url, topic) as bench, consuming(bench) as consumer:
+        await asyncio.sleep(SETTLED_S)
+        load = Load(bench)
+        for _ in range(10):
+            await load.until(len(load.confirmed) + random.randint(50, 1500))
+            await random.choice((killed, killed, stopped))(own_server)
+            await asyncio.sleep(random.random() * 2)
+            await asyncio.to_thread(own_server.start)
+        await load.until(len(load.confirmed) + 500)
+        await load.stop()
+
+        await until(lambda: has_all(bench, len(load.confirmed)), 60)
+        effects = await bench.effects()
+        print(
+            json.dumps(
+                {"confirmed": len(load.confirmed), "effects": len(effects), "repeated": consumer.counts.repeated}
+            )
+        )
+        assert_once_and_in_order(load.confirmed, effects)
