@@ -1,0 +1,105 @@
+"""A program on RabbitMQ whose author has never heard of Kassa: pika, the plainest declarations, a request and its answer."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pika
+import pytest
+
+from flows.cli.house import Up, kassa, set_up
+
+pytestmark = pytest.mark.needs("rabbitmq")
+
+PROGRAM = """
+import json, sys, pika
+connection = pika.BlockingConnection(pika.URLParameters(sys.argv[1]))
+channel = connection.channel()
+channel.exchange_declare("payment", "topic")
+channel.queue_declare("payment_order")
+channel.queue_bind("payment_order", "payment", "payment_order")
+answers = channel.queue_declare("", exclusive=True).method.queue
+properties = pika.BasicProperties(reply_to=answers, correlation_id="42")
+channel.basic_publish("payment", "payment_order", json.dumps({"order_id": "123456", "amount": 100}), properties)
+method, properties, body = next(channel.consume(answers, inactivity_timeout=30))
+print(properties.correlation_id, properties.content_type, body.decode())
+"""
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """A virtual host of its own: the names of this program are fixed."""
+    return str(request.getfixturevalue("rabbitmq").virtual_host("pika"))
+
+
+@pytest.fixture
+def up(url: str) -> Iterator[Up]:
+    with set_up() as directory:
+        yield Up(directory, "--port", "0", "--broker", url)
+
+
+def run(program: str, url: str, tmp_path: Path) -> str:
+    """What the program says."""
+    file = tmp_path / "program.py"
+    file.write_text(program)
+    done = subprocess.run([sys.executable, str(file), url], capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rest(up: Up, path: str) -> Any:
+    """What the REST API says."""
+    headers = {"Authorization": f"Bearer {up.said['api_key']}"}
+    return httpx.get(up.said["api"] + path, headers=headers, trust_env=False).json()
+
+
+def test_a_program_of_ten_lines_gets_its_answer(url: str, up: Up, tmp_path: Path) -> None:
+    first = run(PROGRAM, url, tmp_path)
+    again = run(PROGRAM, url, tmp_path)
+    silent = run(
+        PROGRAM.replace("reply_to=answers, ", "").replace("123456", "7").partition("method,")[0], url, tmp_path
+    )
+
+    correlation_id, content_type, body = first.split(" ", 2)
+    payment = json.loads(body)
+    assert (correlation_id, content_type, silent) == ("42", "application/json", "")
+    assert (payment["object"], payment["order_id"], payment["amount"], payment["currency"]) == (
+        "payment", "123456", 100, "CNY",
+    )  # fmt: skip
+    assert payment["next_action"]["code_url"].startswith("weixin://")
+    assert json.loads(again.split(" ", 2)[2]) == payment
+    assert rest(up, "/v1/payments?order_id=123456")["data"] == [payment]
+
+
+def test_a_plain_consumer_hears_events(url: str, up: Up, tmp_path: Path) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    channel = connection.channel()
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, "kassa.events", "payment.*")
+
+    payment = json.loads(run(PROGRAM, url, tmp_path).split(" ", 2)[2])
+    up.pay(payment["next_action"]["code_url"])
+    heard: list[tuple[str, dict[str, Any]]] = []
+    for method, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=30):
+        heard.append((method.routing_key, json.loads(body)))
+        assert properties.headers["cloudEvents:subject"] == payment["id"]
+        if method.routing_key == "payment.succeeded":
+            break
+    connection.close()
+
+    assert [type_ for type_, _ in heard] == ["payment.processing", "payment.succeeded"]
+    assert heard[-1][1]["state"] == "succeeded"
+
+
+def test_a_broker_that_cannot_be_reached_is_told_at_once() -> None:
+    with set_up() as directory:
+        done = kassa("up", "--dir", str(directory), "--port", "0", "--broker", "amqp://guest:pw@127.0.0.1:1", expect=3)
+
+    assert "amqp://guest:***@127.0.0.1:1 cannot be reached" in done.stderr
+    assert "Start it, or correct its URL" in done.stderr
+    assert "guest:pw" not in done.stderr
