@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from cloudevents.core.bindings.amqp import AMQPMessage, from_amqp_event
+from cloudevents.core.bindings.rabbitmq import RabbitMQMessage, from_rabbitmq_event
 
 from brokers.rabbit_house import open_bench
 from conformance.messaging.house import Bench, collect
@@ -106,9 +106,7 @@ async def test_listener_gets_cloud_events_by_type(place: str, database_url: str)
         assert await bench.binder.send(topic.name, sent, deadline_s=5) == [Confirmed()] * 2
         message = json.loads(await line_of(process))
 
-    event = from_amqp_event(
-        AMQPMessage({"content-type": message["type"]}, message["headers"], message["body"].encode())
-    )
+    event = from_rabbitmq_event(RabbitMQMessage(message["headers"], message["type"], message["body"].encode()))
     assert message["key"] == event.get_type() == "payment.succeeded"
     assert event.get_data() == {"amount": 100}
     assert (event.get_id(), event.get_source(), event.get_subject()) == (

@@ -87,7 +87,7 @@ def test_a_plain_consumer_hears_events(url: str, up: Up, tmp_path: Path) -> None
     heard: list[tuple[str, dict[str, Any]]] = []
     for method, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=30):
         heard.append((method.routing_key, json.loads(body)))
-        assert properties.headers["cloudEvents:subject"] == payment["id"]
+        assert properties.headers["ce-subject"] == payment["id"]
         if method.routing_key == "payment.succeeded":
             break
     connection.close()

@@ -52,9 +52,8 @@ LOST = (refused.AMQPError, OSError, TimeoutError, RuntimeError)
 DIRECT_REPLY = "amq.rabbitmq.reply-to."
 DIRECT = ""
 """The exchange whose routing keys are the names of queues."""
-_CE = "cloudEvents:"
-_CE_OTHER = "cloudEvents_"
-"""The binding allows both; the second one is what JMS can say."""
+_CE_OTHERS = ("cloudEvents:", "cloudEvents_")
+"""How the binding for AMQP 1.0 begins an attribute; the one for RabbitMQ (AMQP 0-9-1), which we speak, says `ce-` as we do."""
 _ESCAPE = "kassa."
 _READ_BY_BROKER = frozenset({"CC", "BCC"})
 _PROPERTIES = {
@@ -167,8 +166,6 @@ def _properties(packet: Packet, also: str | None, sent_us: int) -> spec.Basic.Pr
     for name, value in packet.headers.items():
         if value and (property_ := _PROPERTIES.get(name)):
             setattr(properties, property_, value)
-        elif name.startswith("ce-"):
-            headers[_CE + name[3:]] = value
         elif name in _READ_BY_BROKER or name.startswith(_ESCAPE):
             headers[_ESCAPE + name] = value
         else:
@@ -204,8 +201,8 @@ def packet_of(parcel: Parcel) -> tuple[Packet, int, datetime | None]:
             sent_at = _moment(value)
         elif name == _DELIVERY_COUNT and isinstance(value, int):
             redeliveries = value
-        elif name.startswith((_CE, _CE_OTHER)):
-            headers["ce-" + name[len(_CE) :]] = text_of(value)
+        elif name.startswith(_CE_OTHERS):
+            headers["ce-" + name[len(_CE_OTHERS[0]) :]] = text_of(value)
         else:
             headers[name.removeprefix(_ESCAPE)] = text_of(value)
     for name, property_ in _PROPERTIES.items():

@@ -8,7 +8,7 @@
 How topics look on the broker, for people who bring their own programs:
 
 - A topic is a durable topic exchange of its name. A message's routing key is its event's type (`payment.succeeded`), else the
-  topic's name, so anybody binds a queue of his own with `payment.*` or `#`. CloudEvents attributes are `cloudEvents:…` headers.
+  topic's name, so anybody binds a queue of his own with `payment.*` or `#`. CloudEvents attributes are `ce-…` headers.
 - A group of ours has a quorum queue per lane, `topic:group.N`, with a single active consumer, bound to `@lane.N`. The sender
   computes the lane from the key and names it in the `BCC` header, which the broker reads and takes out. No plugin is needed.
 - What was handed out DELIVERIES_MAX times without being settled goes to `topic:group.dead`. That is a net under consumers that
