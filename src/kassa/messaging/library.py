@@ -114,7 +114,10 @@ class Messaging:
         `engine.begin` of SQLAlchemy; else asyncpg's. provision: whether topics are made when they are missing."""
         self._broker_url = broker
         self._database_url = database_url
-        self._topics = {topic.name: topic for topic in (*TOPOLOGY, *topics)}
+        own = tuple(topics)
+        self._own = {topic.name for topic in own}
+        """Kassa's own topics are there already, or made with the first group of ours."""
+        self._topics = {topic.name: topic for topic in (*TOPOLOGY, *own)}
         self._name = name
         self._transaction = transaction
         self._provision = provision
@@ -150,7 +153,9 @@ class Messaging:
         self._wakeups = Wakeups(lambda: connect(url, application=f"{self._name} wake"))
         self._binder = make_binder(self._broker_url, Resources(self._pool, self._wakeups, self._declared()))
         await self._binder.open()
-        await self._binder.provision(self._declared(), verify_only=not self._provision)
+        consumed = {consumer.topic for consumer in self._consumers}
+        needed = [topic for topic in self._declared() if topic.name in self._own or topic.name in consumed]
+        await self._binder.provision(needed, verify_only=not self._provision)
         work = MessageWork(self._pool)
         way = _Way(self._name, self._binder)
         loops = [self._wakeups.run, self._tidy, ReplyRelay(work, way, _never_owed, self._wakeups).run]
