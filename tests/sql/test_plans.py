@@ -35,7 +35,7 @@ async def test_rows_are_updated_by_their_primary_key(database_url: str, table: T
     connection = await connect(database_url, application="test")
     statement = sql.Statement(sql.Shapes())
     columns, types = ("home", "id", "version"), ("bigint", "uuid", "bigint")
-    statement.update(table.name, ("home", "id"), columns, types, [(1, "0" * 32, 1)])
+    statement.update(table.name, ("home", "id"), columns, types, [(1, "0" * 32, 1), (2, "1" * 32, 2)])
 
     plan = await _plan(connection, statement.sql, len(statement.values))
     await connection.close()
