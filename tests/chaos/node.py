@@ -25,10 +25,11 @@ from kassa.clock import SystemClock
 from kassa.journal.change import Change
 from kassa.journal.writer import PostgresJournal
 from kassa.notifications.sender import Sender
-from kassa.payments.records import Attempt
+from kassa.payments.records import Attempt, Payment
 from kassa.payments.service import Payments
 
 POINTS = (
+    "wallet.intended",
     "charge.intended",
     "charge.request",
     "charge.sent",
@@ -37,6 +38,12 @@ POINTS = (
     "refund.request",
     "refund.sent",
     "refund.answered",
+    "query.request",
+    "query.sent",
+    "query.answered",
+    "close.request",
+    "close.sent",
+    "close.answered",
     "callback.received",
     "commit.before",
     "commit.after",
@@ -95,6 +102,8 @@ def _watch_journal(plan: Plan) -> None:
     def submitted(journal: PostgresJournal, change: Change) -> Any:
         if any(isinstance(row, Attempt) for row in change.new):
             plan.reached("charge.intended")
+        elif any(isinstance(row, Payment) for row in change.new):
+            plan.reached("wallet.intended")
         if any(claim.kind == "refund" for claim in change.claims):
             plan.reached("refund.intended")
         return submit(journal, change)
@@ -130,9 +139,6 @@ def _watched(steps: Generator[Request, Response, Any], plan: Plan) -> Generator[
         request = next(steps)
         while True:
             name = _operation(request)
-            if name is None:
-                request = steps.send((yield request))
-                continue
             plan.reached(f"{name}.request")
             threading.Timer(SENT_S, plan.reached, (f"{name}.sent",)).start()
             answer = yield request
@@ -142,9 +148,11 @@ def _watched(steps: Generator[Request, Response, Any], plan: Plan) -> Generator[
         return end.value
 
 
-def _operation(request: Request) -> str | None:
-    if request.method != "POST" or request.path.endswith("/close"):
-        return None
+def _operation(request: Request) -> str:
+    if request.method != "POST":
+        return "query"
+    if request.path.endswith("/close"):
+        return "close"
     return "refund" if "/refund/" in request.path else "charge"
 
 

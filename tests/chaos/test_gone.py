@@ -112,13 +112,13 @@ async def test_everything_is_killed_at_once(whole_house: House) -> None:
         hurrying = asyncio.create_task(hurry_for_ever(house))
         try:
             await asyncio.sleep(1.0)
-            kill_family(house.server.pid)
+            house.kill_database()
             house.kill_sandbox()
             house.kill()
             await asyncio.to_thread(house.start)
             await asyncio.gather(*load)
 
-            kill_family(house.server.pid)
+            house.kill_database()
             await until(lambda: _is_ready(client, False), "not ready")
             await until(lambda: _is_ready(client, True), "ready by itself")
             await client.pay_from(wallet, 5)

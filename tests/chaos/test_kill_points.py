@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 
+import tally
 from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
 from kassa.cli.sandboxes import is_alive
 
@@ -13,6 +14,9 @@ pytestmark = pytest.mark.long
 flows/cli and conformance/journal."""
 
 PLANS = {
+    "before a wallet payment is stored": "wallet.intended",
+    "in a wallet payment's commit": "wallet.intended>commit.before",
+    "after a wallet payment's commit": "wallet.intended>commit.after",
     "before the intent is stored": "charge.intended",
     "in the intent's commit": "charge.intended>commit.before",
     "when the intent is stored and nobody knows": "charge.intended>commit.after",
@@ -21,6 +25,14 @@ PLANS = {
     "when the provider has answered": "charge.answered",
     "in the outcome's commit": "charge.answered>commit.before",
     "after the outcome's commit": "charge.answered>commit.after",
+    "before the provider is asked": "query.request",
+    "while the provider is asked": "query.sent",
+    "when the provider has said what it knows": "query.answered",
+    "in that knowledge's commit": "query.answered>commit.before",
+    "before a close is sent": "close.request",
+    "while the provider closes": "close.sent",
+    "when the provider has closed": "close.answered",
+    "in the close's commit": "close.answered>commit.before",
     "when a callback arrives": "callback.received",
     "in a callback's commit": "callback.received>commit.before",
     "after a callback's commit": "callback.received>commit.after",
@@ -30,6 +42,7 @@ PLANS = {
     "while the provider has a refund": "refund.sent",
     "when a refund is answered": "refund.answered",
     "in a refund's commit": "refund.answered>commit.before",
+    "after a refund's commit": "refund.answered>commit.after",
     "before a webhook is sent": "webhook.request",
     "when a webhook is sent": "webhook.sent",
     "in a webhook's commit": "webhook.sent>commit.before",
@@ -44,12 +57,16 @@ QUICK = (
 """Those of which each covers another gap between two commits; one house for three, killed three times."""
 
 
+SLOW = {"charge.sent": "create", "refund.sent": "refund", "close.sent": "close", "query.sent": "query"}
+"""Where the provider is told to take its time, so that it surely has the request in its hands."""
+
+
 async def crash(client: Client, wallet: str, plan: str, rounds: int = 1) -> None:
     """Under load, the process dies there, and is started again by hand."""
     house = client.house
-    if plan.endswith(".sent") and not plan.startswith("webhook"):
-        on = "create" if plan.startswith("charge") else "refund"
-        await client.door("/faults", {"on": on, "fault": "delay", "times": 20, "delay_ms": 400})
+    for point, operation in SLOW.items():
+        if plan == point:
+            await client.door("/faults", {"on": operation, "fault": "delay", "times": 20, "delay_ms": 400})
     load = [asyncio.create_task(shop_around(client, wallet, rounds)) for _ in range(4)]
     hurrying = asyncio.create_task(hurry_for_ever(house))
     try:
@@ -58,7 +75,7 @@ async def crash(client: Client, wallet: str, plan: str, rounds: int = 1) -> None
         async def is_dead() -> bool:
             return not house.is_alive
 
-        await until(is_dead, f"to die at {plan}", 15)
+        await until(is_dead, f"to die at {plan}")
         house.kill()
         await asyncio.to_thread(house.start)
         await client.door("/faults", method="DELETE")
@@ -85,7 +102,8 @@ OTHERS = (
 async def bereave(client: Client, wallet: str, plan: str, victim: str, rounds: int = 1) -> None:
     """Under load, PostgreSQL with all its processes or the provider dies there; `kassa up` starts it again by itself."""
     house = client.house
-    pid = house.server.pid if victim == "postgres" else house.sandbox_pid
+    pid = house.server_pid if victim == "postgres" else house.sandbox_pid
+    assert pid is not None
     load = [asyncio.create_task(shop_around(client, wallet, rounds)) for _ in range(4)]
     hurrying = asyncio.create_task(hurry_for_ever(house))
     try:
@@ -94,7 +112,8 @@ async def bereave(client: Client, wallet: str, plan: str, victim: str, rounds: i
         async def is_another() -> bool:
             return not is_alive(pid)
 
-        await until(is_another, f"{victim} to die at {plan}", 15)
+        await until(is_another, f"{victim} to die at {plan}")
+        tally.count("kills")
         await asyncio.gather(*load)
     finally:
         hurrying.cancel()
