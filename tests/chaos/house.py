@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -329,24 +329,59 @@ async def hurry(house: House) -> None:
             connection.terminate()
 
 
-async def shop_around(client: Client, wallet: str, rounds: int) -> None:
+async def shop_around(client: Client, wallet: str) -> None:
     """Orders, payers, refunds, closes and wallet payments, each repeated until it is acknowledged."""
-    for _ in range(rounds):
-        amount = random.randint(100, 999)
-        payment = await client.order(amount)
-        await client.pay(payment)
-        bought = await client.pay_from(wallet, random.randint(2, 9))
-        await client.refund(bought, 1)
-        await client.until(f"/v1/payments/{payment['id']}", "succeeded")
-        await client.refund(payment, random.randint(1, amount))
-        await client.give_up(amount)
+    amount = random.randint(100, 999)
+    payment = await client.order(amount)
+    await client.pay(payment)
+    bought = await client.pay_from(wallet, random.randint(2, 9))
+    await client.refund(bought, 1)
+    await client.until(f"/v1/payments/{payment['id']}", "succeeded")
+    await client.refund(payment, random.randint(1, amount))
+    await client.give_up(amount)
 
 
-async def hurry_for_ever(house: House) -> None:
-    """In the load: timers fire while requests are on their way, as they do after a pause of the machine."""
-    while True:
-        await asyncio.sleep(0.7)
-        await hurry(house)
+@asynccontextmanager
+async def under_load(client: Client, wallet: str) -> AsyncIterator[None]:
+    """Four shoppers go round and round as long as the block, and end their last rounds after it. Timers fire while their
+    requests are on their way, as they do after a pause of the machine."""
+    is_over = asyncio.Event()
+
+    async def shop() -> None:
+        while not is_over.is_set():
+            await shop_around(client, wallet)
+
+    load = [asyncio.create_task(shop()) for _ in range(4)]
+    async with hurried(client.house):
+        try:
+            yield
+            is_over.set()
+            await asyncio.gather(*load)
+        finally:
+            await _end(load)
+
+
+@asynccontextmanager
+async def hurried(house: House) -> AsyncIterator[None]:
+    """Time passes quickly inside the block."""
+
+    async def hurry_for_ever() -> None:
+        while True:
+            await asyncio.sleep(0.7)
+            await hurry(house)
+
+    hurrying = asyncio.create_task(hurry_for_ever())
+    try:
+        yield
+    finally:
+        await _end([hurrying])
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancelled, and gone."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def settle(house: House) -> None:

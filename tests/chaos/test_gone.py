@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
+import tally
+from chaos.house import Client, House, hurried, judge, under_load, until
 from chaos.node import kill_family
 from kassa.db import embedded
 from kassa.ids import new_id
@@ -81,9 +82,9 @@ async def test_the_database_is_killed_and_comes_back(own_house: House, server: e
     async with house.shop() as client:
         await client.listen()
         wallet = await client.wallet(10_000)
-        load = [asyncio.create_task(shop_around(client, wallet, 1)) for _ in range(4)]
-        try:
+        async with under_load(client, wallet):
             await asyncio.sleep(0.5)
+            tally.count("kills")
             kill_family(server.pid)
             order = {"order_id": new_id(), "amount": 5, "currency": "CNY", "channel": "wallet"}
             body, key = order | {"payer": {"wallet": wallet}}, new_id()
@@ -94,10 +95,6 @@ async def test_the_database_is_killed_and_comes_back(own_house: House, server: e
             await asyncio.to_thread(embedded.start, server.home)
             await until(lambda: _is_ready(client, True), "ready again")
             assert (await client.post("/v1/payments", body, key))["state"] == "succeeded"
-            await asyncio.gather(*load)
-        finally:
-            for task in load:
-                task.cancel()
         assert house.is_alive
         await judge(client)
 
@@ -108,24 +105,18 @@ async def test_everything_is_killed_at_once(whole_house: House) -> None:
     async with house.shop() as client:
         await client.listen()
         wallet = await client.wallet(10_000)
-        load = [asyncio.create_task(shop_around(client, wallet, 1)) for _ in range(4)]
-        hurrying = asyncio.create_task(hurry_for_ever(house))
-        try:
+        async with under_load(client, wallet):
             await asyncio.sleep(1.0)
             house.kill_database()
             house.kill_sandbox()
             house.kill()
             await asyncio.to_thread(house.start)
-            await asyncio.gather(*load)
+            await asyncio.sleep(1.0)
 
             house.kill_database()
             await until(lambda: _is_ready(client, False), "not ready")
             await until(lambda: _is_ready(client, True), "ready by itself")
             await client.pay_from(wallet, 5)
-        finally:
-            hurrying.cancel()
-            for task in load:
-                task.cancel()
         await judge(client)
 
 
@@ -204,9 +195,6 @@ def _says_so(answer: httpx.Response) -> None:
 
 async def _paid_at_last(client: Client, payment: dict[str, Any]) -> None:
     """Time passes until the provider has the order and the payer pays it."""
-    hurrying = asyncio.create_task(hurry_for_ever(client.house))
-    try:
+    async with hurried(client.house):
         await client.pay(payment)
         await client.until(f"/v1/payments/{payment['id']}", "succeeded")
-    finally:
-        hurrying.cancel()

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from chaos.house import House, hurry_for_ever, judge, shop_around, until
+from chaos.house import House, judge, under_load, until
 
 pytestmark = pytest.mark.long
 """Half a minute of load with a death every second or so."""
@@ -20,24 +20,10 @@ async def test_nothing_is_lost_whoever_dies_whenever(whole_house: House, seed: i
     async with house.shop() as client:
         await client.listen()
         wallet = await client.wallet(100_000)
-        is_over = asyncio.Event()
-
-        async def shop() -> None:
-            while not is_over.is_set():
-                await shop_around(client, wallet, 1)
-
-        load = [asyncio.create_task(shop()) for _ in range(4)]
-        hurrying = asyncio.create_task(hurry_for_ever(house))
-        try:
+        async with under_load(client, wallet):
             for _ in range(KILLS):
                 await _kill(house, chance)
                 await asyncio.sleep(chance.uniform(0.0, 2.5))
-            is_over.set()
-            await asyncio.gather(*load)
-        finally:
-            hurrying.cancel()
-            for task in load:
-                task.cancel()
         await judge(client)
 
 
@@ -63,8 +49,7 @@ async def test_nothing_is_lost_when_it_dies_while_it_starts(whole_house: House) 
     async with house.shop() as client:
         await client.listen()
         wallet = await client.wallet(10_000)
-        load = [asyncio.create_task(shop_around(client, wallet, 2)) for _ in range(4)]
-        try:
+        async with under_load(client, wallet):
             await asyncio.sleep(0.5)
             house.kill_database()
             house.kill_sandbox()
@@ -72,12 +57,4 @@ async def test_nothing_is_lost_when_it_dies_while_it_starts(whole_house: House) 
             for tenths in (1, 3, 5, 7, 9, 12, 15, 20):
                 await asyncio.to_thread(house.start_and_kill, tenths / 10)
             await asyncio.to_thread(house.start)
-            hurrying = asyncio.create_task(hurry_for_ever(house))
-            try:
-                await asyncio.gather(*load)
-            finally:
-                hurrying.cancel()
-        finally:
-            for task in load:
-                task.cancel()
         await judge(client)

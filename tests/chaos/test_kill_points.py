@@ -1,12 +1,11 @@
 """kill -9 of API and workers at named points of the path, under load; then the same command again, and nothing is lost."""
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 
 import tally
-from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
+from chaos.house import Client, House, judge, under_load, until
 from kassa.cli.sandboxes import is_alive
 
 pytestmark = pytest.mark.long
@@ -61,15 +60,11 @@ SLOW = {"charge.sent": "create", "refund.sent": "refund", "close.sent": "close",
 """Where the provider is told to take its time, so that it surely has the request in its hands."""
 
 
-async def crash(client: Client, wallet: str, plan: str, rounds: int = 1) -> None:
+async def crash(client: Client, wallet: str, plan: str) -> None:
     """Under load, the process dies there, and is started again by hand."""
     house = client.house
-    for point, operation in SLOW.items():
-        if plan == point:
-            await client.door("/faults", {"on": operation, "fault": "delay", "times": 20, "delay_ms": 400})
-    load = [asyncio.create_task(shop_around(client, wallet, rounds)) for _ in range(4)]
-    hurrying = asyncio.create_task(hurry_for_ever(house))
-    try:
+    await slow_down(client, plan)
+    async with under_load(client, wallet):
         house.crash_at(plan)
 
         async def is_dead() -> bool:
@@ -79,13 +74,12 @@ async def crash(client: Client, wallet: str, plan: str, rounds: int = 1) -> None
         house.kill()
         await asyncio.to_thread(house.start)
         await client.door("/faults", method="DELETE")
-        await asyncio.gather(*load)
-    finally:
-        hurrying.cancel()
-        for task in load:
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await hurrying
+
+
+async def slow_down(client: Client, plan: str) -> None:
+    """Where somebody is to die while the provider has the request, the provider takes its time."""
+    if plan in SLOW:
+        await client.door("/faults", {"on": SLOW[plan], "fault": "delay", "times": 20, "delay_ms": 400})
 
 
 OTHERS = (
@@ -99,14 +93,12 @@ OTHERS = (
 """Where somebody else dies: the database in the middle of a commit, the provider with a request in its hands."""
 
 
-async def bereave(client: Client, wallet: str, plan: str, victim: str, rounds: int = 1) -> None:
+async def bereave(client: Client, wallet: str, plan: str, victim: str) -> None:
     """Under load, PostgreSQL with all its processes or the provider dies there; `kassa up` starts it again by itself."""
     house = client.house
     pid = house.server_pid if victim == "postgres" else house.sandbox_pid
     assert pid is not None
-    load = [asyncio.create_task(shop_around(client, wallet, rounds)) for _ in range(4)]
-    hurrying = asyncio.create_task(hurry_for_ever(house))
-    try:
+    async with under_load(client, wallet):
         house.crash_at(f"{pid}@{plan}")
 
         async def is_another() -> bool:
@@ -114,11 +106,6 @@ async def bereave(client: Client, wallet: str, plan: str, victim: str, rounds: i
 
         await until(is_another, f"{victim} to die at {plan}")
         tally.count("kills")
-        await asyncio.gather(*load)
-    finally:
-        hurrying.cancel()
-        for task in load:
-            task.cancel()
     assert house.is_alive
 
 
@@ -139,7 +126,7 @@ async def test_nothing_is_lost_when_another_is_killed_at_any_point(whole_house: 
     async with whole_house.shop() as client:
         await client.listen()
         wallet = await client.wallet(10_000)
-        await bereave(client, wallet, PLANS[name], victim, rounds=3)
+        await bereave(client, wallet, PLANS[name], victim)
         await judge(client)
         print(f"{victim} killed {name}: {len(client.acknowledged)} acknowledged, all there")
 
@@ -162,6 +149,6 @@ async def test_nothing_is_lost_at_any_point(house: House, name: str) -> None:
         await client.listen()
         wallet = await client.wallet(10_000)
         for _ in range(3):
-            await crash(client, wallet, PLANS[name], rounds=3)
+            await crash(client, wallet, PLANS[name])
             await judge(client)
         print(f"{name}: 3 kills, {len(client.acknowledged)} acknowledged, all there")

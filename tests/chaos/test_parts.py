@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import tally
-from chaos.house import Client, hurry_for_ever, judge, shop_around, until
+from chaos.house import Client, judge, under_load, until
 from chaos.parts import Part, Parts
-from chaos.test_kill_points import PLANS, SLOW
+from chaos.test_kill_points import PLANS, slow_down
 
 pytestmark = pytest.mark.long
 """Four processes per row, killed one after the other."""
@@ -31,12 +31,8 @@ def parts(tmp_path: Path, database_url: str) -> Iterator[Parts]:
 
 async def crash(client: Client, wallet: str, part: Part, plan: str) -> None:
     """Under load that goes to both APIs, the part dies there, and is started again by hand."""
-    for point, operation in SLOW.items():
-        if plan == point:
-            await client.door("/faults", {"on": operation, "fault": "delay", "times": 20, "delay_ms": 400})
-    load = [asyncio.create_task(shop_around(client, wallet, 3)) for _ in range(4)]
-    hurrying = asyncio.create_task(hurry_for_ever(client.house))
-    try:
+    await slow_down(client, plan)
+    async with under_load(client, wallet):
         part.crash_at(plan)
 
         async def is_dead() -> bool:
@@ -46,11 +42,6 @@ async def crash(client: Client, wallet: str, part: Part, plan: str) -> None:
         tally.count("kills")
         await asyncio.to_thread(part.start)
         await client.door("/faults", method="DELETE")
-        await asyncio.gather(*load)
-    finally:
-        hurrying.cancel()
-        for task in load:
-            task.cancel()
 
 
 @pytest.mark.parametrize("name", [name for name, plan in PLANS.items() if not plan.startswith(OF_WORKERS)])
@@ -78,15 +69,8 @@ async def test_all_parts_are_stopped_and_replaced_one_after_the_other_under_load
     async with parts.shop() as client:
         await client.listen()
         wallet = await client.wallet(10_000)
-        load = [asyncio.create_task(shop_around(client, wallet, 4)) for _ in range(4)]
-        hurrying = asyncio.create_task(hurry_for_ever(parts))
-        try:
+        async with under_load(client, wallet):
             for part in parts.parts:
                 assert await asyncio.to_thread(part.stop) == 0, part.log()[-3000:]
                 await asyncio.to_thread(part.start)
-            await asyncio.gather(*load)
-        finally:
-            hurrying.cancel()
-            for task in load:
-                task.cancel()
         await judge(client)
