@@ -133,6 +133,10 @@ async def test_the_disk_is_full_for_a_while(small_disk: Path) -> None:
             _fill(ballast)
             refused = await _first_refusal(client, wallet)
             _says_so(refused)
+            await until(lambda: _is_ready(client, False), "not ready")
+            for _ in range(20):
+                assert await _is_ready(client, False), "ready although the disk is full"
+                await asyncio.sleep(0.1)
 
             ballast.unlink()
             await until(lambda: _is_ready(client, True), "ready again")

@@ -135,6 +135,8 @@ class Api:
 
     async def _check_journal(self) -> Check:
         journal, most = self._app.journal, self._app.settings.journal_queue_max
+        if not await journal.finds_room():
+            return Check("journal", False, "The database has no room left on its disk.")
         if not journal.is_writable and not await self._journal_recovers():
             return Check("journal", False, "Its last try to reach the database failed.")
         waiting = journal.queue_length
