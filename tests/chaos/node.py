@@ -10,18 +10,20 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
+from kassa import clock
+from kassa.channels import runner
 from kassa.channels.model import Request, Response
 from kassa.channels.runner import Runner
 from kassa.cli.main import main
-from kassa.clock import SystemClock
 from kassa.journal.change import Change
 from kassa.journal.writer import PostgresJournal
 from kassa.notifications.sender import Sender
@@ -168,23 +170,30 @@ def _watch_webhooks(plan: Plan) -> None:
     Sender.send = sent  # type: ignore[assignment,method-assign]
 
 
-class _Steps:
-    """How far the clock was stepped."""
+class _Stepped(datetime):
+    """A clock that can be set wrong."""
 
     by = timedelta(0)
 
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) + cls.by
+
 
 def step_by_signal() -> None:
-    """The system's clock, an hour off per signal."""
-    now = SystemClock.now
+    """What this process takes for the time, an hour off per signal: its own decisions, signatures and ids."""
+    time_ns = time.time_ns
 
-    def stepped(clock: SystemClock) -> datetime:
-        return now(clock) + _Steps.by
+    def stepped_ns() -> int:
+        return time_ns() + int(_Stepped.by.total_seconds()) * 1_000_000_000
 
     def step(number: int, frame: object) -> None:
-        _Steps.by += timedelta(hours=1 if number == signal.SIGUSR1 else -1)
+        _Stepped.by += timedelta(hours=1 if number == signal.SIGUSR1 else -1)
 
-    SystemClock.now = stepped  # type: ignore[assignment,method-assign]
+    assert runner.datetime is datetime  # type: ignore[attr-defined]
+    runner.datetime = _Stepped  # type: ignore[attr-defined]
+    clock.SystemClock.now = lambda self: _Stepped.now(UTC)  # type: ignore[method-assign]
+    time.time_ns = stepped_ns
     signal.signal(signal.SIGUSR1, step)
     signal.signal(signal.SIGUSR2, step)
 
