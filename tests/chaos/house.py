@@ -31,7 +31,7 @@ TESTS = Path(__file__).parent.parent
 
 IN_DOUBT = """
 SELECT 'attempt ' || state FROM attempt WHERE state IN ('new', 'sending', 'unknown')
-UNION ALL SELECT 'payment ' || state FROM payment WHERE state = 'closing'
+UNION ALL SELECT 'payment ' || state FROM payment WHERE state IN ('closing', 'late_succeeded', 'late_refunding')
 UNION ALL SELECT 'refund ' || state FROM refund WHERE state IN ('sending', 'processing', 'unknown')
 UNION ALL SELECT 'delivery ' || state FROM webhook_delivery WHERE state NOT IN ('delivered', 'dropped')
 UNION ALL SELECT 'dispatch' FROM event AS e WHERE NOT EXISTS
@@ -262,14 +262,14 @@ class Client:
         order = {"order_id": new_id(), "amount": amount, "currency": "CNY", "channel": "wallet"}
         return await self.post("/v1/payments", order | {"payer": {"wallet": wallet}})
 
-    async def pay(self, payment: dict[str, Any]) -> None:
+    async def pay(self, payment: dict[str, Any], **more: bool) -> None:
         """The payer pays, as soon as the provider has the order."""
         number = payment["attempts"][-1]["number"]
 
         async def is_paid() -> bool:
-            return (await self.door("/pay", {"out_trade_no": number})).get("state") == "SUCCESS" or await self.is_paid(
-                number
-            )
+            return (await self.door("/pay", {"out_trade_no": number} | more)).get(
+                "state"
+            ) == "SUCCESS" or await self.is_paid(number)
 
         await until(is_paid, f"pay {number}")
 
@@ -284,15 +284,19 @@ class Client:
         return await self.post(f"/v1/payments/{payment['id']}/refunds", body)
 
     async def give_up(self, amount: int) -> None:
-        """An order that the provider has and that nobody pays is closed. (One that the provider may not have stays
-        `closing` until its time and the time of grace are over: longer than a test.)"""
-        path = f"/v1/payments/{(await self.order(amount))['id']}"
+        """An order that the provider has and that nobody pays is closed, and paid all the same: the money goes back. (One
+        that the provider may not have stays `closing` until its time and the time of grace are over: longer than a test.)
+        """
+        payment = await self.order(amount)
+        path = f"/v1/payments/{payment['id']}"
 
         async def is_at_provider() -> bool:
             return bool((await self.get(path))["attempts"][-1]["state"] == "pending_payer")
 
         await until(is_at_provider, f"{path} at the provider")
         await self.post(f"{path}/close", None, status=200)
+        await self.until(path, "closed")
+        await self.pay(payment, after_close=True)
 
     async def until(self, path: str, state: str) -> dict[str, Any]:
         """What is there, once it is in that state."""
@@ -468,7 +472,7 @@ async def _judge_acknowledged(connection: Any, acknowledged: list[dict[str, Any]
     for made in acknowledged:
         if made["object"] in ("payment", "topup"):
             assert stored[made["id"], made["order_id"]] == 1, made
-            assert made["state"] not in ("succeeded", "closed") or states[made["id"][4:]] == made["state"], made
+            assert states[made["id"][4:]] in STAYS.get(made["state"], states.values()), made
     rows = await connection.fetch("SELECT id, root, refund_id, state FROM refund")
     refunds = {f"rfd_{row['id'].hex}": row["state"] for row in rows}
     assert max(Counter(row["refund_id"] for row in rows).values(), default=1) == 1
@@ -478,9 +482,11 @@ async def _judge_acknowledged(connection: Any, acknowledged: list[dict[str, Any]
             assert made["state"] != "succeeded" or refunds[made["id"]] == "succeeded", made
 
 
+STAYS = {"succeeded": ("succeeded",), "closed": ("closed", "late_refunded")}
+"""What becomes of a payment that was said to be in that state."""
 FINAL_AND_NOT_TOLD = """
 SELECT p.kind || ' ' || p.state FROM payment AS p JOIN listening AS l USING (home)
-WHERE p.state IN ('succeeded', 'closed') AND p.created_at > l.since AND NOT EXISTS
+WHERE p.state IN ('succeeded', 'closed', 'late_refunded') AND p.created_at > l.since AND NOT EXISTS
     (SELECT FROM webhook_delivery AS d WHERE d.event_root = p.id AND d.event_type = p.kind || '.' || p.state)
 UNION ALL
 SELECT 'refund ' || r.state FROM refund AS r JOIN listening AS l USING (home)
