@@ -45,7 +45,8 @@ UNION ALL SELECT 'dispatch' FROM event AS e WHERE NOT EXISTS
 HURRY = """
 UPDATE timer SET due = now(), leased_until = NULL WHERE (entity, kind) IN
     (SELECT entity, kind FROM timer WHERE kind <> 'payment_expire'
-     AND NOT (kind = 'refund' AND entity IN (SELECT id FROM refund WHERE state = 'reserved' AND tries = 0)) FOR UPDATE SKIP LOCKED)
+     AND NOT (kind = 'refund' AND entity IN (SELECT id FROM refund WHERE state = 'reserved' AND tries = 0 AND cause = 'asked'))
+     FOR UPDATE SKIP LOCKED)
 """
 """Time passes for timers: pauses grow to hours, and a dead process keeps its lease for a minute."""
 LET_GO = "UPDATE log_group SET held_until = now() WHERE held_until > now()"
