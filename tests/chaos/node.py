@@ -99,16 +99,16 @@ def watch(plan: Plan) -> None:
 
 
 def _watch_journal(plan: Plan) -> None:
-    submit, execute, handle = PostgresJournal.submit, asyncpg.Connection.execute, Payments.handle_callback
+    hand_in, execute, handle = PostgresJournal.hand_in, asyncpg.Connection.execute, Payments.handle_callback
 
-    def submitted(journal: PostgresJournal, change: Change) -> Any:
+    def handed_in(journal: PostgresJournal, change: Change, told: Any) -> None:
         if any(isinstance(row, Attempt) for row in change.new):
             plan.reached("charge.intended")
         elif any(isinstance(row, Payment) for row in change.new):
             plan.reached("wallet.intended")
         if any(claim.kind == "refund" for claim in change.claims):
             plan.reached("refund.intended")
-        return submit(journal, change)
+        hand_in(journal, change, told)
 
     async def executed(connection: Any, query: str, *values: Any, **more: Any) -> Any:
         if query != "COMMIT":
@@ -122,7 +122,7 @@ def _watch_journal(plan: Plan) -> None:
         plan.reached("callback.received")
         return await handle(payments, *values, **more)
 
-    PostgresJournal.submit = submitted  # type: ignore[assignment,method-assign]
+    PostgresJournal.hand_in = handed_in  # type: ignore[assignment,method-assign]
     asyncpg.Connection.execute = executed
     Payments.handle_callback = handled  # type: ignore[assignment,method-assign]
 
