@@ -14,8 +14,8 @@ demo: install ## one payment from beginning to end, narrated
 test: ## all tests but the long ones (at most 15 minutes)
 	@scripts/test.sh
 
-test-long: ## the long seeds, kills and backlogs
-	@scripts/test.sh -m long
+test-long: ## the long seeds, kills and backlogs (about 50 minutes on two cores)
+	@scripts/test.sh -m long --verbose --durations 10
 
 check: ## format, lint, types, layers, queries, pure tests
 	@scripts/check.sh

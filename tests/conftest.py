@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import pytest
 
+import tally
 from kassa.db import embedded
 from kassa.db.binaries import newest_of_debian
 from kassa.db.migrate import migrate
@@ -142,7 +143,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell what was not tested, and why."""
+    """Tell what was counted, what was not tested, and why."""
+    if (counted := tally.told()) is not None:
+        terminalreporter.write_line(f"counted: {counted}")
     missing = _not_tested(terminalreporter)
     terminalreporter.write_line("not tested:" if missing else "not tested: nothing")
     for line in missing:

@@ -317,6 +317,12 @@ class DatabaseUnreachable(KassaError):
     code, status, retry, outcome = "database.unreachable", 503, Retry.SAME_KEY, "unknown"
 
 
+class DatabaseFull(DatabaseUnreachable):
+    """The database has no room left to write; what is stored is safe, and it goes on when there is room again."""
+
+    code = "database.full"
+
+
 class BrokerUnreachable(KassaError):
     """The message broker cannot be reached."""
 

@@ -9,26 +9,31 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 
+import tally
 from chaos.node import kill_family
 from flows.wechat_sandbox import Shop as Receiver
-from kassa.db import embedded
+from kassa.cli.sandboxes import is_alive
 from kassa.ids import new_id
 from kassa.journal.verify import verify
 from kassa.tables import TABLES
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
+"""Far more than anything takes, however busy the machine is."""
+CALLBACK_SPEED = 100
+"""The provider calls back again after a sixth of a second, not fifteen, and after a quarter of an hour, not a day."""
 TESTS = Path(__file__).parent.parent
 
 IN_DOUBT = """
 SELECT 'attempt ' || state FROM attempt WHERE state IN ('new', 'sending', 'unknown')
+UNION ALL SELECT 'payment ' || state FROM payment WHERE state IN ('closing', 'late_succeeded', 'late_refunding')
 UNION ALL SELECT 'refund ' || state FROM refund WHERE state IN ('sending', 'processing', 'unknown')
 UNION ALL SELECT 'delivery ' || state FROM webhook_delivery WHERE state NOT IN ('delivered', 'dropped')
 UNION ALL SELECT 'dispatch' FROM event AS e WHERE NOT EXISTS
@@ -40,9 +45,12 @@ UNION ALL SELECT 'dispatch' FROM event AS e WHERE NOT EXISTS
 HURRY = """
 UPDATE timer SET due = now(), leased_until = NULL WHERE (entity, kind) IN
     (SELECT entity, kind FROM timer WHERE kind <> 'payment_expire'
-     AND NOT (kind = 'refund' AND entity IN (SELECT id FROM refund WHERE state = 'reserved' AND tries = 0)) FOR UPDATE SKIP LOCKED)
+     AND NOT (kind = 'refund' AND entity IN (SELECT id FROM refund WHERE state = 'reserved' AND tries = 0 AND cause = 'asked'))
+     FOR UPDATE SKIP LOCKED)
 """
 """Time passes for timers: pauses grow to hours, and a dead process keeps its lease for a minute."""
+LET_GO = "UPDATE log_group SET held_until = now() WHERE held_until > now()"
+"""Time passes for readers of the log: a dead one holds its group for a quarter of a minute."""
 
 
 class House:
@@ -62,6 +70,10 @@ class House:
 
     def start(self) -> None:
         """Returns when it is ready to take a payment."""
+        self._begin()
+        self._end_of_start()
+
+    def _begin(self) -> None:
         command = [sys.executable, "-m", "chaos.node", "up", "--dir", str(self.directory), "--port", "0", "--json"]
         if self.database_url is not None:
             command += ["--database-url", self.database_url]
@@ -69,10 +81,23 @@ class House:
         environment = os.environ | {"PYTHONPATH": str(TESTS), "KASSA_CRASH_FILE": str(self._plan)}
         with (self.directory / "log").open("a") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        assert self._process.stdout is not None
+
+    def _end_of_start(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, self.log()[-3000:]
         self.told = json.loads(line)
+
+    def start_and_kill(self, after_s: float) -> None:
+        """kill -9 in the middle of a start."""
+        self._begin()
+        time.sleep(after_s)
+        self.kill()
+
+    @property
+    def api(self) -> str:
+        """Where the merchant sends the next request."""
+        return str(self.told["api"])
 
     @property
     def is_alive(self) -> bool:
@@ -91,6 +116,10 @@ class House:
 
     def kill(self) -> None:
         """kill -9 of API and workers."""
+        tally.count("kills")
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait(PATIENCE_S)
@@ -103,16 +132,29 @@ class House:
         return int(json.loads((self.directory / "sandboxes" / "wechat.json").read_text())["pid"])
 
     @property
-    def server(self) -> embedded.Running:
-        """Its own PostgreSQL."""
-        found = embedded.find(self.directory)
-        assert found is not None
-        return found
+    def server_pid(self) -> int | None:
+        """The process of its own PostgreSQL; None when there is none just now."""
+        try:
+            pid = int((self.directory / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        except (FileNotFoundError, IndexError):
+            return None
+        return pid if is_alive(pid) else None
 
     def kill_sandbox(self) -> None:
         """kill -9 of the provider."""
+        tally.count("kills")
+        self._end_sandbox()
+
+    def _end_sandbox(self) -> None:
         with suppress(FileNotFoundError, ProcessLookupError):
             os.kill(self.sandbox_pid, signal.SIGKILL)
+
+    def kill_database(self) -> None:
+        """kill -9 of its own PostgreSQL, with all its processes."""
+        pid = self.server_pid
+        assert pid is not None
+        tally.count("kills")
+        kill_family(pid)
 
     def stop(self) -> None:
         """Nothing that was started is left."""
@@ -121,10 +163,10 @@ class House:
             with suppress(subprocess.TimeoutExpired):
                 assert self._process is not None
                 self._process.wait(15)
-        self.kill()
-        self.kill_sandbox()
-        if self.database_url is None and (found := embedded.find(self.directory)) is not None:
-            kill_family(found.pid)
+        self._end()
+        self._end_sandbox()
+        if self.database_url is None and (pid := self.server_pid) is not None:
+            kill_family(pid)
         self._server.shutdown()
         self._server.server_close()
 
@@ -150,6 +192,7 @@ class Client:
 
     async def __aenter__(self) -> "Client":
         self.http = httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False)
+        await self.door("/settings", {"callback_speed": CALLBACK_SPEED})
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -160,18 +203,19 @@ class Client:
         headers = {"Authorization": f"Bearer {self.house.told['api_key']}"}
         if method == "POST":
             headers["Idempotency-Key"] = key or new_id()
-        return await self.http.request(method, self.house.told["api"] + path, json=body, headers=headers)
+        return await self.http.request(method, self.house.api + path, json=body, headers=headers)
 
-    async def post(self, path: str, body: Any, key: str | None = None) -> dict[str, Any]:
-        """Repeated until it is acknowledged. Fails on an answer that no repeat would change."""
+    async def post(self, path: str, body: Any, key: str | None = None, *, status: int = 201) -> dict[str, Any]:
+        """Repeated until it is acknowledged with `status`. Fails on an answer that no repeat would change."""
         key = key or new_id()
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             with suppress(httpx.TransportError):
                 answer = await self.once("POST", path, body, key)
-                if answer.status_code == 201:
+                if answer.status_code == status:
                     made: dict[str, Any] = answer.json()
                     self.acknowledged.append(made)
+                    tally.count("acknowledged requests")
                     return made
                 assert answer.status_code in (409, 503), answer.text
                 assert answer.json()["retryable"], answer.text
@@ -222,14 +266,14 @@ class Client:
         order = {"order_id": new_id(), "amount": amount, "currency": "CNY", "channel": "wallet"}
         return await self.post("/v1/payments", order | {"payer": {"wallet": wallet}})
 
-    async def pay(self, payment: dict[str, Any]) -> None:
+    async def pay(self, payment: dict[str, Any], **more: bool) -> None:
         """The payer pays, as soon as the provider has the order."""
         number = payment["attempts"][-1]["number"]
 
         async def is_paid() -> bool:
-            return (await self.door("/pay", {"out_trade_no": number})).get("state") == "SUCCESS" or await self.is_paid(
-                number
-            )
+            return (await self.door("/pay", {"out_trade_no": number} | more)).get(
+                "state"
+            ) == "SUCCESS" or await self.is_paid(number)
 
         await until(is_paid, f"pay {number}")
 
@@ -242,6 +286,21 @@ class Client:
         """Money back."""
         body = {"amount": amount, "refund_id": refund_id or new_id()}
         return await self.post(f"/v1/payments/{payment['id']}/refunds", body)
+
+    async def give_up(self, amount: int) -> None:
+        """An order that the provider has and that nobody pays is closed, and paid all the same: the money goes back. (One
+        that the provider may not have stays `closing` until its time and the time of grace are over: longer than a test.)
+        """
+        payment = await self.order(amount)
+        path = f"/v1/payments/{payment['id']}"
+
+        async def is_at_provider() -> bool:
+            return bool((await self.get(path))["attempts"][-1]["state"] == "pending_payer")
+
+        await until(is_at_provider, f"{path} at the provider")
+        await self.post(f"{path}/close", None, status=200)
+        await self.until(path, "closed")
+        await self.pay(payment, after_close=True)
 
     async def until(self, path: str, state: str) -> dict[str, Any]:
         """What is there, once it is in that state."""
@@ -273,26 +332,64 @@ async def hurry(house: House) -> None:
         connection = await asyncpg.connect(house.told["database"], timeout=5)
         try:
             await connection.execute(HURRY)
+            await connection.execute(LET_GO)
         finally:
             connection.terminate()
 
 
-async def shop_around(client: Client, wallet: str, rounds: int) -> None:
-    """Orders, payers, refunds and wallet payments, each repeated until it is acknowledged."""
-    for _ in range(rounds):
-        amount = random.randint(100, 999)
-        payment = await client.order(amount)
-        await client.pay(payment)
-        await client.pay_from(wallet, random.randint(1, 9))
-        await client.until(f"/v1/payments/{payment['id']}", "succeeded")
-        await client.refund(payment, random.randint(1, amount))
+async def shop_around(client: Client, wallet: str) -> None:
+    """Orders, payers, refunds, closes and wallet payments, each repeated until it is acknowledged."""
+    amount = random.randint(100, 999)
+    payment = await client.order(amount)
+    await client.pay(payment)
+    bought = await client.pay_from(wallet, random.randint(2, 9))
+    await client.refund(bought, 1)
+    await client.until(f"/v1/payments/{payment['id']}", "succeeded")
+    await client.refund(payment, random.randint(1, amount))
+    await client.give_up(amount)
 
 
-async def hurry_for_ever(house: House) -> None:
-    """In the load: timers fire while requests are on their way, as they do after a pause of the machine."""
-    while True:
-        await asyncio.sleep(0.7)
-        await hurry(house)
+@asynccontextmanager
+async def under_load(client: Client, wallet: str) -> AsyncIterator[None]:
+    """Four shoppers go round and round as long as the block, and end their last rounds after it. Timers fire while their
+    requests are on their way, as they do after a pause of the machine."""
+    is_over = asyncio.Event()
+
+    async def shop() -> None:
+        while not is_over.is_set():
+            await shop_around(client, wallet)
+
+    load = [asyncio.create_task(shop()) for _ in range(4)]
+    async with hurried(client.house):
+        try:
+            yield
+            is_over.set()
+            await asyncio.gather(*load)
+        finally:
+            await _end(load)
+
+
+@asynccontextmanager
+async def hurried(house: House) -> AsyncIterator[None]:
+    """Time passes quickly inside the block."""
+
+    async def hurry_for_ever() -> None:
+        while True:
+            await asyncio.sleep(0.7)
+            await hurry(house)
+
+    hurrying = asyncio.create_task(hurry_for_ever())
+    try:
+        yield
+    finally:
+        await _end([hurrying])
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancelled, and gone."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def settle(house: House) -> None:
@@ -306,6 +403,7 @@ async def settle(house: House) -> None:
             if not left:
                 return
             await connection.execute(HURRY)
+            await connection.execute(LET_GO)
             await asyncio.sleep(0.4)
         raise AssertionError(f"still open: {Counter(left)}\n{house.log()[-3000:]}")
     finally:
@@ -315,17 +413,29 @@ async def settle(house: House) -> None:
 async def judge(client: Client) -> None:
     """Nothing is open; the provider's books, our ledger and what the merchant was told are the same; the chain is sound."""
     house = client.house
+    await _all_said(client)
     await settle(house)
     books = await client.door("/books", method="GET")
     connection = await asyncpg.connect(house.told["database"])
     try:
         await _judge_books(connection, books)
+        await _judge_wallets(connection)
         await _judge_acknowledged(connection, client.acknowledged)
         await _judge_webhooks(connection, house)
         report = await verify(connection, TABLES)
         assert report.is_sound, report.faults
     finally:
         connection.terminate()
+
+
+async def _all_said(client: Client) -> None:
+    """The provider has no callback left. Of money that comes after the close nothing else tells."""
+
+    async def is_all_said() -> bool:
+        callbacks = (await client.door("/books", method="GET"))["callbacks"]
+        return all(callback["state"] != "waiting" for callback in callbacks)
+
+    await until(is_all_said, "all callbacks taken")
 
 
 async def _judge_books(connection: Any, books: dict[str, Any]) -> None:
@@ -353,27 +463,62 @@ async def _judge_books(connection: Any, books: dict[str, Any]) -> None:
     assert (sums["posted"], sums["pending"]) == (0, 0)
 
 
+async def _judge_wallets(connection: Any) -> None:
+    """What is in wallets is what came in, less what was paid from them, plus what came back."""
+    balance = await connection.fetchval(
+        "SELECT coalesce(sum(credits_posted - debits_posted), 0)::bigint FROM account WHERE code = 1"
+    )
+    expected = await connection.fetchval(
+        "SELECT coalesce((SELECT sum(amount) FROM payment WHERE kind = 'topup' AND state = 'succeeded'), 0)::bigint "
+        "- coalesce((SELECT sum(amount) FROM payment WHERE channel = 'wallet'), 0)::bigint "
+        "+ coalesce((SELECT sum(r.amount) FROM refund AS r JOIN payment AS p ON p.home = r.home AND p.id = r.root "
+        "WHERE p.channel = 'wallet' AND r.state = 'succeeded'), 0)::bigint"
+    )
+    assert balance == expected
+
+
 async def _judge_acknowledged(connection: Any, acknowledged: list[dict[str, Any]]) -> None:
-    """Everything that was answered with 201 is there, once."""
-    rows = await connection.fetch("SELECT id, kind, order_id FROM payment")
+    """Everything that was answered with 201 is there, once, and what was final is what it was."""
+    rows = await connection.fetch("SELECT id, kind, order_id, state FROM payment")
     stored = Counter((f"{'top' if row['kind'] == 'topup' else 'pay'}_{row['id'].hex}", row["order_id"]) for row in rows)
+    states = {row["id"].hex: row["state"] for row in rows}
     orders = Counter((row["kind"], row["order_id"]) for row in rows)
     assert all(count == 1 for count in orders.values()), orders
     for made in acknowledged:
         if made["object"] in ("payment", "topup"):
             assert stored[made["id"], made["order_id"]] == 1, made
-    refunds = {f"rfd_{row['id'].hex}" for row in await connection.fetch("SELECT id FROM refund")}
-    assert {made["id"] for made in acknowledged if made["object"] == "refund"} <= refunds
+            assert states[made["id"][4:]] in STAYS.get(made["state"], states.values()), made
+    rows = await connection.fetch("SELECT id, root, refund_id, state FROM refund")
+    refunds = {f"rfd_{row['id'].hex}": row["state"] for row in rows}
+    assert max(Counter(row["refund_id"] for row in rows).values(), default=1) == 1
+    for made in acknowledged:
+        if made["object"] == "refund":
+            assert made["id"] in refunds, made
+            assert made["state"] != "succeeded" or refunds[made["id"]] == "succeeded", made
+
+
+STAYS = {"succeeded": ("succeeded",), "closed": ("closed", "late_refunded")}
+"""What becomes of a payment that was said to be in that state."""
+FINAL_AND_NOT_TOLD = """
+SELECT p.kind || ' ' || p.state FROM payment AS p JOIN listening AS l USING (home)
+WHERE p.state IN ('succeeded', 'closed', 'late_refunded') AND p.created_at > l.since AND NOT EXISTS
+    (SELECT FROM webhook_delivery AS d WHERE d.event_root = p.id AND d.event_type = p.kind || '.' || p.state)
+UNION ALL
+SELECT 'refund ' || r.state FROM refund AS r JOIN listening AS l USING (home)
+WHERE r.state = 'succeeded' AND r.cause = 'asked' AND r.created_at > l.since AND
+    (SELECT count(*) FROM webhook_delivery AS d WHERE d.event_root = r.root AND d.event_type = 'refund.succeeded')
+    <> (SELECT count(*) FROM refund AS o WHERE o.root = r.root AND o.state = 'succeeded' AND o.cause = 'asked')
+"""
+"""Final states that the merchant, who listens to everything, has no delivery of."""
 
 
 async def _judge_webhooks(connection: Any, house: House) -> None:
-    """The merchant's server really got every event that its endpoint was made for."""
-    got = {received.headers["webhook-id"] for received in house.receiver.received}
+    """The merchant's server really got every event that its endpoint was made for, each of the same content."""
+    got: dict[str, bytes] = {}
+    for received in house.receiver.received:
+        assert got.setdefault(received.headers["webhook-id"], received.body) == received.body
     due = {row["event"] for row in await connection.fetch("SELECT event FROM webhook_delivery")}
-    assert due <= got, due - got
-    final = await connection.fetch(
-        "SELECT p.id FROM payment AS p WHERE p.state = 'succeeded' AND p.home IN (SELECT home FROM webhook_endpoint) "
-        "AND p.created_at > (SELECT min(created_at) FROM webhook_endpoint) AND NOT EXISTS "
-        "(SELECT FROM webhook_delivery AS d WHERE d.event_root = p.id AND d.event_type = p.kind || '.succeeded')"
-    )
-    assert not final, final
+    assert due <= got.keys(), due - got.keys()
+    listening = "WITH listening AS (SELECT home, min(created_at) AS since FROM webhook_endpoint GROUP BY home)"
+    not_told = await connection.fetch(listening + FINAL_AND_NOT_TOLD)
+    assert not not_told, Counter(row[0] for row in not_told)

@@ -10,25 +10,28 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
+from kassa import clock
+from kassa.channels import runner
 from kassa.channels.model import Request, Response
 from kassa.channels.runner import Runner
 from kassa.cli.main import main
-from kassa.clock import SystemClock
 from kassa.journal.change import Change
 from kassa.journal.writer import PostgresJournal
 from kassa.notifications.sender import Sender
-from kassa.payments.records import Attempt
+from kassa.payments.records import Attempt, Payment
 from kassa.payments.service import Payments
 
 POINTS = (
+    "wallet.intended",
     "charge.intended",
     "charge.request",
     "charge.sent",
@@ -37,6 +40,12 @@ POINTS = (
     "refund.request",
     "refund.sent",
     "refund.answered",
+    "query.request",
+    "query.sent",
+    "query.answered",
+    "close.request",
+    "close.sent",
+    "close.answered",
     "callback.received",
     "commit.before",
     "commit.after",
@@ -90,14 +99,16 @@ def watch(plan: Plan) -> None:
 
 
 def _watch_journal(plan: Plan) -> None:
-    submit, execute, handle = PostgresJournal.submit, asyncpg.Connection.execute, Payments.handle_callback
+    hand_in, execute, handle = PostgresJournal.hand_in, asyncpg.Connection.execute, Payments.handle_callback
 
-    def submitted(journal: PostgresJournal, change: Change) -> Any:
+    def handed_in(journal: PostgresJournal, change: Change, told: Any) -> None:
         if any(isinstance(row, Attempt) for row in change.new):
             plan.reached("charge.intended")
+        elif any(isinstance(row, Payment) for row in change.new):
+            plan.reached("wallet.intended")
         if any(claim.kind == "refund" for claim in change.claims):
             plan.reached("refund.intended")
-        return submit(journal, change)
+        hand_in(journal, change, told)
 
     async def executed(connection: Any, query: str, *values: Any, **more: Any) -> Any:
         if query != "COMMIT":
@@ -111,7 +122,7 @@ def _watch_journal(plan: Plan) -> None:
         plan.reached("callback.received")
         return await handle(payments, *values, **more)
 
-    PostgresJournal.submit = submitted  # type: ignore[assignment,method-assign]
+    PostgresJournal.hand_in = handed_in  # type: ignore[assignment,method-assign]
     asyncpg.Connection.execute = executed
     Payments.handle_callback = handled  # type: ignore[assignment,method-assign]
 
@@ -130,9 +141,6 @@ def _watched(steps: Generator[Request, Response, Any], plan: Plan) -> Generator[
         request = next(steps)
         while True:
             name = _operation(request)
-            if name is None:
-                request = steps.send((yield request))
-                continue
             plan.reached(f"{name}.request")
             threading.Timer(SENT_S, plan.reached, (f"{name}.sent",)).start()
             answer = yield request
@@ -142,9 +150,11 @@ def _watched(steps: Generator[Request, Response, Any], plan: Plan) -> Generator[
         return end.value
 
 
-def _operation(request: Request) -> str | None:
-    if request.method != "POST" or request.path.endswith("/close"):
-        return None
+def _operation(request: Request) -> str:
+    if request.method != "POST":
+        return "query"
+    if request.path.endswith("/close"):
+        return "close"
     return "refund" if "/refund/" in request.path else "charge"
 
 
@@ -160,23 +170,30 @@ def _watch_webhooks(plan: Plan) -> None:
     Sender.send = sent  # type: ignore[assignment,method-assign]
 
 
-class _Steps:
-    """How far the clock was stepped."""
+class _Stepped(datetime):
+    """A clock that can be set wrong."""
 
     by = timedelta(0)
 
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) + cls.by
+
 
 def step_by_signal() -> None:
-    """The system's clock, an hour off per signal."""
-    now = SystemClock.now
+    """What this process takes for the time, an hour off per signal: its own decisions, signatures and ids."""
+    time_ns = time.time_ns
 
-    def stepped(clock: SystemClock) -> datetime:
-        return now(clock) + _Steps.by
+    def stepped_ns() -> int:
+        return time_ns() + int(_Stepped.by.total_seconds()) * 1_000_000_000
 
     def step(number: int, frame: object) -> None:
-        _Steps.by += timedelta(hours=1 if number == signal.SIGUSR1 else -1)
+        _Stepped.by += timedelta(hours=1 if number == signal.SIGUSR1 else -1)
 
-    SystemClock.now = stepped  # type: ignore[assignment,method-assign]
+    assert runner.datetime is datetime  # type: ignore[attr-defined]
+    runner.datetime = _Stepped  # type: ignore[attr-defined]
+    clock.SystemClock.now = lambda self: _Stepped.now(UTC)  # type: ignore[method-assign]
+    time.time_ns = stepped_ns
     signal.signal(signal.SIGUSR1, step)
     signal.signal(signal.SIGUSR2, step)
 

@@ -1,11 +1,11 @@
 """kill -9 of API and workers at named points of the path, under load; then the same command again, and nothing is lost."""
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 
-from chaos.house import Client, House, hurry_for_ever, judge, shop_around, until
+import tally
+from chaos.house import Client, House, judge, under_load, until
 from kassa.cli.sandboxes import is_alive
 
 pytestmark = pytest.mark.long
@@ -13,6 +13,9 @@ pytestmark = pytest.mark.long
 flows/cli and conformance/journal."""
 
 PLANS = {
+    "before a wallet payment is stored": "wallet.intended",
+    "in a wallet payment's commit": "wallet.intended>commit.before",
+    "after a wallet payment's commit": "wallet.intended>commit.after",
     "before the intent is stored": "charge.intended",
     "in the intent's commit": "charge.intended>commit.before",
     "when the intent is stored and nobody knows": "charge.intended>commit.after",
@@ -21,6 +24,14 @@ PLANS = {
     "when the provider has answered": "charge.answered",
     "in the outcome's commit": "charge.answered>commit.before",
     "after the outcome's commit": "charge.answered>commit.after",
+    "before the provider is asked": "query.request",
+    "while the provider is asked": "query.sent",
+    "when the provider has said what it knows": "query.answered",
+    "in that knowledge's commit": "query.answered>commit.before",
+    "before a close is sent": "close.request",
+    "while the provider closes": "close.sent",
+    "when the provider has closed": "close.answered",
+    "in the close's commit": "close.answered>commit.before",
     "when a callback arrives": "callback.received",
     "in a callback's commit": "callback.received>commit.before",
     "after a callback's commit": "callback.received>commit.after",
@@ -30,6 +41,7 @@ PLANS = {
     "while the provider has a refund": "refund.sent",
     "when a refund is answered": "refund.answered",
     "in a refund's commit": "refund.answered>commit.before",
+    "after a refund's commit": "refund.answered>commit.after",
     "before a webhook is sent": "webhook.request",
     "when a webhook is sent": "webhook.sent",
     "in a webhook's commit": "webhook.sent>commit.before",
@@ -44,31 +56,30 @@ QUICK = (
 """Those of which each covers another gap between two commits; one house for three, killed three times."""
 
 
-async def crash(client: Client, wallet: str, plan: str, rounds: int = 1) -> None:
+SLOW = {"charge.sent": "create", "refund.sent": "refund", "close.sent": "close", "query.sent": "query"}
+"""Where the provider is told to take its time, so that it surely has the request in its hands."""
+
+
+async def crash(client: Client, wallet: str, plan: str) -> None:
     """Under load, the process dies there, and is started again by hand."""
     house = client.house
-    if plan.endswith(".sent") and not plan.startswith("webhook"):
-        on = "create" if plan.startswith("charge") else "refund"
-        await client.door("/faults", {"on": on, "fault": "delay", "times": 20, "delay_ms": 400})
-    load = [asyncio.create_task(shop_around(client, wallet, rounds)) for _ in range(4)]
-    hurrying = asyncio.create_task(hurry_for_ever(house))
-    try:
+    await slow_down(client, plan)
+    async with under_load(client, wallet):
         house.crash_at(plan)
 
         async def is_dead() -> bool:
             return not house.is_alive
 
-        await until(is_dead, f"to die at {plan}", 15)
+        await until(is_dead, f"to die at {plan}")
         house.kill()
         await asyncio.to_thread(house.start)
         await client.door("/faults", method="DELETE")
-        await asyncio.gather(*load)
-    finally:
-        hurrying.cancel()
-        for task in load:
-            task.cancel()
-        with suppress(asyncio.CancelledError):
-            await hurrying
+
+
+async def slow_down(client: Client, plan: str) -> None:
+    """Where somebody is to die while the provider has the request, the provider takes its time."""
+    if plan in SLOW:
+        await client.door("/faults", {"on": SLOW[plan], "fault": "delay", "times": 20, "delay_ms": 400})
 
 
 OTHERS = (
@@ -82,24 +93,19 @@ OTHERS = (
 """Where somebody else dies: the database in the middle of a commit, the provider with a request in its hands."""
 
 
-async def bereave(client: Client, wallet: str, plan: str, victim: str, rounds: int = 1) -> None:
+async def bereave(client: Client, wallet: str, plan: str, victim: str) -> None:
     """Under load, PostgreSQL with all its processes or the provider dies there; `kassa up` starts it again by itself."""
     house = client.house
-    pid = house.server.pid if victim == "postgres" else house.sandbox_pid
-    load = [asyncio.create_task(shop_around(client, wallet, rounds)) for _ in range(4)]
-    hurrying = asyncio.create_task(hurry_for_ever(house))
-    try:
+    pid = house.server_pid if victim == "postgres" else house.sandbox_pid
+    assert pid is not None
+    async with under_load(client, wallet):
         house.crash_at(f"{pid}@{plan}")
 
         async def is_another() -> bool:
             return not is_alive(pid)
 
-        await until(is_another, f"{victim} to die at {plan}", 15)
-        await asyncio.gather(*load)
-    finally:
-        hurrying.cancel()
-        for task in load:
-            task.cancel()
+        await until(is_another, f"{victim} to die at {plan}")
+        tally.count("kills")
     assert house.is_alive
 
 
@@ -120,7 +126,7 @@ async def test_nothing_is_lost_when_another_is_killed_at_any_point(whole_house: 
     async with whole_house.shop() as client:
         await client.listen()
         wallet = await client.wallet(10_000)
-        await bereave(client, wallet, PLANS[name], victim, rounds=3)
+        await bereave(client, wallet, PLANS[name], victim)
         await judge(client)
         print(f"{victim} killed {name}: {len(client.acknowledged)} acknowledged, all there")
 
@@ -143,6 +149,6 @@ async def test_nothing_is_lost_at_any_point(house: House, name: str) -> None:
         await client.listen()
         wallet = await client.wallet(10_000)
         for _ in range(3):
-            await crash(client, wallet, PLANS[name], rounds=3)
+            await crash(client, wallet, PLANS[name])
             await judge(client)
         print(f"{name}: 3 kills, {len(client.acknowledged)} acknowledged, all there")

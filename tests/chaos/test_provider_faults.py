@@ -1,11 +1,10 @@
 """Each fault of the provider on each operation: payment and refund end as the provider's books say."""
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 
-from chaos.house import Client, House, hurry_for_ever, judge, until
+from chaos.house import Client, House, hurried, judge, until
 from kassa.channels.sandbox.faults import Fault
 
 OPERATIONS = ("create", "query", "close", "refund", "refund_query", "callback")
@@ -57,17 +56,12 @@ async def test_every_fault_ends_as_the_books_say(house: House, on: str) -> None:
     async with house.shop() as client:
         await client.listen()
         await client.door("/settings", {"refund_delay_ms": 50, "callback_speed": 20, "signtest_every": 0})
-        hurrying = asyncio.create_task(hurry_for_ever(house))
-        try:
+        async with hurried(house):
             for fault in Fault:
                 try:
                     await live(client, on, fault)
                 except AssertionError as failure:
                     raise AssertionError(f"{fault.value} on {on}: {failure}") from failure
-        finally:
-            hurrying.cancel()
-            with suppress(asyncio.CancelledError):
-                await hurrying
         await judge(client)
 
 
@@ -79,11 +73,8 @@ async def test_a_provider_that_is_slower_than_we_wait(house: House, on: str, fau
     async with house.shop() as client:
         await client.listen()
         await client.door("/settings", {"refund_delay_ms": 50, "callback_speed": 20, "signtest_every": 0})
-        hurrying = asyncio.create_task(hurry_for_ever(house))
-        try:
+        async with hurried(house):
             await live(client, on, fault, OUR_LIMIT_MS + 1000)
-        finally:
-            hurrying.cancel()
         await judge(client)
         print(f"{fault.value} on {on}, {TIMES} times {OUR_LIMIT_MS + 1000} ms: as the books say")
 
@@ -92,18 +83,13 @@ async def test_a_provider_that_dies_is_started_again_and_nothing_is_in_doubt(hou
     """kill -9 of the sandbox while it has orders, payers and refunds."""
     async with house.shop() as client:
         await client.listen()
-        hurrying = asyncio.create_task(hurry_for_ever(house))
-        load = [asyncio.create_task(bought(client)) for _ in range(6)]
-        try:
+        async with hurried(house):
+            load = asyncio.gather(*(bought(client) for _ in range(6)))
             await until(lambda: _some_acknowledged(client, 3), "some orders")
             house.kill_sandbox()
             await until(lambda: _some_acknowledged(client, 8), "some refunds")
             house.kill_sandbox()
-            await asyncio.gather(*load)
-        finally:
-            hurrying.cancel()
-            for task in load:
-                task.cancel()
+            await load
         await judge(client)
 
 

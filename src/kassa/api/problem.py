@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from kassa.errors import BrokerUnreachable, DatabaseUnreachable, KassaError, OutcomeUnknown, Retry
+from kassa.errors import BrokerUnreachable, DatabaseFull, DatabaseUnreachable, KassaError, OutcomeUnknown, Retry
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -17,6 +17,7 @@ _RETRY_AFTER_S = {409: 1, 429: 1, 503: 1}
 
 _TOLD_AS: Mapping[type[KassaError], type[KassaError]] = {
     DatabaseUnreachable: OutcomeUnknown,
+    DatabaseFull: OutcomeUnknown,
     BrokerUnreachable: OutcomeUnknown,
 }
 """Which part of us is away is for the operator; a client can only repeat. docs/decisions/what-a-503-says.md"""

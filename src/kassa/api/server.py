@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -33,7 +34,9 @@ from kassa.messaging.log import LogGroup
 from kassa.messaging.work import MessageWork
 
 CHECK_S = 2.0
-"""A database that does not say `1` in that time is not one that can take a payment."""
+"""A database that does not answer in that time is not one that can take a payment."""
+CLOCK_OFF_MAX_S = 60
+"""Providers allow signatures five minutes, so a minute is wrong and not yet harmful."""
 
 LOOK_S = 0.02
 DEAD_MAX = 1000
@@ -119,22 +122,34 @@ class Api:
     async def checks(self) -> list[Check]:
         """What must be so before a payment can be taken."""
         return [
-            await self._check_database(), await self._check_journal(), self._check_workers(), *self._check_brokers()
+            *await self._check_database(), await self._check_journal(), self._check_workers(), *self._check_brokers()
         ]  # fmt: skip
 
-    async def _check_database(self) -> Check:
+    async def _check_database(self) -> list[Check]:
         try:
             async with self._app.pool.acquire(timeout=CHECK_S) as connection:
-                await connection.fetchval("SELECT 1", timeout=CHECK_S)
+                theirs = await connection.fetchval("SELECT clock_timestamp()", timeout=CHECK_S)
                 await require_current(connection)
         except KassaError as error:
-            return Check("database", False, error.detail)
+            return [Check("database", False, error.detail)]
         except (*AWAY, asyncpg.PostgresError) as error:
-            return Check("database", False, f"It cannot be reached ({type(error).__name__}).")
-        return Check("database", True, "It answers, and its migrations are those of this program.")
+            return [Check("database", False, f"It cannot be reached ({type(error).__name__}).")]
+        return [
+            Check("database", True, "It answers, and its migrations are those of this program."),
+            self._check_clock(theirs),
+        ]
+
+    def _check_clock(self, theirs: datetime) -> Check:
+        """A process whose clock is wrong signs requests that providers refuse, and refuses what they say."""
+        off_s = round((self._app.clock.now() - theirs).total_seconds())
+        if abs(off_s) > CLOCK_OFF_MAX_S:
+            return Check("clock", False, f"The clock here and the database's are {abs(off_s)} seconds apart.")
+        return Check("clock", True, "The clock here and the database's agree.")
 
     async def _check_journal(self) -> Check:
         journal, most = self._app.journal, self._app.settings.journal_queue_max
+        if not await journal.finds_room():
+            return Check("journal", False, "The database has no room left on its disk.")
         if not journal.is_writable and not await self._journal_recovers():
             return Check("journal", False, "Its last try to reach the database failed.")
         waiting = journal.queue_length

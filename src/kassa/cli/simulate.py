@@ -1,6 +1,8 @@
 """`kassa simulate`: whole lives of payments from a seed, with faults; every promise checked after every commit."""
 
 import secrets
+import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -44,18 +46,16 @@ def _live(first: int, steps: int, count: int | None, is_quiet: bool) -> "tuple[l
 
     last: list[Report] = []
     good, began = 0, time.monotonic()
-    try:
-        while count is None or good < count:
-            last = [live(first + good, steps)]
-            if not is_quiet and (count == 1 or not last[0].is_good):
-                print(told(last[0]), flush=True)
-            if not last[0].is_good:
-                break
-            good += 1
-            if not is_quiet and good % 100 == 0:
-                print(f"{good} worlds, all good, {good / (time.monotonic() - began):.0f} a second", flush=True)
-    except KeyboardInterrupt:
-        pass  # Ctrl-C is how `--forever` ends; what was found so far counts.
+    told_to_stop = _stop_between_worlds()
+    while (count is None or good < count) and not told_to_stop.is_set():
+        last = [live(first + good, steps)]
+        if not is_quiet and (count == 1 or not last[0].is_good):
+            print(told(last[0]), flush=True)
+        if not last[0].is_good:
+            break
+        good += 1
+        if not is_quiet and good % 100 == 0:
+            print(f"{good} worlds, all good, {good / (time.monotonic() - began):.0f} a second", flush=True)
     if not is_quiet and count != 1:
         print(
             f"{good} worlds from seed {first}, all good."
@@ -63,3 +63,11 @@ def _live(first: int, steps: int, count: int | None, is_quiet: bool) -> "tuple[l
             else f"{good} were good before."
         )
     return last, good
+
+
+def _stop_between_worlds() -> threading.Event:
+    """Set by Ctrl-C, which is how `--forever` ends: the present world is finished, and what was found so far counts."""
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: told.set())
+    return told

@@ -24,7 +24,7 @@ import msgspec
 import structlog
 
 from kassa.clock import Clock, SystemClock
-from kassa.errors import Busy, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
+from kassa.errors import Busy, DatabaseFull, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
 from kassa.ids import Id
 from kassa.journal import statements as sql
 from kassa.journal.change import Change, Committed, Done, InboxDone, MessageDone, Reply, TimerDone, Verdict
@@ -70,6 +70,11 @@ SLOT_LOCK = 0x4B41  # "KA"
 _CONNECTION_LOST = (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError)
 _AGAIN = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
 _NO_ROOM = (asyncpg.InsufficientResourcesError,)
+_TRY_ROOM = (
+    "BEGIN; CREATE TEMPORARY TABLE kassa_room ON COMMIT DROP AS SELECT repeat('room', 450) FROM generate_series(1, 1000); "
+    "ROLLBACK"
+)
+"""Takes two megabytes of the disk and gives them back; rows of 1.8 kB are not compressed."""
 
 _END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
 
@@ -160,6 +165,8 @@ class PostgresJournal:
         self.queue: deque[_Waiting] = deque()
         self.arrived = asyncio.Event()
         self.is_stopping = False
+        self.is_full = False
+        """Whether a write found no room on the database's disk, and nobody has seen since that there is some."""
         self.accounts = KnownAccounts()
         self.shapes = sql.Shapes()
         self.turn = asyncio.Lock()
@@ -188,6 +195,22 @@ class PostgresJournal:
     def is_writable(self) -> bool:
         """Whether the last try to reach the database succeeded."""
         return all(lane.is_writable for lane in self._lanes)
+
+    async def finds_room(self) -> bool:
+        """Whether there is room on the database's disk again. Only looks when there was none: small writes may fit into
+        what the tables have already, so the first that succeeds proves nothing about the next."""
+        if not self.is_full:
+            return True
+        try:
+            connection = await self.connect()
+            try:
+                await connection.execute(_TRY_ROOM)
+            finally:
+                connection.terminate()
+        except (*_CONNECTION_LOST, asyncpg.PostgresError, asyncpg.InternalClientError, KassaError):
+            return False
+        self.is_full = False
+        return True
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -359,8 +382,10 @@ class _Lane:
                 self._be_cautious(taken)
             except _NO_ROOM as error:
                 await self._roll_back()
+                self.is_writable = False
+                self.journal.is_full |= isinstance(error, asyncpg.DiskFullError)
                 log.error("journal.no_room", error=str(error))
-                self._fail(taken, DatabaseUnreachable("The database has no room or no resources left."))
+                self._fail(taken, DatabaseFull() if self.journal.is_full else DatabaseUnreachable())
                 return
             except _CONNECTION_LOST as error:
                 if isinstance(error, asyncpg.InterfaceError) and await self._roll_back():

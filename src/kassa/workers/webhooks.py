@@ -1,5 +1,6 @@
 """Sends webhooks: from the event log to deliveries, and from due deliveries to the merchants' servers."""
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -57,15 +58,16 @@ class Dispatcher:
         now = self._clock.now()
         changes = [model.dispatched(record, endpoints.get(record.home, ()), now) for record in records]
         try:
-            waiting = [None if change is None else self._journal.submit(change) for change in changes]
-            failures = [None if one is None else _failure(await one) for one in waiting]
+            # Together: when one fails the others have been heard, too.
+            told = await asyncio.gather(*(self._journal.submit(change) for change in changes if change is not None))
         except (Busy, DatabaseUnreachable, OutcomeUnknown) as error:
             raise Halt(error.code) from error
         if self._observe is not None:
             for record, change in zip(records, changes, strict=True):
                 if change is not None:
                     self._observe((now - record.at).total_seconds())
-        return failures
+        verdicts = iter(told)
+        return [None if change is None else _failure(next(verdicts)) for change in changes]
 
 
 def _failure(verdict: Verdict) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 
 from conformance.journal.cutter import Cut, Cutter
 from conformance.journal.house import HOME, TABLES, committed, funded, paid, payment, refunded, wallet
-from kassa.errors import Busy, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
+from kassa.errors import Busy, DatabaseFull, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
 from kassa.journal.change import (
     AccountOpen,
     Again,
@@ -218,6 +218,28 @@ async def test_a_database_that_is_gone_is_said_to_be_gone_and_found_again(databa
     assert isinstance(await journal.commit(paid(payment("o-1", 100, purse.id))), Committed)
     await journal.stop()
     await cutter.stop()
+
+
+async def test_a_disk_without_room_is_said_to_be_full_until_there_is_room(
+    database_url: str, pool: asyncpg.Pool
+) -> None:
+    journal = await _writer(database_url)
+    await pool.execute(
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE 'could not extend file' USING ERRCODE = 'disk_full'; END $$"
+    )
+    await pool.execute("CREATE TRIGGER no_room BEFORE INSERT ON wallet EXECUTE FUNCTION no_room()")
+
+    with pytest.raises(DatabaseFull):
+        await journal.commit(funded(wallet(), 100))
+    was_full = journal.is_full
+    await pool.execute("DROP TRIGGER no_room ON wallet")
+
+    assert was_full
+    assert await journal.finds_room()
+    assert not journal.is_full
+    assert isinstance(await journal.commit(funded(wallet(), 100)), Committed)
+    await journal.stop()
 
 
 async def test_a_full_queue_is_refused_honestly(database_url: str, pool: asyncpg.Pool) -> None:

@@ -16,6 +16,7 @@ async def test_a_healthy_house_is_alive_and_ready(house: House) -> None:
     assert ready.status_code == 200, ready.text
     assert {check["name"]: check["ok"] for check in ready.json()["checks"]} == {
         "database": True,
+        "clock": True,
         "journal": True,
         "workers": True,
     }

@@ -196,6 +196,21 @@ def test_a_seed_is_lived_through_again() -> None:
     assert first == again
 
 
+def test_worlds_follow_one_another_until_ctrl_c() -> None:
+    forever = subprocess.Popen(
+        [*PROGRAM, "simulate", "--seed", "0", "--forever"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert forever.stdout is not None
+    assert "100 worlds, all good" in forever.stdout.readline()
+
+    forever.send_signal(signal.SIGINT)
+    rest, errors = forever.communicate(timeout=30)
+
+    assert (forever.returncode, errors) == (0, "")
+    assert rest.endswith("worlds from seed 0, all good.\n")
+
+
 def test_help_is_quick_and_names_every_command() -> None:
     from kassa.cli.main import COMMANDS
 
