@@ -517,6 +517,8 @@ class _Outlet(Channel):
         """By the number that the broker counts too, in order."""
         self._bytes = 0
         self._next_tag = 1
+        self._to_write: list[bytes] = []
+        self._flushing: asyncio.Handle | None = None
         self._room = asyncio.Event()
         self.heard_at = 0.0
         """When something was confirmed last, by the loop's clock."""
@@ -532,16 +534,15 @@ class _Outlet(Channel):
             while batch.written < len(batch.letters) and not self.is_over:
                 # The broker says `connection.blocked` when it is short of memory or disk, and reads nothing more.
                 await self.connection.ready()
-                while not self.is_over and (
-                    len(self._in_flight) >= IN_FLIGHT_MAX or self._bytes >= IN_FLIGHT_BYTES_MAX
-                ):
+                await self._wire.writer.drain()
+                if batch.written:
+                    # The others have their turn, and what is written goes out.
+                    await asyncio.sleep(0)
+                while self._is_full() and not self.is_over:
                     self._room.clear()
                     await self._room.wait()
-                if self.is_over:
-                    break
-                self._write_burst(batch, int(now().timestamp() * 1_000_000))
-                await self._wire.writer.drain()
-                await asyncio.sleep(0)
+                if not self.is_over:
+                    self._write_burst(batch, int(now().timestamp() * 1_000_000))
         if self.is_over and batch.lost is None:
             batch.lose("the connection was lost")
 
@@ -564,7 +565,22 @@ class _Outlet(Channel):
             if len(parts) == BURST or size >= BURST_BYTES:
                 break
         self._bytes += size
-        self._wire.writer.write(b"".join(parts))
+        self._to_write += parts
+        if len(self._in_flight) == len(parts):
+            # Nobody else is sending, so there is nothing to wait for.
+            self._flush()
+        elif self._flushing is None:
+            self._flushing = self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """What all senders of one turn of the loop wrote, in one call to the system."""
+        self._flushing = None
+        if self._to_write:
+            self._wire.writer.write(b"".join(self._to_write))
+            self._to_write.clear()
+
+    def _is_full(self) -> bool:
+        return len(self._in_flight) >= IN_FLIGHT_MAX or self._bytes >= IN_FLIGHT_BYTES_MAX
 
     async def _on_confirm_frame(self, frame: ConfirmationFrameType) -> None:
         tag = frame.delivery_tag or 0
@@ -617,6 +633,7 @@ class _Outlet(Channel):
         reason = f"the connection was lost: {why(_end_of(end))}"
         batches = {id(sent.batch): sent.batch for sent in self._in_flight.values()}
         self._in_flight.clear()
+        self._to_write.clear()
         for batch in batches.values():
             batch.lose(reason)
 
