@@ -125,5 +125,13 @@ class Kafka(Server):
             "-XX:-UsePerfData",
             logging,
         ]
-        format_it = ["kafka.tools.StorageTool", "format", "-t", identity, "-c", settings, "--add-scram", user]
+        format_it = [
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={identity}",
+            "-c",
+            settings,
+            "--add-scram",
+            user,
+        ]
         self._run([*program, "-cp", libraries, *format_it], {})

@@ -105,6 +105,8 @@ class Binder(Protocol):
 REGISTRY = {
     "amqp": "kassa.messaging.binders.rabbitmq",
     "amqps": "kassa.messaging.binders.rabbitmq",
+    "kafka": "kassa.messaging.binders.kafka",
+    "kafka+ssl": "kassa.messaging.binders.kafka",
     "memory": "kassa.messaging.binders.memory",
     "postgres": "kassa.messaging.binders.postgres",
     "zeromq": "kassa.messaging.binders.zeromq",

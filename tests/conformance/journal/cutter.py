@@ -28,9 +28,9 @@ class Cutter:
         self.cuts = 0
         self.is_refusing = False
 
-    async def start(self) -> str:
-        """The URL that leads through here."""
-        self._server = await asyncio.start_server(self._take, "127.0.0.1", 0)
+    async def start(self, port: int = 0) -> str:
+        """The URL that leads through here. port: 0 takes a free one."""
+        self._server = await asyncio.start_server(self._take, "127.0.0.1", port)
         port = self._server.sockets[0].getsockname()[1]
         account = self._parts.netloc.rpartition("@")[0]
         netloc = f"{account}@127.0.0.1:{port}" if account else f"127.0.0.1:{port}"

@@ -1,0 +1,633 @@
+"""Kafka for itself: what it alone can do, and what it may do to us. What it shares with the others is in conformance."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+
+import pytest
+from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
+from confluent_kafka.admin import AdminClient
+
+from brokers.kafka_house import (
+    HOST,
+    WAIT_S,
+    OwnKafka,
+    ids,
+    new_topic,
+    open_bench,
+    open_transport,
+    packet,
+    publish,
+    read,
+    take,
+)
+from brokers.load import under_load
+from conformance.journal.cutter import Cut, Cutter
+from conformance.messaging.house import Bench, collect, until
+from kassa.db import embedded
+from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound, SettingInvalid
+from kassa.ids import Id
+from kassa.messaging.binders.kafka import SESSION_S, KafkaTransport, read_url
+from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, LogRecord, Packet, Place, Unknown
+from kassa.messaging.packing import single
+from kassa.messaging.relay import event_record
+from kassa.messaging.topology import EVENTS, Topic, lane
+from servers import Kafka
+
+pytestmark = pytest.mark.needs("kafka")
+
+DEADLINE_S = 10.0
+CUTS = 5
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[OwnKafka]:
+    """One that may be killed."""
+    with embedded.temporary_directory("kassa-kafka-") as directory:
+        server = OwnKafka(directory / "kafka")
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+async def transport(kafka: Kafka) -> AsyncIterator[KafkaTransport]:
+    async with open_transport(kafka.url) as opened:
+        yield opened
+
+
+async def send(transport: KafkaTransport, topic: Topic, *packets: Packet) -> None:
+    receipts = await transport.send(topic, packets, deadline_s=DEADLINE_S, must_arrive=True)
+    assert receipts == [Confirmed()] * len(packets)
+
+
+async def provision(transport: KafkaTransport, topic: Topic) -> Topic:
+    await transport.provision([topic], verify_only=False)
+    return topic
+
+
+# What the URL may say
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("kafka://", "a host is missing"),
+        ("kafka://user:geheim@h:1?sasl=MD5", "sasl is one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
+        ("kafka://user:geheim@h:1?replication=0", "replication is a positive number"),
+        ("kafka://user:geheim@h:1?verify=none", "nobody knows verify here"),
+        ("kafka+ssl://user:geheim@h:1?colour=red", "nobody knows colour here"),
+    ],
+)
+def test_url_that_cannot_be_read_is_refused_without_its_password(url: str, complaint: str) -> None:
+    with pytest.raises(SettingInvalid, match=complaint) as refused:
+        read_url(url)
+
+    assert "geheim" not in str(refused.value)
+
+
+def test_url_becomes_the_clients_settings() -> None:
+    settings = read_url("kafka+ssl://user:p%40ss@a:1,b:2?ca=ca.pem&verify=chain&sasl=SCRAM-SHA-512&replication=3")
+
+    assert settings.client["bootstrap.servers"] == "a:1,b:2"
+    assert settings.client["security.protocol"] == "SASL_SSL"
+    assert settings.client["sasl.mechanism"] == "SCRAM-SHA-512"
+    assert settings.client["sasl.password"] == "p@ss"
+    assert settings.client["ssl.ca.location"] == "ca.pem"
+    assert settings.client["ssl.endpoint.identification.algorithm"] == "none"
+    assert (settings.replication, settings.min_isr) == (3, None)
+
+
+# Topics and groups
+
+
+async def test_topic_with_other_partitions_is_refused_with_what_to_do(transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic(lanes=3))
+
+    with pytest.raises(QueueMismatch, match="has 3 partitions, and is declared with 8 lanes"):
+        await transport.provision([topic._replace(lanes=8)], verify_only=False)
+    with pytest.raises(QueueMismatch):
+        await transport.provision([topic._replace(lanes=8)], verify_only=True)
+    assert await transport.provision([topic._replace(lanes=8, keyed=False)], verify_only=False) == []
+
+
+async def test_topic_of_a_name_that_kafka_has_not_is_refused(transport: KafkaTransport) -> None:
+    topic = Topic("orders of today", ("shop",), "")
+
+    with pytest.raises(SettingInvalid, match="letters, digits"):
+        await transport.provision([topic], verify_only=False)
+    (receipt,) = await transport.send(topic, [packet("r-1")], deadline_s=DEADLINE_S, must_arrive=True)
+    assert isinstance(receipt, Failed) and not receipt.is_retryable
+
+
+async def test_verifying_says_what_is_missing_and_makes_nothing(transport: KafkaTransport) -> None:
+    topic = new_topic(("shop", "books"))
+
+    expected = [(topic.name, "shop"), (topic.name, "books")]
+    assert await transport.provision([topic], verify_only=True) == expected
+    assert await transport.provision([topic], verify_only=True) == expected
+    assert await transport.provision([topic], verify_only=False) == expected
+    assert await transport.provision([topic], verify_only=True) == []
+
+
+async def test_new_group_gets_what_is_sent_after_it_was_made(transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic())
+    await send(transport, topic, *(packet(f"old-{number}") for number in range(20)))
+    books = topic._replace(groups=("shop", "books"))
+
+    assert await transport.provision([books], verify_only=False) == [(topic.name, "books")]
+    await send(transport, topic, packet("new"))
+
+    assert ids(await take(await transport.subscribe(topic, "books"), 1)) == ["new"]
+    assert await transport.depth(topic, "books") == 1
+    assert await transport.depth(topic, "shop") == 21
+
+
+async def test_group_that_kafka_forgot_gets_everything_that_is_there(transport: KafkaTransport, kafka: Kafka) -> None:
+    topic = await provision(transport, new_topic())
+    await send(transport, topic, packet("r-1"))
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for future in admin.delete_consumer_groups([f"{topic.name}:shop"]).values():
+        await asyncio.wrap_future(future)
+
+    assert ids(await take(await transport.subscribe(topic, "shop"), 1)) == ["r-1"]
+
+
+async def test_topic_that_is_not_there_has_no_consumers_and_no_depth(transport: KafkaTransport) -> None:
+    with pytest.raises(QueueNotFound):
+        await transport.subscribe(new_topic(), "shop")
+    with pytest.raises(QueueNotFound):
+        await transport.depth(new_topic(), "shop")
+
+
+# On the wire
+
+
+async def test_key_decides_the_lane_and_envelopes_name_theirs(transport: KafkaTransport, kafka: Kafka) -> None:
+    topic = await provision(transport, new_topic())
+    envelopes = await provision(transport, new_topic(envelopes=True))
+    await send(transport, topic, *(packet(f"r-{key}", key) for key in ("a", "b", "ü")))
+    await send(transport, topic, *(packet(f"none-{number}") for number in range(8)))
+    await send(transport, envelopes, packet("r-1", "5"))
+
+    messages = {
+        dict(message.headers())["kassa-id"].decode(): message for message in read(kafka.bootstrap, topic.name, 11)
+    }
+    for key in ("a", "b", "ü"):
+        assert messages[f"r-{key}"].partition() == lane(key, 8)
+        assert messages[f"r-{key}"].key() == key.encode()
+    assert {messages[f"none-{number}"].partition() for number in range(8)} == set(range(8))
+    assert messages["none-0"].key() is None
+    (envelope,) = read(kafka.bootstrap, envelopes.name, 1)
+    assert envelope.partition() == 5
+
+
+async def test_event_is_a_cloud_event_for_everybody(transport: KafkaTransport, kafka: Kafka) -> None:
+    """Read by the package of the CloudEvents project, unchanged."""
+    topic = await provision(transport, EVENTS._replace(name=new_topic().name))
+    at = datetime(2026, 11, 25, 9, 0, tzinfo=UTC)
+    event = LogRecord(Place(1, 2, 3), 7, Id("0199" + "0" * 28), 4, at, "payment.succeeded", b'{"amount":100}')
+    await send(transport, topic, single(event_record(event)))
+
+    (message,) = read(kafka.bootstrap, topic.name, 1)
+    read_event = from_kafka_event(KafkaMessage(dict(message.headers()), message.key(), message.value()))
+
+    assert read_event.get_type() == "payment.succeeded"
+    assert read_event.get_id() == event.name
+    assert read_event.get_time() == at
+    assert read_event.get_datacontenttype() == "application/json"
+    assert read_event.get_data() == {"amount": 100}
+    assert str(read_event.get_extension("sequence")) == "4"
+
+
+async def test_headers_come_back_as_they_were_sent(transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic())
+    headers = {
+        "content-type": "application/json", "correlation-id": "c-1", "reply-to": "answers", "ce-id": "e-1",
+        "ce-type": "x.y", "traceparent": "00-1", "x": "ü", "empty": "",
+    }  # fmt: skip
+    sent = packet("r-1", "k", b"\x00\xff", headers)
+    await send(transport, topic, sent)
+
+    (arrival,) = await take(await transport.subscribe(topic, "shop"), 1)
+
+    assert arrival.packet == sent
+    assert arrival.redeliveries == 0
+    assert arrival.sent_at is not None and abs(arrival.sent_at.timestamp() - time.time()) < 60
+
+
+async def test_plain_programs_ask_and_are_answered(transport: KafkaTransport, kafka: Kafka) -> None:
+    orders = await provision(transport, new_topic(lanes=1, keyed=False))
+    answers = await provision(transport, new_topic((), lanes=3))
+    body = b'{"order_id": "1"}'
+    headers = {"reply-topic": answers.name, "correlation-id": "c-1"}
+    publish(kafka.bootstrap, orders.name, {"value": body, "headers": headers})
+
+    (arrival,) = await take(await transport.subscribe(orders, "shop"), 1)
+    assert arrival.packet == Packet("", "", body, {"reply-to": answers.name, "correlation-id": "c-1"})
+    answer = Packet("a-1", "", b'{"id": "pay_1"}', {"correlation-id": "c-1", "content-type": "application/json"})
+    (receipt,) = await transport.reply(arrival.packet.headers["reply-to"], [answer], deadline_s=DEADLINE_S)
+
+    assert receipt == Confirmed()
+    (message,) = read(kafka.bootstrap, answers.name, 1)
+    assert message.value() == answer.body
+    assert dict(message.headers())["correlation-id"] == b"c-1"
+    (lost,) = await transport.reply("no-such-topic", [answer], deadline_s=DEADLINE_S)
+    assert isinstance(lost, Failed) and not lost.is_retryable
+
+
+async def test_garbage_is_received_and_stops_nobody(kafka: Kafka, database_url: str) -> None:
+    topic = new_topic(lanes=1)
+    async with open_bench(kafka.url, database_url, topic) as bench:
+        publish(
+            kafka.bootstrap, topic.name,
+            {"value": None},
+            {"value": b"\x00\x01", "key": b"\xff\x00", "headers": [("x\0", b"\xff\x00"), ("y", None)]},
+            {"value": b"[{", "headers": {"content-type": "application/cloudevents-batch+json"}},
+            {"value": b"fine", "headers": {"kassa-id": "r-1"}},
+        )  # fmt: skip
+        subscription = await bench.binder.subscribe(topic.name, "shop")
+
+        deliveries = await collect(subscription, 3)
+
+        assert [delivery.record.body for delivery in deliveries] == [b"", b"\x00\x01", b"fine"]
+        assert "\0" not in repr([delivery.record for delivery in deliveries]).replace("\\x00", "")
+        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 3
+        (letter,) = await bench.letters.browse(f"{topic.name}:shop")
+        assert "cannot be read" in letter.reason
+        assert (await bench.binder.depth(topic.name, "shop")).waiting == 0
+
+
+# Settling
+
+
+async def test_offset_is_committed_up_to_the_first_that_is_not_settled(transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic(lanes=1))
+    await send(transport, topic, *(packet(f"r-{number}", "k") for number in range(5)))
+    stream = await transport.subscribe(topic, "shop")
+    arrivals = await take(stream, 5)
+
+    assert await stream.settle([arrivals[1], arrivals[3]]) == [True, True]
+    assert await transport.depth(topic, "shop") == 5
+    assert await stream.settle([arrivals[0]]) == [True]
+    assert await transport.depth(topic, "shop") == 3
+
+    await stream.close()
+    assert await stream.settle([arrivals[2]]) == [False]
+    assert ids(await take(await transport.subscribe(topic, "shop"), 3)) == ["r-2", "r-3", "r-4"]
+
+
+async def test_restarted_stream_brings_again_what_was_not_settled_in_order(transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic(lanes=1))
+    await send(transport, topic, *(packet(f"r-{number}", "k") for number in range(300)))
+    stream = await transport.subscribe(topic, "shop")
+    old = await take(stream, 200)
+    await stream.settle(old[:50])
+
+    await stream.restart()
+
+    assert not any(stream.holds(arrival) for arrival in old)
+    assert await stream.settle(old[50:60]) == [False] * 10
+    again = await take(stream, 250)
+    assert ids(again) == [f"r-{number}" for number in range(50, 300)]
+    assert again[0].epoch > old[0].epoch
+    assert await stream.settle(again) == [True] * 250
+    assert await transport.depth(topic, "shop") == 0
+
+
+async def test_consumer_that_nobody_asks_keeps_its_place_and_a_bounded_lot(transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic(lanes=1))
+    for start in range(0, 5000, 1000):
+        await send(transport, topic, *(packet(f"r-{start + number}", "k") for number in range(1000)))
+    stream = await transport.subscribe(topic, "shop")
+    first = await take(stream, 10)
+    # Longer than the group waits for a consumer that is dead.
+    await asyncio.sleep(SESSION_S + 1.0)
+
+    assert all(stream.holds(arrival) for arrival in first)
+    assert len(stream._buffer) <= 10 + (SESSION_S + 1) / 0.5 + 1
+    rest = await take(stream, 4990)
+    assert ids([*first, *rest]) == [f"r-{number}" for number in range(5000)]
+
+
+async def test_lane_that_moves_takes_open_packets_along_and_refuses_late_settlements(transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic())
+    await send(transport, topic, *(packet(f"{number % 16}-{number}", str(number % 16)) for number in range(160)))
+    one = await transport.subscribe(topic, "shop")
+    old = await take(one, 160)
+    await one.settle(old[:20])
+
+    two = await transport.subscribe(topic, "shop")
+    moved: list[Arrival] = []
+
+    async def has_moved() -> bool:
+        moved.extend(await two.receive(100, 0.1))
+        return not all(one.holds(arrival) for arrival in old) and len(moved) == len(lost())
+
+    def lost() -> list[Arrival]:
+        return [arrival for arrival in old[20:] if not one.holds(arrival)]
+
+    await until(has_moved, 20)
+
+    assert sorted(ids(moved)) == sorted(ids(lost()))
+    assert 0 < len({lane(arrival.packet.key, 8) for arrival in lost()}) <= 4
+    assert await one.settle(lost()) == [False] * len(lost())
+    assert await two.settle(moved) == [True] * len(moved)
+    kept = [arrival for arrival in old if one.holds(arrival)]
+    assert await one.settle(kept) == [True] * len(kept)
+    assert await transport.depth(topic, "shop") == 0
+    await two.close()
+
+
+def peer_process(url: str, topic: Topic) -> "subprocess.Popen[str]":
+    """A consumer of the group in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "brokers.kafka_peer", url, topic.name, "shop", str(topic.lanes)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+
+
+async def test_killed_consumers_lanes_go_to_the_other_within_seconds(kafka: Kafka, transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic())
+    peer = peer_process(kafka.url, topic)
+    try:
+        await send(transport, topic, packet("first"))
+        assert peer.stdout is not None
+        assert (await asyncio.to_thread(peer.stdout.readline)).strip() == "first"
+        mine = await transport.subscribe(topic, "shop")
+        arrivals: list[Arrival] = []
+        async with asyncio.timeout(WAIT_S):
+            while len(mine._held) < 4:
+                arrivals += await mine.receive(1, 0.1)
+        await send(transport, topic, *(packet(f"{number % 20}-{number}", str(number % 20)) for number in range(200)))
+        began = time.monotonic()
+    finally:
+        peer.kill()
+        peer.communicate()
+
+    arrivals += await take(mine, 201 - len(arrivals))
+
+    assert time.monotonic() - began < SESSION_S + 4
+    assert sorted(ids(arrivals)) == sorted(["first", *(f"{number % 20}-{number}" for number in range(200))])
+    for key in range(20):
+        numbers = [int(id.split("-")[1]) for id in ids(arrivals) if id.startswith(f"{key}-")]
+        assert numbers == sorted(numbers)
+
+
+async def test_groups_of_the_new_protocol_work_too(kafka: Kafka) -> None:
+    async with open_transport(f"{kafka.url}?protocol=consumer") as transport:
+        topic = await provision(transport, new_topic())
+        await send(transport, topic, *(packet(f"r-{number}") for number in range(100)))
+        one = await transport.subscribe(topic, "shop")
+        arrivals = await take(one, 100)
+        assert await one.settle(arrivals) == [True] * 100
+        await one.close()
+        await send(transport, topic, packet("last"))
+        two = await transport.subscribe(topic, "shop")
+        assert ids(await take(two, 1)) == ["last"]
+
+
+async def test_static_member_has_its_lanes_again_after_a_restart(kafka: Kafka) -> None:
+    async with open_transport(f"{kafka.url}?instance=till-1") as transport:
+        topic = await provision(transport, new_topic())
+        await send(transport, topic, packet("r-1"))
+        assert ids(await take(await transport.subscribe(topic, "shop"), 1)) == ["r-1"]
+    async with open_transport(f"{kafka.url}?instance=till-1") as transport:
+        assert ids(await take(await transport.subscribe(topic, "shop"), 1)) == ["r-1"]
+
+
+# When something goes wrong
+
+
+async def test_topic_deleted_under_a_consumer_and_made_again(kafka: Kafka, transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic())
+    await send(transport, topic, *(packet(f"old-{number}") for number in range(40)))
+    stream = await transport.subscribe(topic, "shop")
+    await take(stream, 40)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for future in admin.delete_topics([topic.name]).values():
+        await asyncio.wrap_future(future)
+
+    async def is_refused() -> bool:
+        (receipt,) = await transport.send(topic, [packet("gone")], deadline_s=DEADLINE_S, must_arrive=True)
+        return isinstance(receipt, Failed) and not receipt.is_retryable
+
+    await until(is_refused, 20)
+    await provision(transport, topic)
+    await send(transport, topic, *(packet(f"new-{number}") for number in range(40)))
+
+    found: set[str] = set()
+    async with asyncio.timeout(WAIT_S):
+        while len(found) < 40:
+            try:
+                found |= {id for id in ids(await stream.receive(100, 1.0)) if id.startswith("new-")}
+            except BrokerUnreachable:
+                await asyncio.sleep(0.1)
+    assert found == {f"new-{number}" for number in range(40)}
+
+
+async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own_server: OwnKafka) -> None:
+    async with open_transport(f"{own_server.url}?local_queue=100") as transport:
+        topic = await provision(transport, new_topic())
+        await send(transport, topic, packet("before"))
+        await asyncio.to_thread(own_server.freeze)
+        began = time.monotonic()
+        try:
+            packets = [packet(f"r-{number}", str(number)) for number in range(150)]
+            receipts = await transport.send(topic, packets, deadline_s=2.0, must_arrive=True)
+            took_s = time.monotonic() - began
+        finally:
+            await asyncio.to_thread(own_server.thaw)
+
+        assert 1.9 < took_s < 2.5
+        assert all(isinstance(receipt, Unknown) for receipt in receipts[:100])
+        assert receipts[100:] == [Failed("too much waits for Kafka in this process", is_retryable=True)] * 50
+        again = [packet(f"again-{number}", str(number)) for number in range(50)]
+
+        async def is_taken() -> bool:
+            answers = await transport.send(topic, again, deadline_s=2.0, must_arrive=True)
+            return answers == [Confirmed()] * 50
+
+        await until(is_taken, 20)
+        stream = await transport.subscribe(topic, "shop")
+        arrivals = await take(stream, 51)
+        assert {"before", *(f"again-{number}" for number in range(50))} <= {
+            *ids(arrivals), *ids(await stream.receive(1000, 1.0)),
+        }  # fmt: skip
+
+
+async def test_what_a_stopped_broker_did_not_get_by_the_deadline_never_comes(own_server: OwnKafka) -> None:
+    async with open_transport(own_server.url) as transport:
+        topic = await provision(transport, new_topic())
+        await send(transport, topic, packet("before"))
+        await asyncio.to_thread(own_server.stop)
+        try:
+            (receipt,) = await transport.send(topic, [packet("late")], deadline_s=1.0, must_arrive=True)
+            assert isinstance(receipt, Unknown)
+            # The producer looks for what is too old once a second.
+            await asyncio.sleep(1.5)
+        finally:
+            await asyncio.to_thread(own_server.start)
+        await send(transport, topic, packet("after"))
+
+        stream = await transport.subscribe(topic, "shop")
+        assert sorted(ids(await take(stream, 2))) == ["after", "before"]
+        assert await stream.receive(10, 0.5) == []
+
+
+async def test_broker_that_is_away_is_said_to_be(own_server: OwnKafka) -> None:
+    async with open_transport(own_server.url) as transport:
+        topic = await provision(transport, new_topic())
+        await asyncio.to_thread(own_server.kill)
+        try:
+            (receipt,) = await transport.send(new_topic(), [packet("r-1")], deadline_s=1.0, must_arrive=True)
+            assert isinstance(receipt, Failed) and receipt.is_retryable
+        finally:
+            await asyncio.to_thread(own_server.start)
+        assert await transport.depth(topic, "shop") == 0
+    with pytest.raises(BrokerUnreachable, match=r"kafka://127\.0\.0\.1:9 "):
+        async with open_transport("kafka://127.0.0.1:9"):
+            raise AssertionError("nobody listens there")
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_broker_ends_under_load_and_every_effect_happens_once(
+    own_server: OwnKafka, database_url: str, end: str
+) -> None:
+    async with open_bench(own_server.url, database_url, new_topic()) as bench:
+        await under_load(bench, 1500, lambda: _end_and_start(bench, own_server, end))
+
+
+async def _end_and_start(bench: Bench, server: OwnKafka, end: str) -> None:
+    await until(lambda: _has_effects(bench, 300), 30)
+    await asyncio.to_thread(server.kill if end == "kill" else server.stop)
+    await asyncio.to_thread(server.start)
+
+
+async def _has_effects(bench: Bench, wanted: int) -> bool:
+    return len(await bench.effects()) >= wanted
+
+
+@pytest.mark.long
+async def test_rounds_of_kills_stops_and_freezes(own_server: OwnKafka, database_url: str) -> None:
+    seed = Random().randrange(1_000_000)
+    print(f"seed {seed}")
+    random = Random(seed)
+
+    async def trouble() -> None:
+        for _ in range(8):
+            wanted = len(await bench.effects()) + random.randint(100, 400)
+            await until(lambda wanted=wanted: _has_effects(bench, wanted), 60)  # type: ignore[misc]
+            end = random.choice(["kill", "stop", "freeze"])
+            await asyncio.to_thread(getattr(own_server, end))
+            await asyncio.sleep(random.uniform(0.0, 3.0))
+            await asyncio.to_thread(own_server.thaw if end == "freeze" else own_server.start)
+
+    async with open_bench(own_server.url, database_url, new_topic()) as bench:
+        await under_load(bench, 10_000, trouble, consumers=3)
+
+
+@pytest.mark.parametrize("cut", list(Cut))
+async def test_connection_cut_in_the_middle_of_a_batch(own_server: OwnKafka, database_url: str, cut: Cut) -> None:
+    """Before the broker has the batch, and after it has it and before we know."""
+    cutter = Cutter(f"kafka://{HOST}:{own_server.port('line')}")
+    await cutter.start(own_server.port("proxy"))
+    topic = new_topic()
+    try:
+        async with open_bench(own_server.line_url, database_url, topic) as bench:
+
+            async def trouble() -> None:
+                for cuts in range(CUTS):
+                    # A batch of records carries their headers.
+                    cutter.arm(b"kassa-id", cut)
+                    await until(lambda cuts=cuts: _is_cut(cutter, cuts), 30)  # type: ignore[misc]
+
+            await under_load(bench, 1200, trouble)
+            assert cutter.cuts == CUTS
+    finally:
+        await cutter.stop()
+
+
+async def _is_cut(cutter: Cutter, before: int) -> bool:
+    return cutter.cuts > before
+
+
+# TLS, passwords and rights
+
+
+@pytest.mark.parametrize("sasl", ["PLAIN", "SCRAM-SHA-512"])
+async def test_password_over_tls_opens_the_door(own_server: OwnKafka, sasl: str) -> None:
+    topic = new_topic()
+    async with open_transport(own_server.url) as everybody:
+        await provision(everybody, topic)
+    allow(own_server, topic, "READ", "WRITE", "DESCRIBE")
+    async with open_transport(f"{own_server.safe_url}&sasl={sasl}") as transport:
+        await send(transport, topic, packet("r-1"))
+        assert ids(await take(await transport.subscribe(topic, "shop"), 1)) == ["r-1"]
+
+
+async def test_wrong_password_is_refused_at_once_and_not_shown(own_server: OwnKafka) -> None:
+    began = time.monotonic()
+    with pytest.raises(SettingInvalid, match="refuses us") as refused:
+        async with open_transport(own_server.safe_url.replace(own_server.password, "wrong-one")):
+            raise AssertionError("it opened")
+
+    assert time.monotonic() - began < 5
+    assert "wrong-one" not in str(refused.value)
+
+
+async def test_server_of_another_authority_is_refused(own_server: OwnKafka) -> None:
+    url = own_server.safe_url.partition("?")[0]
+    with pytest.raises(SettingInvalid, match="certificate"):
+        async with open_transport(url):
+            raise AssertionError("it opened")
+    async with open_transport(f"{url}?verify=none") as transport:
+        assert await transport.provision([], verify_only=True) == []
+
+
+async def test_verifying_needs_no_right_but_to_look(own_server: OwnKafka) -> None:
+    topic = new_topic()
+    async with open_transport(own_server.url) as everybody:
+        await provision(everybody, topic)
+    allow(own_server, topic, "DESCRIBE")
+
+    async with open_transport(own_server.safe_url) as transport:
+        assert await transport.provision([topic], verify_only=True) == []
+        books = topic._replace(groups=("shop", "books"))
+        assert await transport.provision([books], verify_only=True) == [(topic.name, "books")]
+        (receipt,) = await transport.send(topic, [packet("r-1")], deadline_s=DEADLINE_S, must_arrive=True)
+        assert isinstance(receipt, Failed) and receipt.is_retryable
+        with pytest.raises(SettingInvalid, match="uthoriz"):
+            await transport.provision([new_topic()], verify_only=False)
+
+
+def allow(server: OwnKafka, topic: Topic, *operations: str) -> None:
+    """Gives the user of the TLS door these rights on a topic, and on the groups of its name."""
+    from confluent_kafka.admin import (  # type: ignore[attr-defined]
+        AclBinding,
+        AclOperation,
+        AclPermissionType,
+        ResourcePatternType,
+        ResourceType,
+    )
+
+    admin = AdminClient({"bootstrap.servers": server.bootstrap})
+    bindings = [
+        AclBinding(
+            kind, topic.name, ResourcePatternType.PREFIXED, f"User:{server.username}", "*", AclOperation[operation],
+            AclPermissionType.ALLOW,
+        )
+        for kind in (ResourceType.TOPIC, ResourceType.GROUP)
+        for operation in operations
+        if kind == ResourceType.TOPIC or operation != "WRITE"
+    ]  # fmt: skip
+    for future in admin.create_acls(bindings).values():
+        future.result()
