@@ -188,6 +188,18 @@ class QueueNotFound(KassaError):
     code, status = "queue.not_found", 404
 
 
+class QueueNotPausable(KassaError):
+    """This queue has no consumers that could be told to wait."""
+
+    code, status = "queue.not_pausable", 409
+
+
+class QueueNotPurgeable(KassaError):
+    """What waits here cannot be thrown away."""
+
+    code, status = "queue.not_purgeable", 409
+
+
 # Money
 
 

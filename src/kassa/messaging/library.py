@@ -44,6 +44,7 @@ from kassa.messaging.tables import make_tables, with_schema
 from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import DeadLetters, MessageWork
+from kassa.observability.meters import Meters
 
 log = structlog.get_logger("kassa.messaging")
 
@@ -118,6 +119,9 @@ class Messaging:
         self._name = name
         self._transaction = transaction
         self._provision = provision
+        self.meters = Meters()
+        """What passes, per topic and group. For Prometheus: `registry.register(QueueCollector(messaging.meters))`, from
+        `kassa.observability.meters`."""
         self._consumers: list[_Consumer] = []
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._asking = asyncio.Lock()
@@ -148,7 +152,9 @@ class Messaging:
         async with self._pool.acquire() as connection:
             await make_tables(connection)
         self._wakeups = Wakeups(lambda: connect(url, application=f"{self._name} wake"))
-        self._binder = make_binder(self._broker_url, Resources(self._pool, self._wakeups, self._declared()))
+        self._binder = make_binder(
+            self._broker_url, Resources(self._pool, self._wakeups, self._declared(), self.meters)
+        )
         await self._binder.open()
         await self._binder.provision(self._declared(), verify_only=not self._provision)
         work = MessageWork(self._pool)

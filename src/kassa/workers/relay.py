@@ -120,6 +120,7 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
     group = LogGroup(app.pool, group_name(broker.name, topic))
     await group.create(from_now=True)
     relay = EventRelay(await opened(broker), topic)
+    passage = app.metrics.meters.passage(topic, group.name)
 
     async def handle(records: Sequence[LogRecord]) -> list[str | None]:
         try:
@@ -128,6 +129,13 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
             broker.is_away(halt.reason)
             raise
         broker.is_back()
+        now = app.clock.now()
+        for record, failure in zip(records, answers, strict=True):
+            if failure is None:
+                passage.took((now - record.at).total_seconds())
+            else:
+                passage.retried += 1
+        passage.received += len(records)
         return answers
 
     await GroupReader(group, handle, app.wakeups.watch(NEW_EVENTS).wait).run()
