@@ -26,6 +26,8 @@ from kassa.messaging.queues import Dead, Peeked, Purged, Queue, Queues, Waiting
 from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.workers.relay import listen
 
+UNREAD_S = 10.0
+"""Events that wait so long and have no reader are worth a word."""
 BEGINNING = 60
 """Characters of a body that people see in a table."""
 TIMES = click.DateTime(formats=["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"])
@@ -88,7 +90,9 @@ def list_queues(brokers: tuple[str, ...], directory: str | None, database_url: s
 
 def _line(one: Queue) -> tuple[object, ...]:
     waiting = f"{one.waiting}+?" if one.elsewhere is None else one.waiting
-    state = "paused" if one.paused else "nobody reads" if one.is_read is False else ""
+    state = (
+        "paused" if one.paused else "nobody reads" if one.is_read is False and (one.oldest_s or 0) > UNREAD_S else ""
+    )
     age = "" if one.oldest_s is None else lasting(one.oldest_s)
     broker = ", ".join(one.brokers)
     return one.name, broker, waiting, one.in_flight, one.delayed, one.retrying, one.dead, age, state

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +17,10 @@ from kassa.messaging.queues import Queue
 HISTORY = 30
 WIDE, MIDDLE = 130, 100
 """Columns of the terminal from which on there is room for more."""
+BROKER, BARS = "broker", "done/s, last half minute"
+NAME_MIN = 20
+EDGES, GAP = 2, 2
+"""Of the table: columns at its sides, and between two of its columns."""
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -74,21 +79,29 @@ def document(lines: Sequence[Line], at: datetime) -> dict[str, Any]:
 
 def picture(lines: Sequence[Line], at: datetime, width: int, sent: dict[str, float]) -> RenderableType:
     """One frame. sent: records a second by topic, as brokers confirm them."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=True, padding=(0, 1))
-    table.add_column("queue", no_wrap=True, overflow="ellipsis", ratio=1, min_width=16)
-    if width >= MIDDLE:
-        table.add_column("broker", no_wrap=True)
-    heads = ["waiting", "growing", "done/s", "p50", "p99", "oldest", "dead"]
-    if width >= WIDE:
-        heads[2:2] = ["in hand", "delayed"]
-        heads.insert(heads.index("p50"), "failed/s")
+    heads = _heads(width)
+    rows = [_cells(line, width) for line in lines]
+    room = width - EDGES - sum(
+        GAP + max(cell_len(head), *(cell_len(str(row[place])) for row in rows), 0) for place, head in enumerate(heads)
+    )  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("queue", no_wrap=True)
     for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    if width >= WIDE:
-        table.add_column("done/s, last half minute", no_wrap=True, width=HISTORY)
-    for line in lines:
-        table.add_row(*_cells(line, width))
+        table.add_column(head, justify="left" if head in (BROKER, BARS) else "right", no_wrap=True)
+    for line, row in zip(lines, rows, strict=True):
+        table.add_row(_name(line.queue, max(room, NAME_MIN)), *row)
     return Group(_title(lines, at), table, *_notes(lines, sent))
+
+
+def _heads(width: int) -> list[str]:
+    """The columns behind the name."""
+    if width >= WIDE:
+        return [
+            BROKER, "waiting", "growing", "in hand", "delayed", "done/s", "failed/s", "p50", "p99", "oldest", "dead", BARS
+        ]  # fmt: skip
+    if width >= MIDDLE:
+        return [BROKER, "waiting", "growing", "done/s", "p50", "p99", "oldest", "dead"]
+    return ["waiting", "done/s", "p50", "p99", "oldest", "dead"]
 
 
 def _title(lines: Sequence[Line], at: datetime) -> Text:
@@ -100,31 +113,42 @@ def _title(lines: Sequence[Line], at: datetime) -> Text:
     return title
 
 
-def _cells(line: Line, width: int) -> list[Text | str]:
+def _cells(line: Line, width: int) -> list[Text]:
+    """What stands under `_heads`."""
     queue, flow = line.queue, line.flow
-    name = Text(queue.name, "yellow" if queue.paused else "")
-    if queue.paused:
-        name.append("  paused", "bold yellow")
     length = Text(f"{queue.waiting:,}", "bold" if queue.waiting else "dim")
     if queue.elsewhere is None:
         length.append("+?", "yellow")
-    growing = Text(f"{line.growth:+,.0f}/s" if abs(line.growth) >= 0.5 else "", "red" if line.growth > 0 else "green")
-    done = Text(rate(flow.handled), "bold cyan" if flow.handled else "dim")
+    is_moving = abs(line.growth) >= 0.5
+    color = "red" if line.growth > 0 else "green"
+    if width < MIDDLE:
+        length.append((" ↑" if line.growth > 0 else " ↓") if is_moving else "  ", color)
     failed = flow.retried + flow.dead
-    cells: list[Text | str] = [name]
-    if width >= MIDDLE:
-        cells.append(", ".join(queue.brokers))
-    cells += [length, growing]
-    if width >= WIDE:
-        cells += [number(queue.in_flight), number(queue.delayed)]
-    cells.append(done)
-    if width >= WIDE:
-        cells.append(Text(rate(failed), "red" if failed else "dim"))
-    cells += [lasting(flow.p50_s), lasting(flow.p99_s), lasting(queue.oldest_s)]
-    cells.append(Text(f"{queue.dead:,}", "bold red") if queue.dead else Text("0", "dim"))
-    if width >= WIDE:
-        cells.append(Text(bars(line.history), "cyan"))
-    return cells
+    cells = {
+        BROKER: Text(", ".join(queue.brokers)),
+        "waiting": length,
+        "growing": Text(f"{line.growth:+,.0f}/s" if is_moving else "", color),
+        "in hand": number(queue.in_flight),
+        "delayed": number(queue.delayed),
+        "done/s": Text(rate(flow.handled), "bold cyan" if flow.handled else "dim"),
+        "failed/s": Text(rate(failed), "red" if failed else "dim"),
+        "p50": Text(lasting(flow.p50_s)),
+        "p99": Text(lasting(flow.p99_s)),
+        "oldest": Text(lasting(queue.oldest_s)),
+        "dead": Text(f"{queue.dead:,}", "bold red") if queue.dead else Text("0", "dim"),
+        BARS: Text(bars(line.history).rjust(HISTORY), "cyan"),
+    }
+    return [cells[head] for head in _heads(width)]
+
+
+def _name(queue: Queue, room: int) -> Text:
+    """What tells names apart stands at both of their ends."""
+    mark = "  paused" if queue.paused else ""
+    fits = max(room - len(mark), NAME_MIN // 2)
+    name = queue.name
+    if len(name) > fits:
+        name = f"{name[: fits // 2]}…{name[fits // 2 + 1 - fits :]}"
+    return Text.assemble((name, "yellow" if queue.paused else ""), (mark, "bold yellow"))
 
 
 def _notes(lines: Sequence[Line], sent: dict[str, float]) -> list[Text]:

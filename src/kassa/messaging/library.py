@@ -159,9 +159,14 @@ class Messaging:
         await self._binder.provision(self._declared(), verify_only=not self._provision)
         work = MessageWork(self._pool)
         way = _Way(self._name, self._binder)
-        loops = [self._wakeups.run, self._tidy, ReplyRelay(work, way, _never_owed, self._wakeups).run]
+        loops = [
+            self._wakeups.run,
+            self._tidy,
+            ReplyRelay(work, way, _never_owed, self._wakeups, meters=self.meters).run,
+        ]
         loops += [
-            MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups).run for name in self._topics
+            MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups, meters=self.meters).run
+            for name in self._topics
         ]
         self._tasks = [asyncio.create_task(_for_ever(loop), name="messaging") for loop in loops]
 

@@ -6,7 +6,7 @@ reads the event log with a cursor (`webhooks`, `relay:rabbitmq:kassa.events`); i
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -25,11 +25,12 @@ from kassa.errors import (
 from kassa.ids import Id, read_event_name, read_id
 from kassa.messaging.binder import Elsewhere
 from kassa.messaging.binders.postgres import queue_name
-from kassa.messaging.brokers import Broker, Brokers
+from kassa.messaging.brokers import OURS, Broker, Brokers
 from kassa.messaging.log import LogGroup, event_body
 from kassa.messaging.metered import MeteredBinder
 from kassa.messaging.model import Place
-from kassa.messaging.topology import EVENTS
+from kassa.messaging.replies import reply_queue
+from kassa.messaging.topology import EVENTS, PAYMENT_ORDERS
 from kassa.messaging.wake import EVENTS as NEW_EVENTS
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import DeadLetters, MessageWork
@@ -148,14 +149,18 @@ class Queues:
         }
         declared = await self._declared()
         opened = {name: [one for one in some if one.is_open] for name, some in declared.items()}
+        is_ours = any(one.name == "postgres" for one in self._brokers)
         names = sorted({*groups, *declared})
         elsewhere = await self._elsewhere(names, declared if connect else opened, broker_s)
         found = [
-            _group(name, declared.get(name, []), counts, dead, groups.get(name, False), elsewhere.get(name, []))
+            _group(
+                name, declared.get(name, []), counts, dead, groups.get(name, False), elsewhere.get(name, []), is_ours
+            )
             for name in names
         ]
         taken = {one.name for one in found}
-        found += [self._outbox(name, counts, dead) for name in sorted({*counts, *dead} - taken)]
+        outboxes = {*counts, *dead, *self._outboxes()} - taken
+        found += [self._outbox(name, counts, dead) for name in sorted(outboxes)]
         return found + await self._logs()
 
     async def one(self, name: str) -> Queue:
@@ -311,6 +316,13 @@ class Queues:
         await asyncio.gather(*(ask(broker) for broker in self._brokers))
         return found
 
+    def _outboxes(self) -> Iterator[str]:
+        """Those that the settings name: answers to requests, and messages for topics that are not ours."""
+        for broker in self._brokers:
+            if PAYMENT_ORDERS.name in broker.topics:
+                yield reply_queue(broker.name)
+            yield from (topic for topic in broker.topics if topic not in OURS)
+
     def _outbox(self, name: str, counts: dict[str, _Counts], dead: dict[str, int]) -> Queue:
         topic, _, group = name.partition(":")
         brokers = [one.name for one in self._brokers if one.name == group or topic in one.topics]
@@ -406,12 +418,14 @@ def _group(
     dead: dict[str, int],
     paused: bool,
     depths: Sequence[int | str | None],
+    is_ours: bool,
 ) -> Queue:
+    """is_ours: whether PostgreSQL is among the brokers, so that a topic may be used by SQL alone."""
     full = queue_name(*name)
     mine = counts.get(full, _Counts())
     known = sum(depth for depth in depths if isinstance(depth, int))
     says = "; ".join(depth for depth in depths if isinstance(depth, str))
-    if not brokers:
+    if not brokers and not is_ours:
         says = f"no broker that the settings name carries {name[0]}"
     return Queue(
         name=full, kind="group", topic=name[0], group=name[1], brokers=[one.name for one in brokers],

@@ -17,7 +17,6 @@ from kassa.messaging.relay import EventRelay, MessageRelay
 from kassa.messaging.replies import ReplyRelay
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS
 from kassa.messaging.wake import EVENTS as NEW_EVENTS
-from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import MessageWork
 from kassa.workers.supervisor import Loop
 
@@ -71,10 +70,10 @@ def relays(app: App, broker: Broker) -> dict[str, Loop]:
     if EVENT_BATCHES.name in broker.topics:
         found[EVENT_BATCHES.name] = lambda: _relay_batches(app, broker)
     if PAYMENT_ORDERS.name in broker.topics:
-        found["replies"] = ReplyRelay(work, broker, Looks(app), app.wakeups).run
+        found["replies"] = ReplyRelay(work, broker, Looks(app), app.wakeups, meters=app.metrics.meters).run
     for topic in broker.topics:
         if topic not in OURS:
-            found[topic] = _messages(work, broker, topic, app.wakeups)
+            found[topic] = _messages(app, work, broker, topic)
     return found
 
 
@@ -92,9 +91,9 @@ class Looks:
         return None if found.running else found.body
 
 
-def _messages(work: MessageWork, broker: Broker, topic: str, wakeups: Wakeups) -> Loop:
+def _messages(app: App, work: MessageWork, broker: Broker, topic: str) -> Loop:
     async def relay() -> None:
-        await MessageRelay(work, await opened(broker), topic, topic, wakeups).run()
+        await MessageRelay(work, await opened(broker), topic, topic, app.wakeups, meters=app.metrics.meters).run()
 
     return relay
 
