@@ -19,8 +19,10 @@ from kassa.merchants.directory import CHANGES, Directory
 from kassa.merchants.service import Merchants
 from kassa.merchants.store import MerchantStore
 from kassa.merchants.vault import Vault
+from kassa.messaging.activity import Publisher
 from kassa.messaging.brokers import Brokers, read_brokers
 from kassa.messaging.log import EventLog
+from kassa.messaging.queues import Queues
 from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import TimerWork
@@ -62,6 +64,8 @@ class App:
     webhooks: Webhooks
     timeline: Timeline
     brokers: Brokers
+    queues: Queues
+    activity: Publisher
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         if settings.database_url is None:
@@ -100,6 +104,7 @@ class App:
             asyncio.create_task(self.wakeups.run(), name="wakeups"),
             asyncio.create_task(self.directory.run(), name="directory"),
             asyncio.create_task(self._listen(), name="configuration"),
+            asyncio.create_task(self.activity.run(), name="activity"),
         ]
         # What was built stays for good; collecting it again and again cost 7 % of the time of a payment.
         gc.collect()
@@ -131,7 +136,10 @@ class App:
             self.wakeups,
             PAYMENT_ORDERS._replace(declaration=settings.order_queue or "durable"),
             topology=settings.broker_topology,
+            meters=self.metrics.meters,
         )
+        self.queues = Queues(pool, self.brokers, self.wakeups)
+        self.activity = Publisher(pool, self.metrics.meters)
         self.webhooks = Webhooks(
             self.journal,
             self.webhook_store,

@@ -194,6 +194,18 @@ class QueueMismatch(KassaError):
     code, status = "queue.mismatch", 409
 
 
+class QueueNotPausable(KassaError):
+    """This queue has no consumers that could be told to wait."""
+
+    code, status = "queue.not_pausable", 409
+
+
+class QueueNotPurgeable(KassaError):
+    """What waits here cannot be thrown away."""
+
+    code, status = "queue.not_purgeable", 409
+
+
 # Money
 
 

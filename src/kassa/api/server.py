@@ -14,10 +14,12 @@ from kassa.api import asyncapi, openapi
 from kassa.api.answers import Answers
 from kassa.api.http import Limits, Request, Router, Server
 from kassa.api.limits import Fairness
+from kassa.api.measure import Measure
 from kassa.api.rest import balances, callbacks, meta
 from kassa.api.rest.events import EventRoutes
 from kassa.api.rest.meta import Check
 from kassa.api.rest.payments import PaymentRoutes
+from kassa.api.rest.queues import QueueRoutes
 from kassa.api.rest.refunds import RefundRoutes
 from kassa.api.rest.wallets import WalletRoutes
 from kassa.api.rest.webhook_endpoints import WebhookRoutes
@@ -28,10 +30,7 @@ from kassa.db.migrate import require_current
 from kassa.errors import KassaError
 from kassa.journal.change import SYSTEM_HOME, Change
 from kassa.journal.replies import FirstStatuses
-from kassa.messaging import topology
 from kassa.messaging.brokers import read_brokers
-from kassa.messaging.log import LogGroup
-from kassa.messaging.work import MessageWork
 
 CHECK_S = 2.0
 """A database that does not answer in that time is not one that can take a payment."""
@@ -39,8 +38,6 @@ CLOCK_OFF_MAX_S = 60
 """Providers allow signatures five minutes, so a minute is wrong and not yet harmful."""
 
 LOOK_S = 0.02
-DEAD_MAX = 1000
-"""Dead records are counted up to this; nobody needs to know how many more there are."""
 
 RAW: dict[str, Any] = {
     "next_action": {
@@ -102,7 +99,8 @@ class Api:
             *WebhookRoutes(app.webhooks).routes(),
             *balances.routes(app.ledger, app.payments_store),
             *callbacks.routes(app.payments, app.directory),
-            *meta.routes(self.checks, app.metrics, self.measure),
+            *QueueRoutes(app.queues).routes(),
+            *meta.routes(self.checks, app.metrics, Measure(app, self._idle_workers)),
         ]
 
     @property
@@ -197,33 +195,6 @@ class Api:
                 says = f"It has been away for {away_s} s; what is for it waits in the database."
                 checks.append(Check(f"broker {broker.name}", False, says, required=False))
         return checks
-
-    async def measure(self) -> None:
-        """Brings the numbers up to date that are not counted as they happen. What the database cannot say now is left out."""
-        app, metrics = self._app, self._app.metrics
-        metrics.journal_waiting(app.journal.queue_length)
-        is_up = True
-        try:
-            async with asyncio.timeout(CHECK_S):
-                await self._measure_database()
-        except (*AWAY, asyncpg.PostgresError):
-            is_up = False
-            metrics.forget_database()
-        metrics.process_seen(database_up=is_up, workers_idle=len(self._idle_workers()) + len(app.ended))
-
-    async def _measure_database(self) -> None:
-        app, metrics = self._app, self._app.metrics
-        for name in await app.events.groups():
-            group = LogGroup(app.pool, name)
-            lag, dead = await group.lag(), await group.parked("dead", DEAD_MAX)
-            metrics.queue_seen(
-                topology.EVENTS.name, name, length=sum(one.behind for one in lag),
-                oldest_age_s=max((one.oldest_s or 0.0 for one in lag), default=0.0), dead=len(dead),
-            )  # fmt: skip
-        for queue in await MessageWork(app.pool).queues():
-            metrics.queue_seen(queue.topic, "", length=queue.depth, oldest_age_s=queue.oldest_s or 0.0, dead=queue.dead)
-        for noun, count, oldest_s in await app.payments_store.doubts():
-            metrics.doubts_seen(noun, count=count, oldest_s=oldest_s)
 
     def _observe(self, request: Request, status: int, seconds: float) -> None:
         self._app.metrics.http_answered(request.route, request.method, status, seconds)

@@ -167,6 +167,7 @@ def key() -> None:
 
 @key.command("create")
 @merchant_option
+@click.option("--operator", is_flag=True, help="A key of the house: for /v1/queues, and for nothing else.")
 @click.option("--label", default="", help="So that people can tell keys apart.")
 @click.option(
     "--scopes",
@@ -178,6 +179,7 @@ def key() -> None:
 @json_option
 def create_key(
     merchant_name: str | None,
+    operator: bool,
     label: str,
     scopes: str,
     directory: str | None,
@@ -185,9 +187,13 @@ def create_key(
     as_json: bool,
 ) -> None:
     """A new API key, shown now and never again."""
+    if operator and (merchant_name is not None or scopes != "all"):
+        raise click.UsageError("A key of the house belongs to no --merchant, and its scope is `operator`.")
 
     async def work() -> Any:
         async with opened(directory, database_url) as app:
+            if operator:
+                return await app.merchants.create_operator_key(label=label)
             found = await merchant_of(app, merchant_name)
             return await app.merchants.create_key(found.id, label=label, scopes=scopes)
 
@@ -201,14 +207,21 @@ def create_key(
 
 @key.command("list")
 @merchant_option
+@click.option("--operator", is_flag=True, help="The keys of the house.")
 @place_options
 @json_option
-def list_keys(merchant_name: str | None, directory: str | None, database_url: str | None, as_json: bool) -> None:
+def list_keys(
+    merchant_name: str | None, operator: bool, directory: str | None, database_url: str | None, as_json: bool
+) -> None:
     """A merchant's keys, oldest first; of each only its first characters are known."""
 
     async def work() -> list[Any]:
         async with opened(directory, database_url) as app:
-            found: list[Any] = await app.merchants.keys((await merchant_of(app, merchant_name)).id)
+            found: list[Any]
+            if operator:
+                found = await app.merchants.operator_keys()
+                return found
+            found = await app.merchants.keys((await merchant_of(app, merchant_name)).id)
             return found
 
     found = run(work())

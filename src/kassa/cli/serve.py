@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from kassa.api.measure import numbers_server
 from kassa.app import App
 from kassa.cli.database import database
 from kassa.cli.node import api_of, log_to_stderr, stop_signal
@@ -20,6 +21,7 @@ from kassa.db.pool import connect
 from kassa.observability.log import configure_logging
 from kassa.settings import Settings
 from kassa.workers import loops
+from kassa.workers.supervisor import Supervisor
 
 
 @click.command()
@@ -47,12 +49,27 @@ def serve(
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]…", type=click.Choice(loops.NAMES))
 @broker_option
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), metavar="PORT",
+    help="Numbers for Prometheus at /metrics on this port; 0: a free one.",
+)  # fmt: skip
+@click.option(
+    "--metrics-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address for --metrics-port."
+)
 @place_options
-def worker(names: tuple[str, ...], brokers: tuple[str, ...], directory: str | None, database_url: str | None) -> None:
+def worker(
+    names: tuple[str, ...],
+    brokers: tuple[str, ...],
+    metrics_port: int | None,
+    metrics_host: str,
+    directory: str | None,
+    database_url: str | None,
+) -> None:
     """The workers of these names, or all of them, until they are told to stop. Any number of processes may run them."""
     settings = settings_of(directory, database_url, brokers=brokers or None).settings
     log_to_stderr(settings, "json")
-    run(_work(settings, names or loops.NAMES))
+    page = None if metrics_port is None else (metrics_host, metrics_port)
+    run(_work(settings, names or loops.NAMES, page))
 
 
 @click.command()
@@ -101,10 +118,31 @@ async def _serve(settings: Settings, workers: tuple[str, ...], as_json: bool) ->
         await told.wait()
 
 
-async def _work(settings: Settings, names: tuple[str, ...]) -> None:
+@asynccontextmanager
+async def _numbers(app: App, supervisor: Supervisor, host: str, port: int) -> AsyncIterator[str]:
+    """A process without the API tells its numbers too; the address of its page."""
+    server = numbers_server(app, lambda: loops.idle_workers(supervisor), host, port)
+    try:
+        await server.start()
+    except OSError as error:
+        raise click.ClickException(
+            f"Cannot listen on {host}:{port} ({error.strerror}). Try --metrics-port 0."
+        ) from error
+    try:
+        yield f"http://{f'[{host}]' if ':' in host else host}:{server.port}"
+    finally:
+        await server.stop(0.0)
+
+
+async def _work(settings: Settings, names: tuple[str, ...], page: tuple[str, int] | None) -> None:
+    """page: host and port of the numbers."""
     told = stop_signal()
-    async with _app(settings) as app:
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(_app(settings))
         supervisor = loops.supervisor(app, names)
+        if page is not None:
+            url = await stack.enter_async_context(_numbers(app, supervisor, *page))
+            note(f"numbers at {url}/metrics")
         if set(names) & set(loops.BROKER_WORKERS):
             # Said at once, where somebody looks; one that goes away later is waited for.
             await app.brokers.open()

@@ -241,6 +241,22 @@ CREATE UNLOGGED TABLE consumer (
     PRIMARY KEY (place, id)
 ) WITH (fillfactor = 50);
 
+-- What each process counts about the queues, for whoever watches them from elsewhere. Lost in a crash of the database, and
+-- written again within a second.
+CREATE UNLOGGED TABLE queue_meter (
+    process uuid NOT NULL,
+    topic text NOT NULL,
+    group_name text NOT NULL,
+    at timestamptz NOT NULL,
+    sent bigint NOT NULL,
+    received bigint NOT NULL,
+    handled bigint NOT NULL,
+    retried bigint NOT NULL,
+    dead bigint NOT NULL,
+    latency bigint[] NOT NULL,
+    PRIMARY KEY (process, topic, group_name)
+) WITH (fillfactor = 50);
+
 -- Records of a group that wait: the one that failed, and the later ones of its root behind it. States: retry, waiting, dead.
 CREATE TABLE parked (
     group_name text NOT NULL,

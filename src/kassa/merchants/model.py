@@ -11,7 +11,7 @@ import msgspec
 
 from kassa.errors import ApiKeyNotFound, KassaError, RequestInvalid
 from kassa.ids import Id
-from kassa.journal.change import AccountOpen, Aggregate, Change, Move
+from kassa.journal.change import SYSTEM_HOME, AccountOpen, Aggregate, Change, Claim, Move
 from kassa.ledger import chart
 from kassa.ledger.model import Limit
 from kassa.merchants.records import ApiKey, ChannelAccount, Merchant
@@ -40,13 +40,19 @@ class Scope(IntFlag):
     REFUNDS = 4
     WALLETS = 8
     WEBHOOKS = 16
+    OPERATOR = 32
+    """Of the house, never of a merchant: it sees the queues, and in them records of all merchants."""
 
 
 ALL_SCOPES = Scope.READ | Scope.PAYMENTS | Scope.REFUNDS | Scope.WALLETS | Scope.WEBHOOKS
 
 
+HOUSE = Id("00000000000070008000000000000001")
+"""The house itself, in its own home: whose operators have keys. It takes no payments, and no list of merchants has it."""
+
+
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who asks: a merchant, by one of its keys."""
+    """Who asks: a merchant, or the house, by one of its keys."""
 
     merchant: Merchant
     key_id: Id
@@ -78,6 +84,18 @@ def read_scopes(text: str) -> int:
     if not bits:
         raise RequestInvalid("A key needs at least one scope.", errors=[{"field": "scopes", "message": "is empty"}])
     return int(bits)
+
+
+def read_merchant_scopes(text: str) -> int:
+    """The scopes of a merchant's key. Raises RequestInvalid, also for what only the house may do."""
+    bits = read_scopes(text)
+    if bits & Scope.OPERATOR:
+        raise RequestInvalid(
+            "The scope `operator` sees records of all merchants, so no merchant's key has it: `kassa key create --operator` "
+            "makes one for the house.",
+            errors=[{"field": "scopes", "message": "operator is not for a merchant"}],
+        )
+    return bits
 
 
 def read_policies(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,6 +142,15 @@ def create(home: int, merchant_id: Id, name: str, policies: Mapping[str, Any], n
         home=home, id=merchant_id, version=0, sequence=0, state="active", created_at=now, name=name, **policies
     )
     return Change(home=home, new=(merchant,), root=merchant_id, result=merchant)
+
+
+def create_house(now: datetime) -> Change:
+    """The house, once: a second one finds the name taken."""
+    house = Merchant(
+        home=SYSTEM_HOME, id=HOUSE, version=0, sequence=0, state="active", created_at=now, name="The house"
+    )
+    claim = Claim("house", "operators", HOUSE)
+    return Change(home=SYSTEM_HOME, claims=(claim,), new=(house,), root=HOUSE, result=house)
 
 
 def set_policies(aggregate: Aggregate, policies: Mapping[str, Any], currencies: Sequence[str]) -> Change:

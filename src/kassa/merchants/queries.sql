@@ -3,16 +3,18 @@
 SELECT nextval('home');
 
 -- name: merchant_by_id
--- One merchant by its id alone, for operators: few rows, so no index of its own.
+-- One merchant by its id alone, for operators: few rows, so no index of its own. The house (home 0) is none.
 SELECT home, id, version, sequence, state, created_at, name, fee_ppm, fee_on_refund, late_success, overdraft
   FROM merchant
- WHERE id = $1;
+ WHERE id = $1
+   AND home <> 0;
 
 -- name: merchants
--- All merchants, oldest first.
+-- All merchants, oldest first. The house (home 0) is none.
 SELECT home, id, version, sequence, state, created_at, name, fee_ppm, fee_on_refund, late_success, overdraft
   FROM merchant
  WHERE id > $1
+   AND home <> 0
  ORDER BY id
  LIMIT $2;
 

@@ -27,7 +27,7 @@ class ApiKey(Child, frozen=True, gc=False):
     key_hash: bytes
     label: str
     scopes: str
-    """Space-separated: `all`, or `read`, `payments`, `refunds`, `wallets`, `webhooks`."""
+    """Space-separated: `all`, or `read`, `payments`, `refunds`, `wallets`, `webhooks`; of the house: `operator`."""
     shown: str
     """The first characters, so that a person can tell keys apart."""
     created_at: datetime

@@ -8,7 +8,7 @@ import msgspec
 
 from kassa.errors import ApiKeyNotFound, InvariantBroken, KassaError, MerchantNotFound
 from kassa.ids import Id, new_id
-from kassa.journal.change import Aggregate, Change, Committed, Missing, Refused, Rule, Verdict
+from kassa.journal.change import SYSTEM_HOME, Aggregate, Change, Committed, Missing, Refused, Rule, Verdict
 from kassa.journal.journal import Journal
 from kassa.merchants import model
 from kassa.merchants.directory import Directory
@@ -75,16 +75,19 @@ class Merchants:
 
     async def create_key(self, merchant_id: Id, *, label: str = "", scopes: str = "all") -> NewKey:
         """An API key, shown here and never again. Raises RequestInvalid for unknown scopes, MerchantNotFound."""
-        model.read_scopes(scopes)
+        model.read_merchant_scopes(scopes)
         merchant = await self.get(merchant_id)
-        key, key_id = model.new_key(), new_id()
+        return await self._create_key(merchant.home, merchant_id, label, scopes)
 
-        def decide(aggregate: Aggregate, now: datetime) -> Change:
-            return model.add_key(aggregate, key_id, key, label, scopes, now)
+    async def create_operator_key(self, *, label: str = "") -> NewKey:
+        """A key of the house, shown here and never again: it operates the queues, and can do nothing else."""
+        # Whoever comes second finds the house there; then nothing happens.
+        await self._journal.commit(model.create_house(datetime.now(UTC)))
+        return await self._create_key(SYSTEM_HOME, model.HOUSE, label, "operator")
 
-        row = cast(ApiKey, _result(await self._commit(merchant, Rule(MERCHANT, merchant_id, decide))))
-        await self._changed(merchant.home)
-        return NewKey(key_id, key, row)
+    async def operator_keys(self) -> list[ApiKey]:
+        """The keys of the house, oldest first."""
+        return await self._store.keys(SYSTEM_HOME)
 
     async def keys(self, merchant_id: Id) -> list[ApiKey]:
         """A merchant's keys, oldest first. Raises MerchantNotFound."""
@@ -125,6 +128,16 @@ class Merchants:
     async def channels(self, merchant_id: Id) -> list[ChannelAccount]:
         """A merchant's accounts at all channels, credentials sealed. Raises MerchantNotFound."""
         return await self._store.channel_accounts((await self.get(merchant_id)).home)
+
+    async def _create_key(self, home: int, owner: Id, label: str, scopes: str) -> NewKey:
+        key, key_id = model.new_key(), new_id()
+
+        def decide(aggregate: Aggregate, now: datetime) -> Change:
+            return model.add_key(aggregate, key_id, key, label, scopes, now)
+
+        verdict = await self._journal.commit(Change(home=home, rule=Rule(MERCHANT, owner, decide)))
+        await self._changed(home)
+        return NewKey(key_id, key, cast(ApiKey, _result(verdict)))
 
     async def _commit(self, merchant: Merchant, rule: Rule) -> Verdict:
         return await self._journal.commit(Change(home=merchant.home, rule=rule))

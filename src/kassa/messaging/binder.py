@@ -7,15 +7,17 @@ dead letters, inbox, order after failure, circuit breakers and metrics live abov
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 from urllib.parse import urlsplit
 
 import asyncpg
 
 from kassa.errors import SettingInvalid
+from kassa.messaging.metered import MeteredBinder
 from kassa.messaging.model import Delivery, Depth, Receipt, Record, Settlement, Traits
 from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import Wakeups
+from kassa.observability.meters import Meters
 
 
 class Resources(NamedTuple):
@@ -26,6 +28,8 @@ class Resources(NamedTuple):
     wakeups: Wakeups
     topics: tuple[Topic, ...] = TOPOLOGY
     """What is sent and received; a topic that is not among them is taken for one without groups, lanes or envelopes."""
+    meters: Meters | None = None
+    """What passes is counted there; None: it is not."""
 
 
 class Subscription(Protocol):
@@ -102,6 +106,22 @@ class Binder(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A binder whose records wait outside of our database too, as long as nothing goes wrong with them."""
+
+    async def depth_elsewhere(self, topic: str, group: str) -> int | None:
+        """How many of the broker's messages wait there; an envelope is one. None: it cannot say.
+
+        Raises QueueNotFound, BrokerUnreachable."""
+        ...
+
+    async def purge_elsewhere(self, topic: str, group: str, within_s: float) -> int:
+        """Forgets what waits there and is in nobody's hands; says how many records. What a consumer holds, or fetched ahead,
+        stays his; what there was no time for stays too. Raises QueueNotFound, BrokerUnreachable."""
+        ...
+
+
 REGISTRY = {
     "amqp": "kassa.messaging.binders.rabbitmq",
     "amqps": "kassa.messaging.binders.rabbitmq",
@@ -126,4 +146,5 @@ def make_binder(url: str, resources: Resources) -> Binder:
         known = ", ".join(sorted(REGISTRY))
         raise SettingInvalid(f"There is no broker {scheme!r}; these are: {known}.", broker=scheme)
     make: Callable[[str, Resources], Binder] = import_module(module).make_binder
-    return make(url, resources)
+    binder = make(url, resources)
+    return binder if resources.meters is None else MeteredBinder(binder, resources.meters)

@@ -1,5 +1,7 @@
 """A circuit breaker per destination: while one is away its records wait, instead of filling the dead letters. Pure."""
 
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 FAILURES_MAX = 5
@@ -19,13 +21,19 @@ class Circuit(NamedTuple):
 class Breaker:
     """Destinations and whether they may be tried. Times are seconds of one monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: the one whose times the other calls are given; an event loop's is this one."""
         self._circuits: dict[str, Circuit] = {}
+        self._clock = clock
 
     def wait_s(self, destination: str, now: float) -> float:
         """How long to leave a destination alone; 0: try it. After the pause one try decides."""
         circuit = self._circuits.get(destination)
         return 0.0 if circuit is None else max(0.0, circuit.open_until - now)
+
+    def open_count(self) -> int:
+        """How many destinations are left alone at the moment."""
+        return sum(circuit.open_until > self._clock() for circuit in self._circuits.values())
 
     def succeeded(self, destination: str) -> None:
         """It is there."""

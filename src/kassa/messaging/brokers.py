@@ -17,6 +17,7 @@ from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.messaging.binder import REGISTRY, Binder, Resources, make_binder
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS, Topic
 from kassa.messaging.wake import Wakeups
+from kassa.observability.meters import Meters
 from kassa.settings import without_password
 
 _SQL = load("kassa.messaging")
@@ -81,9 +82,10 @@ class Broker:
     """One broker of this process: opened when it is first needed, and watched."""
 
     def __init__(
-        self, named: Named, pool: "asyncpg.Pool[asyncpg.Record]", wakeups: Wakeups, orders: Topic, *, topology: Mode
-    ) -> None:
-        """orders: the topic payment_order as this installation declares it."""
+        self, named: Named, pool: "asyncpg.Pool[asyncpg.Record]", wakeups: Wakeups, orders: Topic, *, topology: Mode,
+        meters: Meters | None = None,
+    ) -> None:  # fmt: skip
+        """orders: the topic payment_order as this installation declares it. meters: where what passes is counted."""
         self.name = named.name
         self.shown = named.shown
         self.topics = named.topics
@@ -95,6 +97,7 @@ class Broker:
         self._wakeups = wakeups
         self._orders = orders
         self._mode = topology
+        self._meters = meters
         self._binder: Binder | None = None
         self._opening = asyncio.Lock()
 
@@ -113,6 +116,11 @@ class Broker:
                     raise
                 self._binder = binder
             return self._binder
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has connected to it."""
+        return self._binder is not None
 
     async def topology(self) -> tuple[Topic, ...]:
         """Its topics with their groups: our own ones, and those that somebody subscribed."""
@@ -155,7 +163,7 @@ class Broker:
 
     def _made(self, topology: tuple[Topic, ...]) -> Binder:
         try:
-            return make_binder(self._url, Resources(self._pool, self._wakeups, topology))
+            return make_binder(self._url, Resources(self._pool, self._wakeups, topology, self._meters))
         except ImportError as error:
             raise SettingInvalid(
                 f"The client of {self.name} is not installed ({error.name}): install kassa[{self.name.partition('-')[0]}].",
@@ -186,9 +194,10 @@ class Brokers:
         orders: Topic,
         *,
         topology: Mode = "create",
+        meters: Meters | None = None,
     ) -> None:
-        """orders: the topic payment_order as this installation declares it."""
-        self._all = [Broker(one, pool, wakeups, orders, topology=topology) for one in named]
+        """orders: the topic payment_order as this installation declares it. meters: where what passes is counted."""
+        self._all = [Broker(one, pool, wakeups, orders, topology=topology, meters=meters) for one in named]
 
     def __iter__(self) -> Iterator[Broker]:
         return iter(self._all)

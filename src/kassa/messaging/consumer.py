@@ -20,6 +20,7 @@ from kassa.messaging.breaker import Breaker
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, Record, RetryAfter, Settlement
 from kassa.messaging.order import in_waves
+from kassa.observability.meters import Meters
 
 log = structlog.get_logger("kassa.messaging.consumer")
 
@@ -61,8 +62,10 @@ class Consumer:
         *,
         destination: Callable[[Record], str] = lambda record: "",
         batch: int = BATCH,
+        meters: Meters | None = None,
     ) -> None:
-        """destination: whom a record's handling needs, for the circuit breaker; '' where it is only this database."""
+        """destination: whom a record's handling needs, for the circuit breaker; '' where it is only this database. meters:
+        where open circuit breakers are counted; records are counted by their binder."""
         self._subscription = subscription
         self._group = group
         self._journal = journal
@@ -70,6 +73,8 @@ class Consumer:
         self._destination = destination
         self._batch = batch
         self._breaker = Breaker()
+        if meters is not None:
+            meters.watch_breaker(group, self._breaker)
         self.counts = Counts()
 
     async def run(self) -> None:

@@ -44,6 +44,7 @@ from kassa.messaging.tables import make_tables, with_schema
 from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import DeadLetters, MessageWork
+from kassa.observability.meters import Meters
 
 log = structlog.get_logger("kassa.messaging")
 
@@ -121,6 +122,9 @@ class Messaging:
         self._name = name
         self._transaction = transaction
         self._provision = provision
+        self.meters = Meters()
+        """What passes, per topic and group. For Prometheus: `registry.register(QueueCollector(messaging.meters))`, from
+        `kassa.observability.meters`."""
         self._consumers: list[_Consumer] = []
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._asking = asyncio.Lock()
@@ -151,16 +155,23 @@ class Messaging:
         async with self._pool.acquire() as connection:
             await make_tables(connection)
         self._wakeups = Wakeups(lambda: connect(url, application=f"{self._name} wake"))
-        self._binder = make_binder(self._broker_url, Resources(self._pool, self._wakeups, self._declared()))
+        self._binder = make_binder(
+            self._broker_url, Resources(self._pool, self._wakeups, self._declared(), self.meters)
+        )
         await self._binder.open()
         consumed = {consumer.topic for consumer in self._consumers}
         needed = [topic for topic in self._declared() if topic.name in self._own or topic.name in consumed]
         await self._binder.provision(needed, verify_only=not self._provision)
         work = MessageWork(self._pool)
         way = _Way(self._name, self._binder)
-        loops = [self._wakeups.run, self._tidy, ReplyRelay(work, way, _never_owed, self._wakeups).run]
+        loops = [
+            self._wakeups.run,
+            self._tidy,
+            ReplyRelay(work, way, _never_owed, self._wakeups, meters=self.meters).run,
+        ]
         loops += [
-            MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups).run for name in self._topics
+            MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups, meters=self.meters).run
+            for name in self._topics
         ]
         self._tasks = [asyncio.create_task(_for_ever(loop), name="messaging") for loop in loops]
 

@@ -362,9 +362,12 @@ class LogGroup:
             for row in rows
         ]
 
-    async def replay_dead(self, root: Id | None = None, limit: int = 1000) -> int:
-        """Tries again what was given up, of one root or all; says how many."""
-        return len(await self._pool.fetch(_SQL.replay_parked, self.name, root, limit))
+    async def replay_dead(
+        self, root: Id | None = None, limit: int = 1000, *, places: Sequence[Place] | None = None
+    ) -> int:
+        """Tries again what was given up, of one root, of some places, or all; says how many."""
+        columns = (None, None, None) if places is None else [[place[part] for place in places] for part in range(3)]
+        return len(await self._pool.fetch(_SQL.replay_parked, self.name, root, limit, *columns))
 
     async def lag(self) -> list[Lag]:
         """How far the group is behind each writer."""

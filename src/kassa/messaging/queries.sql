@@ -78,6 +78,25 @@ SELECT extract(epoch FROM min(t.due) - clock_timestamp())::float8
         ORDER BY due
         LIMIT 1) AS t;
 
+-- name: timer_health
+-- How many timers keep failing, and for how many seconds the oldest that nobody holds has been due. Kinds are found by jumps.
+WITH RECURSIVE known AS (
+    SELECT min(kind) AS kind FROM timer
+     UNION ALL
+    SELECT (SELECT min(kind) FROM timer WHERE kind > known.kind) FROM known WHERE known.kind IS NOT NULL
+)
+SELECT (SELECT count(*) FROM timer WHERE tries >= 5) AS stuck,
+       COALESCE(extract(epoch FROM clock_timestamp() - min(t.due)), 0)::float8 AS overdue_s
+  FROM known AS k
+ CROSS JOIN LATERAL (
+       SELECT due
+         FROM timer
+        WHERE kind = k.kind
+          AND due <= clock_timestamp()
+          AND (leased_until IS NULL OR leased_until <= clock_timestamp())
+        ORDER BY due
+        LIMIT 1) AS t;
+
 -- name: stuck_timers
 -- What keeps failing, most tries first.
 SELECT home, root, entity, kind, generation, tries, due, last_error
@@ -570,6 +589,8 @@ WITH chosen AS (
      WHERE group_name = $1
        AND state = 'dead'
        AND ($2::uuid IS NULL OR root = $2)
+       AND ($4::bigint[] IS NULL
+            OR (writer, seq, ord) IN (SELECT * FROM unnest($4::bigint[], $5::bigint[], $6::bigint[])))
      ORDER BY parked_at, sequence
      LIMIT $3
        FOR UPDATE SKIP LOCKED
@@ -653,6 +674,14 @@ SELECT writer, seq, ord, home, root, sequence, at, type, data
    AND ord = $3
    AND home = $4;
 
+-- name: event_data
+-- The object that an event tells of, whosever it is, for operators.
+SELECT data
+  FROM event
+ WHERE writer = $1
+   AND seq = $2
+   AND ord = $3;
+
 -- name: groups_of_topic
 -- Which groups receive a topic on the PostgreSQL binder.
 SELECT group_name
@@ -709,6 +738,96 @@ DELETE FROM consumer
         WHERE id = ANY($1::text[])
            OR seen_at < clock_timestamp() - interval '1 minute'
           FOR UPDATE SKIP LOCKED));
+-- name: subscriptions
+-- Every group of every topic, and whether it is paused.
+SELECT topic, group_name, paused
+  FROM subscription
+ ORDER BY topic, group_name;
+
+-- name: queue_counts
+-- Every queue with messages: waiting, in somebody's hands, not due yet, failed before, and the age in seconds of the oldest
+-- that is due. One pass over all of them.
+SELECT topic,
+       count(*) AS waiting,
+       count(*) FILTER (WHERE leased_until > clock_timestamp()) AS in_flight,
+       count(*) FILTER (WHERE due > clock_timestamp()) AS delayed,
+       count(*) FILTER (WHERE attempts > 0) AS retrying,
+       extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE due <= clock_timestamp()))::float8 AS oldest_s
+  FROM message
+ GROUP BY topic
+ ORDER BY topic;
+
+-- name: dead_counts
+-- Every queue with dead letters that were not replayed.
+SELECT topic, count(*) AS dead
+  FROM dead_letter
+ WHERE replayed_at IS NULL
+ GROUP BY topic
+ ORDER BY topic;
+
+-- name: log_groups
+-- Every group of readers of the event log: whether an operator ($1) holds it for ever, so that nobody reads; whether somebody
+-- reads; and what is parked in it.
+SELECT g.name,
+       COALESCE(g.holder = $1 AND g.held_until = 'infinity', false) AS paused,
+       COALESCE(g.holder <> $1 AND g.held_until > clock_timestamp(), false) AS is_read,
+       count(*) FILTER (WHERE p.state = 'retry') AS retrying,
+       count(*) FILTER (WHERE p.state = 'waiting') AS behind,
+       count(*) FILTER (WHERE p.state = 'dead') AS dead,
+       extract(epoch FROM clock_timestamp() - min(p.parked_at) FILTER (WHERE p.state = 'retry'))::float8 AS oldest_s
+  FROM log_group AS g
+  LEFT JOIN parked AS p ON p.group_name = g.name
+ GROUP BY g.name, g.holder, g.held_until
+ ORDER BY g.name;
+
+-- name: pause_log_group
+-- An operator holds the group, so nobody reads for it.
+UPDATE log_group
+   SET holder = $2,
+       held_until = 'infinity'
+ WHERE name = $1
+RETURNING name;
+
+-- name: resume_log_group
+-- Whoever comes first reads.
+UPDATE log_group
+   SET held_until = NULL
+ WHERE name = $1
+   AND holder = $2
+RETURNING name;
+
+-- name: forget_parked
+-- Dead records of a group that nobody wants any more; the events themselves stay in the log.
+WITH gone AS (
+    DELETE FROM parked
+     WHERE group_name = $1
+       AND state = 'dead'
+    RETURNING 1
+)
+SELECT count(*) FROM gone;
+
+-- name: publish_meters
+-- What a process has counted so far. It is no loss when it is lost.
+WITH lazy AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+INSERT INTO queue_meter (process, topic, group_name, at, sent, received, handled, retried, dead, latency)
+SELECT $1, n.topic, n.group_name, clock_timestamp(), n.sent, n.received, n.handled, n.retried, n.dead, n.latency::bigint[]
+  FROM lazy
+ CROSS JOIN unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::text[])
+       AS n (topic, group_name, sent, received, handled, retried, dead, latency)
+ON CONFLICT (process, topic, group_name) DO UPDATE
+   SET at = EXCLUDED.at, sent = EXCLUDED.sent, received = EXCLUDED.received, handled = EXCLUDED.handled,
+       retried = EXCLUDED.retried, dead = EXCLUDED.dead, latency = EXCLUDED.latency;
+
+-- name: forget_meters
+-- Those of processes that are gone.
+DELETE FROM queue_meter
+ WHERE at < clock_timestamp() - interval '1 minute';
+
+-- name: meters
+-- What each process that is alive has counted so far.
+SELECT process, topic, group_name, at, sent, received, handled, retried, dead, latency
+  FROM queue_meter
+ WHERE at > clock_timestamp() - interval '10 seconds';
 
 -- name: wake
 -- Wakes other processes.

@@ -7,6 +7,7 @@ relay where it stands: the log and the queues are the memory, the broker is tran
 
 import random
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import structlog
 
@@ -18,6 +19,7 @@ from kassa.messaging.model import Confirmed, Failed, LogRecord, Receipt, Record,
 from kassa.messaging.order import in_waves
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import ClaimedMessage, MessageWork
+from kassa.observability.meters import Meters
 
 log = structlog.get_logger("kassa.messaging.relay")
 
@@ -89,7 +91,19 @@ async def send_surely(binder: Binder, topic: str, records: Sequence[Record], dea
 class MessageRelay:
     """Takes messages from a queue in PostgreSQL to a topic of a broker, for ever."""
 
-    def __init__(self, work: MessageWork, binder: Binder, queue: str, topic: str, wakeups: Wakeups) -> None:
+    def __init__(
+        self,
+        work: MessageWork,
+        binder: Binder,
+        queue: str,
+        topic: str,
+        wakeups: Wakeups,
+        *,
+        meters: Meters | None = None,
+    ) -> None:
+        """meters: where what leaves is counted, by the queue's name."""
+        name, _, group = queue.partition(":")
+        self._passage = (meters or Meters()).passage(name, group)
         self._work = work
         self._binder = binder
         self._queue = queue
@@ -124,6 +138,7 @@ class MessageRelay:
         sent = [one for one, receipt in zip(ready, receipts, strict=True) if isinstance(receipt, Confirmed)]
         if sent:
             await self._work.acknowledge(sent)
+            self._passage.took_since([message.created_at for message in sent], datetime.now(UTC))
         return await self._settle_failed(ready, receipts)
 
     async def _settle_failed(self, claimed: Sequence[ClaimedMessage], receipts: Sequence[Receipt]) -> set[str]:
@@ -141,6 +156,8 @@ class MessageRelay:
                     later.append((message, PAUSE_S, reason, False))
                 case Confirmed():
                     continue
+        self._passage.dead += len(dead)
+        self._passage.retried += len(later)
         if dead:
             await self._work.bury(dead)
         if later:

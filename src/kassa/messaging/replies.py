@@ -6,7 +6,7 @@ answer that is *owed*: whoever asks the channel replaces it, and if he dies it f
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -15,9 +15,11 @@ from kassa.errors import BrokerUnreachable, InvariantBroken
 from kassa.ids import Id, new_id
 from kassa.journal.change import Message
 from kassa.messaging.binder import Binder
+from kassa.messaging.metered import REPLIES
 from kassa.messaging.model import Confirmed, Failed, Receipt, Record, Unknown
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import ClaimedMessage, MessageWork
+from kassa.observability.meters import Meters
 
 log = structlog.get_logger("kassa.messaging.replies")
 
@@ -49,7 +51,7 @@ class Address(NamedTuple):
 
 def reply_queue(broker: str) -> str:
     """The queue in PostgreSQL of the answers that go over a broker."""
-    return f"replies:{broker}"
+    return f"{REPLIES}:{broker}"
 
 
 def reply(address: Address, status: int, body: bytes) -> Message:
@@ -99,7 +101,11 @@ class Way(Protocol):
 class ReplyRelay:
     """Sends the answers that go over one broker, for ever. One that cannot be sent holds up nothing else."""
 
-    def __init__(self, work: MessageWork, broker: Way, look: Look, wakeups: Wakeups) -> None:
+    def __init__(
+        self, work: MessageWork, broker: Way, look: Look, wakeups: Wakeups, *, meters: Meters | None = None
+    ) -> None:
+        """meters: where what leaves is counted."""
+        self._passage = (meters or Meters()).passage(REPLIES, broker.name)
         self._work = work
         self._broker = broker
         self._queue = reply_queue(broker.name)
@@ -168,8 +174,11 @@ class ReplyRelay:
                     later.append((message, PAUSE_S, reason, False))
         if sent:
             await self._work.acknowledge(sent)
+            self._passage.took_since([message.created_at for message in sent], datetime.now(UTC))
         if later:
             await self._work.retry(later)
+            self._passage.retried += len(later)
+        self._passage.dead += len(dead)
         if dead:
             log.error("replies.given_up", broker=self._broker.name, replies=len(dead), reason=dead[0][1])
             await self._work.bury(dead)

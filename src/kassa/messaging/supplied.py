@@ -36,6 +36,7 @@ from kassa.messaging.packing import Packed, Undecodable, pack, unpack
 from kassa.messaging.topology import Topic, class_of, of_class, travelling
 from kassa.messaging.transport import Stream, Transport
 from kassa.messaging.wake import MESSAGES, POLL_S, Watch
+from kassa.observability.meters import Meters, Passage
 
 log = structlog.get_logger("kassa.messaging.supplied")
 
@@ -46,6 +47,9 @@ CRASHES_MAX = 5
 GLANCE_S = 0.02
 """Our own queue is looked at no more often than this while the broker delivers."""
 PAUSE_S = 1.0
+PURGE_FIRST_S = 5.0
+"""A new consumer has to find its group together; Kafka's takes some seconds."""
+PURGE_NEXT_S = 1.0
 
 
 class SuppliedBinder:
@@ -59,6 +63,7 @@ class SuppliedBinder:
         self._memory = PostgresBinder(resources.pool, resources.wakeups)
         self._topics = {topic.name: topic for topic in resources.topics}
         self._clock = clock or SystemClock()
+        self._meters = resources.meters or Meters()
 
     async def open(self) -> None:
         await self.transport.open()
@@ -121,7 +126,10 @@ class SuppliedBinder:
         await self._memory.is_paused(topic, group)
         streams = [await self.transport.subscribe(raw, group) for raw in travelling(known)]
         memory = await self._memory.subscribe(topic, group)
-        return SuppliedSubscription(known.name, group, streams, self._memory, memory, self._wakeups.watch(MESSAGES))
+        return SuppliedSubscription(
+            known.name, group, streams, self._memory, memory, self._wakeups.watch(MESSAGES),
+            self._meters.passage(topic, group),
+        )  # fmt: skip
 
     async def pause(self, topic: str, group: str) -> None:
         """Kept in the database, so it holds for every process and over restarts."""
@@ -133,10 +141,29 @@ class SuppliedBinder:
     async def depth(self, topic: str, group: str) -> Depth:
         """Our own queue and the broker's together. An envelope counts as one there."""
         ours = await self._memory.depth(topic, group)
-        waiting = 0
+        return ours._replace(waiting=ours.waiting + (await self.depth_elsewhere(topic, group) or 0))
+
+    async def depth_elsewhere(self, topic: str, group: str) -> int | None:
+        """What waits at the broker. None: it cannot say."""
+        found = [await self.transport.depth(raw, group) for raw in travelling(self._topic(topic))]
+        return None if None in found else sum(count or 0 for count in found)
+
+    async def purge_elsewhere(self, topic: str, group: str, within_s: float) -> int:
+        """Takes what nobody has as one more consumer, and settles it without handling. Lanes that a running consumer has stay
+        his, with all that waits in them."""
+        gone, clock = 0, asyncio.get_running_loop().time
+        deadline = clock() + within_s
         for raw in travelling(self._topic(topic)):
-            waiting += await self.transport.depth(raw, group) or 0
-        return ours._replace(waiting=ours.waiting + waiting)
+            stream = await self.transport.subscribe(raw, group)
+            try:
+                wait_s = PURGE_FIRST_S
+                while clock() < deadline and (arrivals := await stream.receive(CREDIT, wait_s)):
+                    settled = await stream.settle(arrivals)
+                    gone += sum(_count(one) for one, is_gone in zip(arrivals, settled, strict=True) if is_gone)
+                    wait_s = PURGE_NEXT_S
+            finally:
+                await stream.close()
+        return gone
 
     def _topic(self, name: str) -> Topic:
         return self._topics.get(name) or Topic(name, (), "")
@@ -198,13 +225,15 @@ class SuppliedSubscription:
         tables: PostgresBinder,
         memory: Subscription,
         watch: Watch,
+        passage: Passage,
     ) -> None:
-        """streams: urgent ones first."""
+        """streams: urgent ones first. passage: where what is given up here is counted."""
         self._topic = topic
         self._group = group
         self._tables = tables
         self._memory = memory
         self._watch = watch
+        self._passage = passage
         self._ahead = [_Ahead(stream) for stream in streams]
         self._deliveries: deque[Delivery] = deque()
         """Opened and not handed out yet: the rest of an envelope."""
@@ -425,6 +454,7 @@ class SuppliedSubscription:
         except BrokerUnreachable:
             await self._start_again({stream})
             raise
+        self._passage.dead += 1
         await stream.settle([arrival])
 
     async def _start_again(self, streams: set[Stream]) -> None:
@@ -437,6 +467,14 @@ class SuppliedSubscription:
         self._let_go([parcel for parcel in self._held.values() if parcel.stream in streams])
         for stream in streams:
             await stream.restart()
+
+
+def _count(arrival: Arrival) -> int:
+    """The records of a packet; one that cannot be read counts as one."""
+    try:
+        return len(unpack(arrival.packet, new_id))
+    except Undecodable:
+        return 1
 
 
 def _crashes(delivery: Delivery) -> int:

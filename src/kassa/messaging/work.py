@@ -106,6 +106,11 @@ class TimerWork:
         seconds: float | None = await self._pool.fetchval(_SQL.next_due, kinds)
         return seconds
 
+    async def health(self) -> tuple[int, float]:
+        """How many timers keep failing, and for how many seconds the oldest has been due that nobody holds."""
+        row = await self._pool.fetchrow(_SQL.timer_health)
+        return row["stuck"], row["overdue_s"]
+
     async def stuck_timers(self, tries_min: int = 5, limit: int = 100) -> list[StuckTimer]:
         """What failed at least `tries_min` times (≥ 5), most tries first, for operators."""
         rows = await self._pool.fetch(_SQL.stuck_timers, tries_min, limit)
@@ -366,8 +371,10 @@ class DeadLetters:
         died_from: datetime | None = None,
         died_to: datetime | None = None,
         per_second: int = 1000,
+        limit: int | None = None,
     ) -> int:
-        """Puts dead letters back: some, those of a time, or all; oldest first, at most so many a second. Says how many.
+        """Puts dead letters back: some, those of a time, or all; oldest first, at most so many a second, and `limit` at all.
+        Says how many.
 
         Each keeps its id, so what was handled already is refused, and a replay changes nothing twice. Those that die
         while it runs are not replayed again by it.
@@ -375,11 +382,10 @@ class DeadLetters:
         until = died_to or await self._pool.fetchval(_SQL.database_time)
         total = 0
         while True:
-            moved: int = await self._pool.fetchval(
-                _SQL.replay_dead_letters, topic, ids, died_from, until, max(1, per_second // 10)
-            )
+            step = max(1, per_second // 10) if limit is None else min(max(1, per_second // 10), limit - total)
+            moved: int = await self._pool.fetchval(_SQL.replay_dead_letters, topic, ids, died_from, until, step)
             total += moved
-            if moved < max(1, per_second // 10):
+            if moved < step or total == limit:
                 return total
             await asyncio.sleep(moved / per_second)
 

@@ -13,12 +13,12 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from kassa.observability.meters import Meters, QueueCollector
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of `Metrics.render`."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_WAITING_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 300.0, 1800.0, 21600.0)
-"""Produced to handled: a delivery may wait for a retry in half an hour."""
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -111,6 +111,9 @@ class Metrics:
         self._database_up = Gauge(
             "kassa_database_up", "Whether the database answered when this page was made.", registry=registry
         )
+        self._journal_writable = Gauge(
+            "kassa_journal_writable", "0: the journal's last try to reach the database failed.", registry=registry
+        )
         self._workers_idle = Gauge(
             "kassa_workers_idle", "Loops of this process that should run and do not.", registry=registry
         )
@@ -120,12 +123,46 @@ class Metrics:
         self._webhook_deliveries = _Counters(
             registry, "kassa_webhook_deliveries", "Tries to deliver a webhook.", ("result",)
         )
+        self.meters = Meters()
+        registry.register(QueueCollector(self.meters))
         by_group = ("topic", "group")
-        self._queue_length = Gauge("kassa_queue_length", "Deliveries not yet processed.", by_group, registry=registry)
+        self._queue_length = Gauge("kassa_queue_length", "Records not yet processed.", by_group, registry=registry)
         self._queue_oldest_age = Gauge(
-            "kassa_queue_oldest_age_seconds", "Age of the oldest delivery that waits.", by_group, registry=registry
+            "kassa_queue_oldest_age_seconds", "Age of the oldest record that is due.", by_group, registry=registry
         )
-        self._queue_dead = Gauge("kassa_queue_dead", "Deliveries that were given up.", by_group, registry=registry)
+        self._queue_dead = Gauge(
+            "kassa_queue_dead", "Records that were given up and wait for a person.", by_group, registry=registry
+        )
+        self._queue_in_flight = Gauge(
+            "kassa_queue_in_flight", "Records in somebody's hands.", by_group, registry=registry
+        )
+        self._queue_retrying = Gauge(
+            "kassa_queue_retrying",
+            "Records that failed before and wait for their next try.",
+            by_group,
+            registry=registry,
+        )
+        self._queue_paused = Gauge("kassa_queue_paused", "1: an operator paused it.", by_group, registry=registry)
+        self._queue_is_read = Gauge(
+            "kassa_queue_is_read",
+            "Of groups that read the event log: 1 where a process does.",
+            by_group,
+            registry=registry,
+        )
+        self._broker_up = Gauge(
+            "kassa_broker_up", "1: as far as this process knows nothing is wrong with the broker.", ("broker",),
+            registry=registry,
+        )  # fmt: skip
+        self._broker_away = Gauge(
+            "kassa_broker_away_seconds", "For how long the broker has been away; 0: it is not.", ("broker",),
+            registry=registry,
+        )  # fmt: skip
+        self._timers_stuck = Gauge("kassa_timers_stuck", "Timers that failed five times or more.", registry=registry)
+        self._timers_overdue = Gauge(
+            "kassa_timers_overdue_seconds",
+            "How long ago the oldest timer was due that nobody holds.",
+            registry=registry,
+        )
         self._in_doubt = Gauge(
             "kassa_in_doubt", "Attempts and refunds of which the channel has not said what became of them.", ("noun",),
             registry=registry,
@@ -135,9 +172,6 @@ class Metrics:
             "For how long the oldest of them has been so.",
             ("noun",),
             registry=registry,
-        )
-        self._queue_latency = _Histograms(
-            registry, "kassa_queue_latency_seconds", "From produced to handled.", by_group, _WAITING_SECONDS
         )
 
     def http_answered(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -158,23 +192,58 @@ class Metrics:
     def webhook_tried(self, result: str) -> None:
         self._webhook_deliveries.add((result,))
 
-    def process_seen(self, *, database_up: bool, workers_idle: int) -> None:
+    def process_seen(self, *, database_up: bool, workers_idle: int, journal_writable: bool = True) -> None:
         """How this process was when the page was made."""
+        self._journal_writable.set(journal_writable)
         self._database_up.set(database_up)
         self._workers_idle.set(workers_idle)
 
     def forget_database(self) -> None:
         """Drops what a look at the database found: an old number is worse than none."""
+        self.forget_queues()
+        for gauge in (self._in_doubt, self._in_doubt_oldest):
+            gauge.clear()
+
+    def forget_queues(self) -> None:
+        """Drops what a look at the queues found: one that is gone leaves no number behind."""
         for gauge in (
-            self._queue_length, self._queue_oldest_age, self._queue_dead, self._in_doubt, self._in_doubt_oldest
+            self._queue_length, self._queue_oldest_age, self._queue_dead, self._queue_in_flight, self._queue_retrying,
+            self._queue_paused, self._queue_is_read,
         ):  # fmt: skip
             gauge.clear()
 
-    def queue_seen(self, topic: str, group: str, *, length: int, oldest_age_s: float, dead: int) -> None:
+    def queue_seen(
+        self,
+        topic: str,
+        group: str,
+        *,
+        length: int,
+        oldest_age_s: float,
+        dead: int,
+        in_flight: int = 0,
+        retrying: int = 0,
+        paused: bool = False,
+        is_read: bool | None = None,
+    ) -> None:
         """What a look at a queue found; not for the hot path."""
         self._queue_length.labels(topic, group).set(length)
         self._queue_oldest_age.labels(topic, group).set(oldest_age_s)
         self._queue_dead.labels(topic, group).set(dead)
+        self._queue_in_flight.labels(topic, group).set(in_flight)
+        self._queue_retrying.labels(topic, group).set(retrying)
+        self._queue_paused.labels(topic, group).set(paused)
+        if is_read is not None:
+            self._queue_is_read.labels(topic, group).set(is_read)
+
+    def broker_seen(self, broker: str, away_s: float) -> None:
+        """How a broker is, as far as the loops of this process know. away_s: 0 where it is not away."""
+        self._broker_up.labels(broker).set(away_s == 0)
+        self._broker_away.labels(broker).set(away_s)
+
+    def timers_seen(self, *, stuck: int, overdue_s: float) -> None:
+        """What a look at the timers found."""
+        self._timers_stuck.set(stuck)
+        self._timers_overdue.set(overdue_s)
 
     def doubts_seen(self, noun: str, *, count: int, oldest_s: float) -> None:
         """What a look at attempts or refunds found."""
@@ -182,7 +251,8 @@ class Metrics:
         self._in_doubt_oldest.labels(noun).set(oldest_s)
 
     def delivery_handled(self, topic: str, group: str, latency_s: float) -> None:
-        self._queue_latency.observe((topic, group), latency_s)
+        """One record that does not come over a binder: an event that a reader of the log handled."""
+        self.meters.passage(topic, group).took(latency_s)
 
     def render(self) -> bytes:
         """The page, in Prometheus' text format."""

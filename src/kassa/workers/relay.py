@@ -17,7 +17,6 @@ from kassa.messaging.relay import EventRelay, MessageRelay
 from kassa.messaging.replies import ReplyRelay
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS
 from kassa.messaging.wake import EVENTS as NEW_EVENTS
-from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import MessageWork
 from kassa.workers.supervisor import Loop
 
@@ -71,10 +70,10 @@ def relays(app: App, broker: Broker) -> dict[str, Loop]:
     if EVENT_BATCHES.name in broker.topics:
         found[EVENT_BATCHES.name] = lambda: _relay_batches(app, broker)
     if PAYMENT_ORDERS.name in broker.topics:
-        found["replies"] = ReplyRelay(work, broker, Looks(app), app.wakeups).run
+        found["replies"] = ReplyRelay(work, broker, Looks(app), app.wakeups, meters=app.metrics.meters).run
     for topic in broker.topics:
         if topic not in OURS:
-            found[topic] = _messages(work, broker, topic, app.wakeups)
+            found[topic] = _messages(app, work, broker, topic)
     return found
 
 
@@ -92,9 +91,9 @@ class Looks:
         return None if found.running else found.body
 
 
-def _messages(work: MessageWork, broker: Broker, topic: str, wakeups: Wakeups) -> Loop:
+def _messages(app: App, work: MessageWork, broker: Broker, topic: str) -> Loop:
     async def relay() -> None:
-        await MessageRelay(work, await opened(broker), topic, topic, wakeups).run()
+        await MessageRelay(work, await opened(broker), topic, topic, app.wakeups, meters=app.metrics.meters).run()
 
     return relay
 
@@ -120,6 +119,7 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
     group = LogGroup(app.pool, group_name(broker.name, topic))
     await group.create(from_now=True)
     relay = EventRelay(await opened(broker), topic)
+    passage = app.metrics.meters.passage(topic, group.name)
 
     async def handle(records: Sequence[LogRecord]) -> list[str | None]:
         try:
@@ -128,6 +128,13 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
             broker.is_away(halt.reason)
             raise
         broker.is_back()
+        now = app.clock.now()
+        for record, failure in zip(records, answers, strict=True):
+            if failure is None:
+                passage.took((now - record.at).total_seconds())
+            else:
+                passage.retried += 1
+        passage.received += len(records)
         return answers
 
     await GroupReader(group, handle, app.wakeups.watch(NEW_EVENTS).wait).run()

@@ -120,9 +120,9 @@ def test_doctor_shows_settings_with_their_source_and_no_secret(up: Up, place: tu
 
 
 def test_queues_are_listed_and_wrong_uses_are_told(place: tuple[str, str]) -> None:
-    assert read("queue", "list", *place) == {"data": []}
-    assert read("queue", "dead", "orders", *place) == {"data": []}
-    assert read("queue", "replay", "orders", "--all", *place) == {"replayed": 0}
+    assert [one["name"] for one in read("queue", "list", *place)["data"]] == ["webhooks"]
+    assert "There is no queue orders" in kassa("queue", "dead", "orders", *place, expect=1).stderr
+    assert "There is no queue orders" in kassa("queue", "replay", "orders", "--all", *place, expect=1).stderr
     assert "Say which" in kassa("queue", "replay", "orders", *place, expect=2).stderr
     assert "payment.not_found" in kassa("payment", "show", "pay_1", *place, expect=1).stderr
 

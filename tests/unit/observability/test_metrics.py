@@ -14,9 +14,11 @@ def test_everything_recorded_is_on_the_page() -> None:
     metrics.journal_waiting(7)
     metrics.channel_called("wechat", "create", "unknown")
     metrics.webhook_tried("delivered")
-    metrics.queue_seen("payment", "relay", length=3, oldest_age_s=1.5, dead=2)
+    metrics.queue_seen("payment", "relay", length=3, oldest_age_s=1.5, dead=2, retrying=1, paused=True, is_read=False)
+    metrics.broker_seen("rabbitmq", 12.5)
+    metrics.timers_seen(stuck=3, overdue_s=9.0)
     metrics.doubts_seen("attempt", count=4, oldest_s=60.0)
-    metrics.process_seen(database_up=True, workers_idle=1)
+    metrics.process_seen(database_up=True, workers_idle=1, journal_writable=False)
     metrics.delivery_handled("payment", "relay", 0.2)
 
     page = metrics.render().decode()
@@ -36,6 +38,17 @@ def test_everything_recorded_is_on_the_page() -> None:
         "kassa_database_up 1.0",
         "kassa_workers_idle 1.0",
         'kassa_queue_latency_seconds_count{group="relay",topic="payment"} 1.0',
+        'kassa_queue_latency_seconds_bucket{group="relay",le="0.1",topic="payment"} 0.0',
+        'kassa_queue_latency_seconds_bucket{group="relay",le="0.25",topic="payment"} 1.0',
+        'kassa_queue_handled_total{group="relay",topic="payment"} 1.0',
+        'kassa_queue_retrying{group="relay",topic="payment"} 1.0',
+        'kassa_queue_paused{group="relay",topic="payment"} 1.0',
+        'kassa_queue_is_read{group="relay",topic="payment"} 0.0',
+        'kassa_broker_up{broker="rabbitmq"} 0.0',
+        'kassa_broker_away_seconds{broker="rabbitmq"} 12.5',
+        "kassa_timers_stuck 3.0",
+        "kassa_timers_overdue_seconds 9.0",
+        "kassa_journal_writable 0.0",
     ):
         assert line in page.splitlines()
 

@@ -49,26 +49,38 @@ _FILES = {
 }
 
 
-def routes(checks: Checks, metrics: Metrics, measure: Callable[[], Awaitable[None]]) -> list[Route]:
-    """Health, readiness and metrics. measure: brings up to date what is not counted as it happens."""
+Measuring = Callable[[], Awaitable[None]]
+"""Brings up to date what is not counted as it happens."""
+
+
+def routes(checks: Checks, metrics: Metrics, measure: Measuring) -> list[Route]:
+    """Health, readiness and metrics."""
 
     async def ready(request: Request) -> Response:
         found = list(await checks())
         is_ready = all(check.ok for check in found if check.required)
         return Response(200 if is_ready else 503, msgspec.json.encode(Readiness(is_ready, found)), _NO_STORE)
 
-    async def numbers(request: Request) -> Response:
+    return [
+        Route(
+            "GET", "/readyz", "Whether a payment can be taken now.", ready,
+            {200: Answer(Readiness, "Ready"), 503: Answer(Readiness, "Not ready; the checks say why")},
+        ),
+        *numbers(metrics, measure),
+    ]  # fmt: skip
+
+
+def numbers(metrics: Metrics, measure: Measuring) -> list[Route]:
+    """What also a process without the API tells."""
+
+    async def page(request: Request) -> Response:
         await measure()
         return Response(200, metrics.render(), content_type=CONTENT_TYPE)
 
     return [
         Route("GET", "/healthz", "Whether the process runs.", lambda request: _ALIVE, {200: Answer(Health, "It runs")}),
         Route(
-            "GET", "/readyz", "Whether a payment can be taken now.", ready,
-            {200: Answer(Readiness, "Ready"), 503: Answer(Readiness, "Not ready; the checks say why")},
-        ),
-        Route(
-            "GET", "/metrics", "Numbers for Prometheus.", numbers,
+            "GET", "/metrics", "Numbers for Prometheus.", page,
             {200: Answer("text/plain", "The text format of Prometheus")},
         ),
     ]  # fmt: skip

@@ -1,0 +1,246 @@
+"""What an operator does with queues, over each broker: look, pause, throw away, try again. And who may."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.api.support import House, Shop
+from flows.queues.house import Till, until
+from kassa.errors import QueueNotFound, QueueNotPausable, QueueNotPurgeable, RequestInvalid
+from kassa.messaging.binder import Elsewhere
+from kassa.messaging.metered import MeteredBinder
+from kassa.messaging.model import Record
+from kassa.messaging.queues import Queue
+
+QUEUE = "payment_order:kassa"
+
+
+class Operator:
+    """Somebody with a key of the house."""
+
+    def __init__(self, house: House, key: str) -> None:
+        self._http = httpx.AsyncClient(base_url=house.api.url, headers={"Authorization": f"Bearer {key}"}, timeout=60.0)
+
+    async def get(self, path: str) -> Any:
+        answer = await self._http.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def post(self, path: str, body: Any = None, *, expect: int = 200) -> Any:
+        answer = await self._http.post(path, json=body)
+        assert answer.status_code == expect, answer.text
+        return answer.json()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+async def operator_of(house: House) -> Operator:
+    return Operator(house, (await house.app.merchants.create_operator_key(label="night shift")).key)
+
+
+async def queue_of(till: Till, name: str = QUEUE) -> Queue:
+    return await till.house.app.queues.one(name)
+
+
+async def test_paused_queue_shows_what_waits_and_goes_on_when_it_is_resumed(till: Till) -> None:
+    queues = till.house.app.queues
+    await queues.pause(QUEUE)
+    await asyncio.sleep(0.3)
+    await till.client.send({"order_id": "paused-1", "amount": 100})
+
+    async def waits() -> bool:
+        return (await queue_of(till)).waiting == 1
+
+    await until(waits, "the request waits")
+    shown = await queue_of(till)
+    assert (shown.paused, shown.brokers, shown.kind) == (True, [till.broker.name], "group")
+    assert await till.client.hears_nothing()
+
+    await queues.resume(QUEUE)
+
+    (answer,) = await till.client.answers()
+    assert answer.body["order_id"] == "paused-1"
+
+    async def is_done() -> bool:
+        found = await queue_of(till)
+        return found.waiting == 0 and not found.paused
+
+    await until(is_done, "nothing waits any more")
+
+
+async def test_what_died_is_browsed_and_replayed_over_the_api(till: Till) -> None:
+    operator = await operator_of(till.house)
+    await till.client.send({"order_id": "", "amount": 100}, reply_to=None)
+
+    async def died() -> bool:
+        return (await queue_of(till)).dead == 1
+
+    await until(died, "it died")
+    (dead,) = (await operator.get(f"/v1/queues/{QUEUE}/dead"))["data"]
+    assert "order_id" in dead["reason"] and "amount" in dead["body"]
+
+    assert await operator.post(f"/v1/queues/{QUEUE}/replay", {"ids": [dead["id"]]}) == {"replayed": 1}
+    await until(died, "it died again, for the same reason")
+    refused = await operator.post(f"/v1/queues/{QUEUE}/replay", {}, expect=400)
+    assert refused["errors"][0]["field"] == "all"
+
+    assert await operator.post(f"/v1/queues/{QUEUE}/purge", {"dead": True}) == {"gone": 1, "left": 0}
+    assert (await operator.get(f"/v1/queues/{QUEUE}/dead"))["data"] == []
+    await operator.close()
+
+
+async def test_purge_takes_what_nobody_holds_and_the_rest_stays(till: Till) -> None:
+    """A running consumer of a broker has its lane, and what it fetched; so together they are what was there."""
+    queues = till.house.app.queues
+    await queues.pause(QUEUE)
+    await asyncio.sleep(0.3)
+    for number in range(5):
+        await till.client.send({"order_id": f"purged-{number}", "amount": 100})
+
+    async def wait() -> bool:
+        return (await queue_of(till)).waiting == 5
+
+    await until(wait, "they wait")
+    purged = await queues.purge(QUEUE)
+    assert purged.gone + purged.left == 5
+    binder = await till.broker.binder()
+    assert isinstance(binder, MeteredBinder)
+    assert purged.left == 0 or isinstance(binder.inner, Elsewhere)
+
+    await queues.resume(QUEUE)
+    answers = await till.client.answers(purged.left) if purged.left else []
+    assert len(answers) == purged.left
+    assert await till.client.hears_nothing()
+
+
+async def test_records_are_counted_where_they_pass(till: Till) -> None:
+    for number in range(3):
+        await till.client.ask({"order_id": f"counted-{number}", "amount": 100})
+
+    async def page() -> str:
+        return (await till.house.http.get("/metrics")).text
+
+    async def is_counted() -> bool:
+        return 'kassa_queue_latency_seconds_count{group="kassa",topic="payment_order"} 3.0' in await page()
+
+    await until(is_counted, "three were handled")
+    lines = (await page()).splitlines()
+    for line in (
+        'kassa_queue_handled_total{group="kassa",topic="payment_order"} 3.0',
+        'kassa_queue_received_total{group="kassa",topic="payment_order"} 3.0',
+        'kassa_queue_given_up_total{group="kassa",topic="payment_order"} 0.0',
+        'kassa_queue_sent_confirmed_total{topic="replies"} 3.0',
+        f'kassa_broker_up{{broker="{till.broker.name}"}} 1.0',
+    ):
+        assert line in lines
+    assert any(line.startswith('kassa_queue_length{group="kassa",topic="payment_order"} ') for line in lines)
+
+
+async def test_groups_of_the_log_are_queues_too(till: Till) -> None:
+    """A relay whose broker refuses an event for good parks it, gives it up in the end, and tries again when it is told to."""
+    queues = till.house.app.queues
+    name = f"relay:{till.broker.name}:kassa.events"
+    await till.client.ask({"order_id": "log-1", "amount": 100})
+
+    async def is_read() -> bool:
+        found = await queue_of(till, name)
+        return found.waiting == 0 and bool(found.is_read)
+
+    await until(is_read, "the relay has sent the events")
+    await queues.pause(name)
+    await till.client.ask({"order_id": "log-2", "amount": 100})
+    paused = await until(lambda: _behind(till, name), "its events wait")
+    assert paused.paused and paused.is_read is False
+    with pytest.raises(QueueNotPurgeable):
+        await queues.purge(name)
+
+    peeked = await queues.peek(name, 10)
+    assert b"log-2" in b"".join(one.body for one in peeked.records)
+    await queues.resume(name)
+
+    await until(is_read, "the relay goes on")
+
+
+async def _behind(till: Till, name: str) -> Queue | None:
+    found = await queue_of(till, name)
+    return found if found.waiting and found.paused and not found.is_read else None
+
+
+async def test_what_died_in_a_group_of_the_log_is_replayed_by_the_same_command(till: Till) -> None:
+    queues, name = till.house.app.queues, f"relay:{till.broker.name}:kassa.events"
+    await till.client.ask({"order_id": "dead-1", "amount": 100})
+
+    async def is_sent() -> bool:
+        found = await queue_of(till, name)
+        return found.waiting == 0 and bool(found.is_read)
+
+    await until(is_sent, "the relay has sent the events")
+    row = await till.pool.fetchrow("SELECT home, root, writer, seq, ord, sequence FROM event ORDER BY at DESC LIMIT 1")
+    await till.pool.execute(
+        "INSERT INTO parked (group_name, home, root, writer, seq, ord, sequence, attempts, due, parked_at, first_reason,"
+        " reason, state) VALUES ($1, $2, $3, $4, $5, $6, $7, 6, now(), now(), 'first', 'too large', 'dead')", name, *row,
+    )  # fmt: skip
+
+    (dead,) = await queues.dead(name, 10)
+    assert (dead.reason, dead.first_error, dead.attempts) == ("too large", "first", 6)
+    assert (await queue_of(till, name)).dead == 1
+    with pytest.raises(RequestInvalid, match="evt_"):
+        await queues.replay(name, ids=["msg_1"])
+
+    assert await queues.replay(name, ids=[dead.id]) == 1
+
+    async def is_over() -> bool:
+        found = await queue_of(till, name)
+        return found.dead == 0 and found.waiting == 0
+
+    await until(is_over, "it was sent at last")
+
+
+async def test_wrong_names_and_impossible_wishes_are_told_with_what_to_do(till: Till) -> None:
+    queues = till.house.app.queues
+    with pytest.raises(QueueNotFound, match=QUEUE):
+        await queues.one("payment_orders")
+    with pytest.raises(QueueNotPausable, match="kassa worker relay"):
+        await queues.pause(f"replies:{till.broker.name}")
+    with pytest.raises(RequestInvalid, match="msg_"):
+        await queues.replay(QUEUE, ids=["evt_1"])
+
+
+async def test_only_a_key_of_the_house_opens_the_queues_and_nothing_else(till: Till) -> None:
+    """A merchant's key, whatever its scopes, sees no queue: other merchants' records are in there. And the other way round."""
+    house = till.house
+    secret = Record("s-1", "", b'{"order_id": "another merchant\'s"}', {})
+    await (await till.broker.binder()).send("payment_order", [secret], deadline_s=5.0)
+    operator = await operator_of(house)
+    thief: Shop = await house.shop("Thief")
+    tried = 0
+    for route in house.api.routes:
+        path = route.pattern.replace("{name}", QUEUE).replace("{id}", "x")
+        if route.pattern.startswith("/v1/queues"):
+            tried += 1
+            answer = await thief.http.request(route.method, path, json={"all": True})
+            assert (answer.status_code, answer.json()["code"]) == (403, "auth.forbidden"), path
+            assert "another merchant" not in answer.text
+        elif route.scope is not None:
+            answer = await operator._http.request(route.method, path)
+            assert (answer.status_code, answer.json()["code"]) == (403, "auth.forbidden"), path
+    assert tried == 7
+    with pytest.raises(RequestInvalid, match="--operator"):
+        await house.app.merchants.create_key(thief.merchant.id, scopes="read operator")
+    assert [one.name for one in await house.app.merchants.all()] == ["Shop", "Thief"]
+    await operator.close()
+
+
+async def test_every_example_of_the_queues_is_a_good_request_and_shows_its_queue(till: Till) -> None:
+    operator = await operator_of(till.house)
+    for route in till.house.api.routes:
+        if route.pattern.startswith("/v1/queues") and route.example is not None:
+            await operator.post(route.pattern.replace("{name}", QUEUE), route.example)
+    (found,) = [one for one in (await operator.get("/v1/queues"))["data"] if one["name"] == QUEUE]
+    peeked = await operator.get(f"/v1/queues/{QUEUE}?limit=5")
+    assert (found["paused"], found["topic"], found["group"]) == (False, "payment_order", "kassa")
+    assert peeked["queue"]["name"] == QUEUE
+    await operator.close()
