@@ -75,7 +75,8 @@ async def test_the_document_tells_the_truth(
 async def test_every_example_in_the_document_is_a_good_request(house: House, wechat_shop: Shop) -> None:
     things = await things_of(wechat_shop)
     for route in house.api.routes:
-        if route.example is None:
+        if route.example is None or route.pattern.startswith("/v1/queues"):
+            # Queues are an operator's: tests/flows/queues/test_operating.py asks with that key.
             continue
         path = route.pattern.replace("{id}", things.get(route.pattern.split("/")[2], ""))
         example = route.example | ({"wallet": things["wallets"]} if "wallet" in route.example else {})
