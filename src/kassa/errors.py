@@ -188,6 +188,12 @@ class QueueNotFound(KassaError):
     code, status = "queue.not_found", 404
 
 
+class QueueMismatch(KassaError):
+    """A queue, topic or exchange of that name is there in another form than the one that is asked for."""
+
+    code, status = "queue.mismatch", 409
+
+
 # Money
 
 
