@@ -129,6 +129,7 @@ REGISTRY = {
     "kafka+ssl": "kassa.messaging.binders.kafka",
     "memory": "kassa.messaging.binders.memory",
     "postgres": "kassa.messaging.binders.postgres",
+    "rocketmq": "kassa.messaging.binders.rocketmq",
     "zeromq": "kassa.messaging.binders.zeromq",
 }
 """URL scheme, or its bare name, to the module whose `make_binder(url, resources)` makes the binder. One file that speaks a

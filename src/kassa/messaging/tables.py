@@ -9,7 +9,9 @@ SCHEMA = "kassa_messaging"
 NAMES = ("message", "dead_letter", "inbox", "subscription", "consumer")
 """Tables of `db/schema.sql` that messaging needs where there is no Kassa."""
 _LOCK = 0x4B61736D  # "Kasm": two processes that start together make the tables once.
-_STATEMENT = re.compile(r"^CREATE (?:(?:UNLOGGED )?TABLE (\w+)|(?:UNIQUE )?INDEX \w+ ON (\w+)).*?;$", re.DOTALL | re.MULTILINE)
+_STATEMENT = re.compile(
+    r"^CREATE (?:(?:UNLOGGED )?TABLE (\w+)|(?:UNIQUE )?INDEX \w+ ON (\w+)).*?;$", re.DOTALL | re.MULTILINE
+)
 
 
 def statements() -> list[str]:
