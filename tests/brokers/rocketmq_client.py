@@ -1,7 +1,7 @@
 """The smallest client of RocketMQ: the official stubs over gRPC, one message a time, and nothing of Kassa's."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
@@ -17,14 +17,23 @@ _INVISIBLE_S = 30
 _TRIES_MAX = 10
 
 
-async def send(endpoint: str, topic: str, body: bytes, *, key: str = "") -> str:
-    """Send a normal message; the id that the broker has confirmed."""
+async def send(
+    endpoint: str,
+    topic: str,
+    body: bytes,
+    *,
+    key: str = "",
+    properties: Mapping[str, str] | None = None,
+    is_gzip: bool = False,
+) -> str:
+    """Send a normal message; the id that the broker has confirmed. is_gzip: say that the body is compressed."""
     message = model.Message(
         topic=model.Resource(name=topic),
+        user_properties=properties or {},
         system_properties=model.SystemProperties(
             message_id=uuid4().hex.upper(),
             message_type=model.MessageType.NORMAL,
-            body_encoding=model.Encoding.IDENTITY,
+            body_encoding=model.Encoding.GZIP if is_gzip else model.Encoding.IDENTITY,
             born_host="127.0.0.1",
             keys=[key] if key else [],
         ),

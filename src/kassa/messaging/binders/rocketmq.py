@@ -20,7 +20,7 @@ How topics look on the broker, for people who bring their own programs:
 - A topic without keys (`payment_order`) is of the type NORMAL.
 - CloudEvents attributes are properties `CE_…` with `CE_contenttype`, as in CloudEvents' Java SDK, and the event's type is the
   tag, so anybody may subscribe `payment.succeeded`. `reply-topic` and `correlation-id` are properties, the id is the message id.
-  An empty body is not allowed there: it is one zero byte with the property `kassa-empty`.
+  An empty body is not allowed there: it is one zero byte with the property `kassa-empty-body`.
 
 A group that is new gets what is sent from then on. A packet is ours for INVISIBLE_S at first, and we extend that as long as we
 hold it; of a process that dies nobody gets its lanes before. An acknowledgement is no proof: the broker writes them down every
@@ -99,7 +99,8 @@ DELIVERIES_MAX = 1000
 consumer is noticed by us after five (`supplied.py`)."""
 PROPERTIES_MAX = 32 * 1024
 
-EMPTY = "kassa-empty"
+EMPTY_BODY, EMPTY_HEADERS = "kassa-empty-body", "kassa-empty"
+"""Properties that say what RocketMQ does not keep: that the body is empty, and the names of headers that are, as JSON."""
 _EMPTY_BODY = b"\0"
 _CE, _CE_CONTENT_TYPE = "CE_", "CE_contenttype"
 _REPLY_TO, _REPLY_TOPIC = "reply-to", "reply-topic"
@@ -179,7 +180,9 @@ def message_of(packet: Packet, topic: str, group: str) -> Any:
     if type_ and (content_type := packet.headers.get(_CONTENT_TYPE)):
         properties[_CE_CONTENT_TYPE] = content_type
     if not packet.body:
-        properties[EMPTY] = "1"
+        properties[EMPTY_BODY] = "1"
+    if not all(packet.headers.values()):
+        properties[EMPTY_HEADERS] = json.dumps([name for name, value in packet.headers.items() if not value])
     system = make(
         "SystemProperties", message_id=packet.id or new_id(), message_type=wire.FIFO if group else wire.NORMAL,
         body_encoding=wire.IDENTITY, born_host="kassa", message_group=group, tag=type_ if "|" not in type_ else "",
@@ -201,17 +204,26 @@ def packet_of(message: Any) -> Packet:
         if name.startswith(_CE):
             if name != _CE_CONTENT_TYPE:
                 headers["ce-" + name[3:]] = value
-        elif name != EMPTY and not name.startswith(_THEIRS):
+        elif name not in (EMPTY_BODY, EMPTY_HEADERS) and not name.startswith(_THEIRS):
             headers[_REPLY_TO if name == _REPLY_TOPIC else name] = value
     if (content_type := message.user_properties.get(_CE_CONTENT_TYPE)) is not None:
         headers.setdefault(_CONTENT_TYPE, content_type)
     body: bytes = message.body
-    if EMPTY in message.user_properties and body == _EMPTY_BODY:
+    headers.update(_empty(message.user_properties.get(EMPTY_HEADERS, "[]")))
+    if EMPTY_BODY in message.user_properties and body == _EMPTY_BODY:
         body = b""
     elif system.body_encoding == wire.GZIP:
         body = _opened(body)
     is_ours = ID in headers or headers.get(_CONTENT_TYPE) == ENVELOPE_TYPE
     return Packet(system.message_id, "" if is_ours else system.message_group, body, headers)
+
+
+def _empty(names: str) -> dict[str, str]:
+    """Headers without a value."""
+    with suppress(ValueError):
+        found = json.loads(names)
+        return {name: "" for name in found if isinstance(name, str)} if isinstance(found, list) else {}
+    return {}
 
 
 def _opened(body: bytes) -> bytes:
@@ -272,6 +284,8 @@ class Link:
 def _why(error: BaseException) -> str:
     if isinstance(error, grpc.aio.AioRpcError):
         return f"{error.code().name}: {error.details()}"
+    if isinstance(error, KassaError):
+        return error.detail
     return str(error) or type(error).__name__
 
 
@@ -359,7 +373,7 @@ class RocketStream:
 
     def __init__(self, transport: "RocketTransport", topic: Topic, group: str) -> None:
         self._transport = transport
-        self._topic = topic
+        self.topic = topic
         self._group = group
         self._wire_topic = topic_name(topic.name)
         self._wire_group = group_name(topic.name, group)
@@ -384,7 +398,7 @@ class RocketStream:
 
     async def start(self) -> None:
         """Raises BrokerUnreachable, QueueNotFound, QueueMismatch."""
-        brokers = await self._transport.brokers_of(self._topic, self._group)
+        brokers = await self._transport.brokers_of(self.topic, self._group)
         await self._greeted()
         self._tasks = [
             asyncio.create_task(self._fetch(broker), name=f"{self._wire_group} of {broker}") for broker in brokers
@@ -443,6 +457,13 @@ class RocketStream:
         self._ready = deque(sorted(waiting, key=lambda held: held.serial))
         self._news.set()
 
+    def let_go(self) -> None:
+        """What we hold is not there any more."""
+        for one in self._lanes.values():
+            one.is_over = True
+        self._lanes.clear()
+        self._ready.clear()
+
     async def close(self) -> None:
         if self._is_closed:
             return
@@ -455,8 +476,7 @@ class RocketStream:
                 await self._give_back()
         if self._session_now is not None:
             await self._session_now.end()
-        for one in self._lanes.values():
-            one.is_over = True
+        self.let_go()
         self._lost = BrokerUnreachable("The subscription was closed.", broker="rocketmq")
         self._news.set()
         self._transport.forget(self)
@@ -559,7 +579,7 @@ class RocketStream:
             one.is_over = True
             one = None
         if one is None:
-            one = self._lanes[place] = _Lane(self._transport.next_epoch(), is_fifo=self._topic.keyed)
+            one = self._lanes[place] = _Lane(self._transport.next_epoch(), is_fifo=self.topic.keyed)
         return one
 
     async def _mend(self, session: _Session | None, error: Exception) -> None:
@@ -573,8 +593,11 @@ class RocketStream:
             log.warning("rocketmq.stream_lost", group=self._wire_group, reason=complaint)
             self._complaint = complaint
         if isinstance(error, QueueNotFound) or (isinstance(error, _Refused) and error.code == wire.TOPIC_NOT_FOUND):
-            await self._transport.make_again(self._topic, self._group)
-        self._lost = BrokerUnreachable(f"{self._transport.link.shown}: {complaint}", broker="rocketmq")
+            await self._transport.make_again(self.topic, self._group)
+        if isinstance(error, BrokerUnreachable):
+            self._lost = error
+        else:
+            self._lost = BrokerUnreachable(f"{self._transport.link.shown}: {complaint}", broker="rocketmq")
         self._news.set()
         await asyncio.sleep(RETRY_S)
 
@@ -598,7 +621,7 @@ class RocketStream:
                 await self._session()
                 return
             except QueueNotFound:
-                if loop.time() > deadline or not await self._transport.has_group(self._topic, self._group):
+                if loop.time() > deadline or not await self._transport.has_group(self.topic, self._group):
                     raise
                 await asyncio.sleep(RETRY_S)
 
@@ -614,7 +637,7 @@ class RocketStream:
         except grpc.aio.AioRpcError as error:
             await session.end()
             if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                raise QueueNotFound(_why(error), topic=self._topic.name, group=self._group) from None
+                raise QueueNotFound(_why(error), topic=self.topic.name, group=self._group) from None
             raise BrokerUnreachable(f"{self._transport.link.shown}: {_why(error)}", broker="rocketmq") from error
         except TimeoutError:
             await session.end()
@@ -638,7 +661,7 @@ class RocketStream:
         return session
 
     def _check(self, answer: Any) -> None:
-        if answer.HasField("settings") and answer.settings.subscription.fifo != self._topic.keyed:
+        if answer.HasField("settings") and answer.settings.subscription.fifo != self.topic.keyed:
             raise _group_mismatch(self._wire_group, is_fifo=answer.settings.subscription.fifo)
 
     async def _listen(self, session: _Session) -> None:
@@ -984,8 +1007,7 @@ class RocketTransport:
             async with asyncio.timeout_at(deadline):
                 types = await self._types_at_brokers(name)
                 if not types and name in self._made:
-                    await self._create_topic(self._made[name])
-                    log.warning("rocketmq.topic_made_again", topic=name)
+                    await self._make_topic_again(self._made[name])
                     return None
                 if not types:
                     return Failed(f"nobody receives {topic.name}", is_retryable=False)
@@ -1068,8 +1090,7 @@ class RocketTransport:
                 if name not in known or not types:
                     said.append((topic.name, group))
                 if name not in known and not verify_only:
-                    await self._begin_at_the_end(topic, name)
-                    await self._create_group(topic, name)
+                    await self._begin(topic, name)
             if not verify_only:
                 self._made[topic_name(topic.name)] = topic
         return said
@@ -1082,14 +1103,21 @@ class RocketTransport:
             return
         try:
             if not await self._types_at_brokers(topic_name(topic.name)):
-                await self._create_topic(made)
-                log.warning("rocketmq.topic_made_again", topic=topic.name)
+                await self._make_topic_again(made)
             name = group_name(topic.name, group)
             if name not in await self._groups():
                 await self._create_group(topic, name)
                 log.warning("rocketmq.group_made_again", topic=topic.name, group=group)
         except KassaError as error:
             log.warning("rocketmq.not_made_again", topic=topic.name, group=group, reason=_why(error))
+
+    async def _make_topic_again(self, topic: Topic) -> None:
+        # An acknowledgement of what was there would be taken for one of what comes to stand in its place.
+        for stream in self._streams:
+            if stream.topic.name == topic.name:
+                stream.let_go()
+        await self._create_topic(topic)
+        log.warning("rocketmq.topic_made_again", topic=topic.name)
 
     async def has_group(self, topic: Topic, group: str) -> bool:
         """Whether the brokers have it, whatever the proxy remembers."""
@@ -1186,21 +1214,20 @@ class RocketTransport:
         for place in await self._masters():
             _require_success(await wire.ask(self.server, place, wire.UPDATE_GROUP, body=json.dumps(settings).encode()))
 
-    async def _begin_at_the_end(self, topic: Topic, name: str) -> None:
+    async def _begin(self, topic: Topic, name: str) -> None:
         """A new group gets what is sent from now on; else it would get everything that the topic still has."""
         wire_topic = topic_name(topic.name)
+        ends: list[tuple[Address, dict[str, str]]] = []
         for place in await self._masters():
             answer = await wire.ask(self.server, place, wire.TOPIC_STATS, {"topic": wire_topic})
             _require_success(answer)
             for queue, end in _ENDS.findall(answer.body):
                 if int(end):
-                    fields = {
-                        "consumerGroup": name,
-                        "topic": wire_topic,
-                        "queueId": queue.decode(),
-                        "commitOffset": end.decode(),
-                    }
-                    _require_success(await wire.ask(self.server, place, wire.UPDATE_OFFSET, fields))
+                    fields = {"consumerGroup": name, "topic": wire_topic, "queueId": queue.decode()}
+                    ends.append((place, {**fields, "commitOffset": end.decode()}))
+        await self._create_group(topic, name)
+        for place, fields in ends:
+            _require_success(await wire.ask(self.server, place, wire.UPDATE_OFFSET, fields))
 
 
 _OFFSETS = re.compile(rb'"brokerOffset":(\d+),"consumerOffset":(\d+)')
