@@ -498,6 +498,7 @@ async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own
             await stream.settle(arrivals)
 
 
+@pytest.mark.long
 async def test_broker_killed_under_load_loses_and_repeats_nothing(own_server: RocketMQ, database_url: str) -> None:
     async with open_bench(own_server.url, database_url, new_topic()) as bench:
 
