@@ -1,6 +1,6 @@
 # Each target works on a fresh machine (Debian or Ubuntu with Python 3.11 or newer, git and make); the rest is installed.
 
-.PHONY: help install demo test test-long check bench servers lock clean
+.PHONY: queues-table help install demo test test-long check bench servers lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ bench: ## the figures of the README, measured here
 servers: ## real PostgreSQL, RabbitMQ, Kafka and RocketMQ, started until `python -m servers stop`
 	@scripts/install.sh dev
 	@.venv/bin/python -m servers start
+
+queues-table: ## docs/reference/binders.md again, from a run of the binders' suite on real servers
+	@scripts/test.sh tests/conformance/messaging --binders-table docs/reference/binders.md
 
 lock: ## the lock files again, from pyproject.toml
 	@scripts/install.sh dev

@@ -32,6 +32,7 @@ NEEDS: Mapping[str, Callable[[], bool]] = {
     "curl": lambda: shutil.which("curl") is not None,
     "java": lambda: is_installed("java"),
     "kafka": lambda: is_installed("kafka"),
+    "promtool": lambda: shutil.which("promtool") is not None,
     "rabbitmq": lambda: is_installed("rabbitmq"),
     "rocketmq": lambda: is_installed("rocketmq"),
 }
@@ -131,6 +132,13 @@ def _database(server: embedded.Running, template: str) -> Iterator[str]:
     embedded.execute(server, f"CREATE DATABASE {name} TEMPLATE {template};")
     yield database_named(server, name)
     embedded.execute(server, f"DROP DATABASE {name} WITH (FORCE);")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    parser.addoption(
+        "--binders-table", type=Path, metavar="FILE", help="Write what each binder can do, as this run finds it."
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import pytest
 
+from conformance.messaging import report
 from conformance.messaging.house import SERVERS, Bench
 from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
@@ -15,6 +17,32 @@ from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters
 from kassa.tables import TABLES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What each binder can do, as this run found it; with --binders-table also as a page."""
+    run = report.read_run(
+        [
+            (one.nodeid, outcome)
+            for outcome in ("passed", "failed", "error", "skipped")
+            for one in terminalreporter.stats.get(outcome, [])
+            if outcome != "passed" or one.when == "call"
+        ]
+    )
+    if not run.results:
+        return
+    terminalreporter.section("binders")
+    for line in report.summary(run):
+        terminalreporter.write_line(line)
+    file = terminalreporter.config.getoption("binders_table")
+    if file is not None:
+        postgres = terminalreporter.config.stash.get(POSTGRES, "")
+        report.write(run, file, datetime.now(UTC).date(), report.server_versions(postgres))
+        terminalreporter.write_line(f"written: {file}")
+
+
+POSTGRES = pytest.StashKey[str]()
+"""PostgreSQL's version."""
 
 
 def schemes() -> list[object]:
@@ -33,6 +61,7 @@ async def bench(request: pytest.FixtureRequest, database_url: str) -> AsyncItera
     # A name of its own, since the servers are shared.
     topic = Topic(f"orders-{new_id()[-12:]}", ("shop",), "Orders, for the tests.", classes=True)
     pool = await open_pool(database_url, application="test")
+    request.config.stash[POSTGRES] = await pool.fetchval("SELECT split_part(current_setting('server_version'), ' ', 1)")
     journal = PostgresJournal(lambda: connect(database_url, application="test writer"), TABLES)
     await journal.start()
     wakeups = Wakeups(lambda: connect(database_url, application="test wake"))
