@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from kassa.db.account import Account
 
+# Read when gRPC is imported (servers/rocketmq.py, later than this file): it must leave alone the children that are started here.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 _GUARDIAN = Path(__file__).with_name("guardian.py")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _POLL_S = 0.02
