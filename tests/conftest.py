@@ -5,6 +5,8 @@ share it, so each names its queues and topics itself. With KASSA_TEST_RABBITMQ_U
 which `make servers` has started.
 
 What is not tested is told at the end, by name; on CI (CI=true) it is a failure.
+
+With several workers (`scripts/test.sh`) each has a PostgreSQL, and what needs a broker's server is done by one of them.
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -38,6 +40,8 @@ NEEDS: Mapping[str, Callable[[], bool]] = {
 }
 """What a test marked `needs(name)`, or with a fixture of that name, must find on the machine; it is skipped, and told
 so, when it does not."""
+
+BROKERS = ("rabbitmq", "kafka", "rocketmq")
 
 S = TypeVar("S", bound=Server)
 
@@ -141,13 +145,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one broker's server stay in one worker, since it is started there; the others by their file. Brokers take
+    longest, so they come first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _group(item) not in BROKERS)
+
+
+def _group(item: pytest.Item) -> str:
+    return next((name for name in _needed(item) if name in BROKERS), item.nodeid.partition("::")[0])
+
+
+def _needed(item: pytest.Item) -> list[str]:
+    marked = [name for marker in item.iter_markers("needs") for name in marker.args]
+    return marked + [name for name in getattr(item, "fixturenames", []) if name in NEEDS]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave out a test whose needs this machine does not meet."""
-    needed = [name for marker in item.iter_markers("needs") for name in marker.args]
-    needed += [name for name in getattr(item, "fixturenames", []) if name in NEEDS]
-    for name in needed:
+    for name in _needed(item):
         if not NEEDS[name]():
             pytest.skip(f"needs {name}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker is done: what it counted is counted here."""
+    tally.COUNTED.update(getattr(node, "workeroutput", {}).get("counted", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -162,6 +188,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """On CI, what was not tested has failed."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["counted"] = dict(tally.COUNTED)
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if exitstatus == pytest.ExitCode.OK and os.environ.get("CI") == "true" and reporter and _not_tested(reporter):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -32,7 +32,7 @@ def problem(error: KassaError, request_id: str | None = None) -> dict[str, Any]:
     What is our own fault is told in its class's sentence alone: detail and facts (addresses, SQL) are for the log.
     """
     is_ours = error.status >= 500
-    told_as = _TOLD_AS.get(type(error))
+    told_as = next((told for kind, told in _TOLD_AS.items() if isinstance(error, kind)), None)
     code = error.code if told_as is None else told_as.code
     members: dict[str, Any] = {
         "type": f"urn:kassa:problem:{code}",

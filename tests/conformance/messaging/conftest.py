@@ -36,13 +36,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(line)
     file = terminalreporter.config.getoption("binders_table")
     if file is not None:
-        postgres = terminalreporter.config.stash.get(POSTGRES, "")
+        said = [dict(one.user_properties).get(POSTGRES) for one in terminalreporter.stats.get("passed", [])]
+        postgres = next(filter(None, said), "")
         report.write(run, file, datetime.now(UTC).date(), report.server_versions(postgres))
         terminalreporter.write_line(f"written: {file}")
 
 
-POSTGRES = pytest.StashKey[str]()
-"""PostgreSQL's version."""
+POSTGRES = "postgresql"
+"""The property of a test that says PostgreSQL's version."""
 
 
 def schemes() -> list[object]:
@@ -61,7 +62,8 @@ async def bench(request: pytest.FixtureRequest, database_url: str) -> AsyncItera
     # A name of its own, since the servers are shared.
     topic = Topic(f"orders-{new_id()[-12:]}", ("shop",), "Orders, for the tests.", classes=True)
     pool = await open_pool(database_url, application="test")
-    request.config.stash[POSTGRES] = await pool.fetchval("SELECT split_part(current_setting('server_version'), ' ', 1)")
+    version = await pool.fetchval("SELECT split_part(current_setting('server_version'), ' ', 1)")
+    request.node.user_properties.append((POSTGRES, version))
     journal = PostgresJournal(lambda: connect(database_url, application="test writer"), TABLES)
     await journal.start()
     wakeups = Wakeups(lambda: connect(database_url, application="test wake"))
