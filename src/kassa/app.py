@@ -34,6 +34,7 @@ from kassa.payments.service import Payments
 from kassa.payments.store import PaymentStore
 from kassa.payments.timeline import Delivery, Timeline
 from kassa.settings import Settings, secrets_key
+from kassa.supervisor import Supervisor
 from kassa.tables import TABLES
 
 LISTEN_PAUSE_S = 1.0
@@ -80,7 +81,7 @@ class App:
         self.order_merchant = settings.order_merchant
         """Whose payments come over the queue; `kassa up` says it when it has a merchant."""
         self._named_brokers = read_brokers(settings.brokers)
-        self._background: list[asyncio.Task[None]] = []
+        self._background = Supervisor({})
 
     async def start(self) -> None:
         """Connects and builds. Raises DatabaseUnreachable, DatabaseRefused."""
@@ -100,12 +101,13 @@ class App:
         await self.journal.start()
         self._build()
         await self.webhook_sender.start()
-        self._background = [
-            asyncio.create_task(self.wakeups.run(), name="wakeups"),
-            asyncio.create_task(self.directory.run(), name="directory"),
-            asyncio.create_task(self._listen(), name="configuration"),
-            asyncio.create_task(self.activity.run(), name="activity"),
-        ]
+        self._background = Supervisor({
+            "wakeups": self.wakeups.run,
+            "directory": self.directory.run,
+            "configuration": self._listen,
+            "activity": self.activity.run,
+        })  # fmt: skip
+        self._background.start()
         # What was built stays for good; collecting it again and again cost 7 % of the time of a payment.
         gc.collect()
         gc.freeze()
@@ -150,15 +152,13 @@ class App:
         )
 
     @property
-    def ended(self) -> list[str]:
-        """Loops of the App itself that should run for ever and have ended."""
-        return [task.get_name() for task in self._background if task.done()]
+    def idle(self) -> list[str]:
+        """Loops of the App itself that should run and do not."""
+        return [loop.name for loop in self._background.idle]
 
     async def stop(self) -> None:
         """Lets conversations and commits end, then lets go of everything."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.stop()
         await self.brokers.close()
         await self.payments.stop()
         await self.runner.close()

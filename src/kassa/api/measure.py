@@ -46,7 +46,7 @@ class Measure:
         elif time.monotonic() >= self._looked_until:
             await self._look()
         metrics.process_seen(
-            database_up=is_up, workers_idle=len(self._idle_workers()) + len(app.ended),
+            database_up=is_up, workers_idle=len(self._idle_workers()) + len(app.idle),
             journal_writable=app.journal.is_writable,
         )  # fmt: skip
 

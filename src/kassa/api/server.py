@@ -177,7 +177,7 @@ class Api:
         return True
 
     def _check_workers(self) -> Check:
-        idle = [*self._idle_workers(), *self._app.ended]
+        idle = [*self._idle_workers(), *self._app.idle]
         if idle:
             return Check("workers", False, f"Not running: {', '.join(idle)}.")
         return Check("workers", True, "All that belong to this process run.")

@@ -20,8 +20,8 @@ from kassa.db.migrate import migrate as bring_up
 from kassa.db.pool import connect
 from kassa.observability.log import configure_logging
 from kassa.settings import Settings
+from kassa.supervisor import Supervisor
 from kassa.workers import loops
-from kassa.workers.supervisor import Supervisor
 
 
 @click.command()

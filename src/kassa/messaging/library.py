@@ -29,9 +29,8 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import structlog
 
-from kassa.db.away import AWAY
 from kassa.db.pool import connect, open_pool
-from kassa.errors import BrokerUnreachable, DatabaseUnreachable, InvariantBroken, KassaError, Retry, SettingInvalid
+from kassa.errors import InvariantBroken, KassaError, Retry, SettingInvalid
 from kassa.ids import Id, new_id
 from kassa.messaging import outbox
 from kassa.messaging.binder import Binder, Resources, Subscription, make_binder
@@ -45,12 +44,12 @@ from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import DeadLetters, MessageWork
 from kassa.observability.meters import Meters
+from kassa.supervisor import Worker
 
 log = structlog.get_logger("kassa.messaging")
 
 BATCH = 100
 WAIT_S = 5.0
-PAUSE_S = 1.0
 INBOX_KEEP = timedelta(days=8)
 """Longer than any broker here keeps a record that was not settled, and than a person waits to replay dead letters."""
 TIDY_S = 3600.0
@@ -173,7 +172,7 @@ class Messaging:
             MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups, meters=self.meters).run
             for name in self._topics
         ]
-        self._tasks = [asyncio.create_task(_for_ever(loop), name="messaging") for loop in loops]
+        self._tasks = [asyncio.create_task(Worker("messaging", loop).run(), name="messaging") for loop in loops]
 
     async def stop(self) -> None:
         """Ends what runs; what was not finished is in the database or comes again."""
@@ -258,7 +257,7 @@ class Messaging:
     async def run(self) -> None:
         """Handles messages until it is cancelled."""
         self._started_pool()
-        running = [asyncio.create_task(_for_ever(partial(self._consume, one))) for one in self._consumers]
+        running = [asyncio.create_task(Worker(one.topic, partial(self._consume, one)).run()) for one in self._consumers]
         try:
             await asyncio.gather(*running)
         finally:
@@ -329,7 +328,9 @@ class Messaging:
             if self._answers is None:
                 binder = self._started_binder()
                 await binder.provision([replies], verify_only=not self._provision)
-                self._answers = asyncio.create_task(_for_ever(partial(self._hear, replies)), name="answers")
+                self._answers = asyncio.create_task(
+                    Worker("answers", partial(self._hear, replies)).run(), name="answers"
+                )
                 self._tasks.append(self._answers)
         return replies
 
@@ -419,16 +420,3 @@ class _Way:
 async def _never_owed(home: int, noun: str, id: Id) -> bytes | None:
     """Answers of a service are whole when they are written."""
     return None
-
-
-async def _for_ever(loop: Callable[[], Awaitable[None]]) -> None:
-    """A loop that goes on when the broker or the database is back."""
-    while True:
-        try:
-            await loop()
-        except (BrokerUnreachable, DatabaseUnreachable, *AWAY) as error:
-            log.warning("messaging.waits", error=f"{type(error).__name__}: {error}"[:300])
-        except Exception:
-            # The outermost loop: what a part could not handle must not end the service's messages for ever.
-            log.exception("messaging.crashed")
-        await asyncio.sleep(PAUSE_S)

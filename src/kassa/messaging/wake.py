@@ -12,6 +12,7 @@ from weakref import WeakSet
 import asyncpg
 import structlog
 
+from kassa.db.away import AWAY
 from kassa.db.queries import load
 from kassa.errors import KassaError
 from kassa.journal.journal import Journal, Written
@@ -84,7 +85,7 @@ class Wakeups:
         while True:
             try:
                 connection = await self._connect()
-            except (OSError, KassaError, asyncpg.PostgresError, TimeoutError) as error:
+            except (*AWAY, KassaError, asyncpg.PostgresError) as error:
                 log.warning("wake.unreachable", reason=type(error).__name__)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, PAUSE_MAX_S)
@@ -92,7 +93,7 @@ class Wakeups:
             pause_s = 0.1
             try:
                 await self._talk(connection)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (*AWAY, asyncpg.PostgresError) as error:
                 log.warning("wake.lost", reason=type(error).__name__)
             finally:
                 connection.terminate()

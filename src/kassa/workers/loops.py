@@ -13,11 +13,11 @@ from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.messaging.wake import TIMERS
 from kassa.notifications.model import DISPATCH_GROUP
 from kassa.settings import anchor_key
+from kassa.supervisor import Loop, Supervisor
 from kassa.workers.events import read_for_ever
 from kassa.workers.orders import OrderWorker
 from kassa.workers.payments import PaymentWorker, sweep_for_ever
 from kassa.workers.relay import prepare, relays
-from kassa.workers.supervisor import Loop, Supervisor
 from kassa.workers.timers import TimerLoop
 from kassa.workers.upkeep import anchor_for_ever, drop_for_ever, release_for_ever
 from kassa.workers.webhooks import Dispatcher, WebhookWorker

@@ -18,7 +18,7 @@ from kassa.messaging.replies import ReplyRelay
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS
 from kassa.messaging.wake import EVENTS as NEW_EVENTS
 from kassa.messaging.work import MessageWork
-from kassa.workers.supervisor import Loop
+from kassa.supervisor import Loop
 
 PAUSE_S = 0.5
 PAUSE_MAX_S = 5.0

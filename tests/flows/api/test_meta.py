@@ -147,7 +147,7 @@ async def test_a_journal_that_stands_still_or_is_full_is_told_and_goes_on(databa
 async def test_a_loop_that_was_ended_is_told(database_url: str) -> None:
     async with running(database_url) as house:
         before = await house.http.get("/readyz")
-        (directory,) = [task for task in asyncio.all_tasks() if task.get_name() == "directory"]
+        (directory,) = [task for task in asyncio.all_tasks() if task.get_name() == "worker directory"]
         directory.cancel()
         await asyncio.wait([directory])
 

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
+from kassa import supervisor as module
 from kassa.errors import DatabaseUnreachable
-from kassa.workers import supervisor as module
-from kassa.workers.supervisor import Supervisor
+from kassa.supervisor import Supervisor
 
 
 async def test_a_loop_that_crashes_is_counted_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,4 +65,27 @@ async def test_a_loop_that_ends_by_itself_is_a_fault(monkeypatch: pytest.MonkeyP
     await asyncio.wait_for(thrice.wait(), 5)
 
     assert running.crashes >= 2
+    await running.stop()
+
+
+async def test_a_cancellation_that_was_not_meant_for_the_loop_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver may cancel what the loop waits for, as when a connection dies."""
+    monkeypatch.setattr(module, "PAUSE_S", 0.001)
+    starts: list[int] = []
+    steady = asyncio.Event()
+
+    async def loop() -> None:
+        starts.append(len(starts))
+        if len(starts) == 1:
+            answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            answer.cancel()
+            await answer
+        steady.set()
+        await asyncio.Event().wait()
+
+    running = Supervisor({"one": loop})
+    running.start()
+    await asyncio.wait_for(steady.wait(), 5)
+
+    assert (len(starts), running.crashes, running.idle) == (2, 1, [])
     await running.stop()

@@ -9,9 +9,9 @@ from contextlib import suppress
 import structlog
 
 from kassa.db.away import AWAY
-from kassa.errors import Busy, DatabaseUnreachable, OutcomeUnknown
+from kassa.errors import BrokerUnreachable, Busy, DatabaseUnreachable, OutcomeUnknown
 
-log = structlog.get_logger("kassa.workers")
+log = structlog.get_logger("kassa.supervisor")
 
 PAUSE_S = 0.5
 PAUSE_MAX_S = 30.0
@@ -42,11 +42,17 @@ class Worker:
             try:
                 await self._loop()
                 self._note(RuntimeError("the loop ended"))
-            except (*AWAY, Busy, DatabaseUnreachable, OutcomeUnknown) as error:
-                # No fault of the loop; it goes on as soon as the database is back.
+            except (*AWAY, BrokerUnreachable, Busy, DatabaseUnreachable, OutcomeUnknown) as error:
+                # No fault of the loop; it goes on as soon as what it needs is back.
                 self.last_error = _shown(error)
                 log.warning("worker.waits", worker=self.name, error=self.last_error)
                 pause_s = PAUSE_S
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Nobody has ended us: something inside was cancelled that the loop waited for.
+                self._note(error)
             except Exception as error:
                 # The outermost loop: what a worker could not handle must not end it for ever.
                 self._note(error)
@@ -58,7 +64,7 @@ class Worker:
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: BaseException) -> None:
         self.crashes += 1
         self.last_error = _shown(error)
         log.error("worker.crashed", worker=self.name, crashes=self.crashes, exc_info=error)
