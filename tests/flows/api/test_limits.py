@@ -16,7 +16,9 @@ async def test_a_merchant_with_all_its_places_taken_is_told_429_and_others_go_on
         await asyncio.to_thread(sandbox.fault, "create", "delay", times=2, delay_ms=2500)
         slow = [asyncio.create_task(shop.post("/v1/payments", {"order_id": f"o-{n}", **order})) for n in range(2)]
         # Both have their places once their payments are stored; the channel holds them there.
-        while await house.app.pool.fetchval("SELECT count(*) FROM payment") < 2:
+        for _ in range(200):
+            if await house.app.pool.fetchval("SELECT count(*) FROM payment") == 2:
+                break
             await asyncio.sleep(0.01)
         refused = await shop.get("/v1/balances")
         neighbour = await other.get("/v1/balances")
