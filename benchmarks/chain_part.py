@@ -30,7 +30,6 @@ from kassa.tables import TABLES
 
 GROUP = "books"
 HOME = 7
-BATCH = 500
 
 
 def topic(name: str) -> Topic:
@@ -52,7 +51,7 @@ async def relay(database_url: str, broker: str, name: str) -> None:
         group = LogGroup(pool, f"relay:{name}")
         await group.create(from_now=False)
         await _begun()
-        await GroupReader(group, EventRelay(binder, name).handle, wakeups.watch(EVENTS).wait, page=BATCH).run()
+        await GroupReader(group, EventRelay(binder, name).handle, wakeups.watch(EVENTS).wait).run()
     await telling
 
 
@@ -100,7 +99,7 @@ async def consume(database_url: str, broker: str, name: str, expected: int) -> N
 
 async def _consumer(binder: Binder, name: str, journal: PostgresJournal, handler: object) -> Consumer:
     subscription = await binder.subscribe(name, GROUP)
-    return Consumer(subscription, GROUP, journal, handler, batch=BATCH)  # type: ignore[arg-type]
+    return Consumer(subscription, GROUP, journal, handler)  # type: ignore[arg-type]
 
 
 def main() -> None:
