@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kassa.messaging.binder import REGISTRY
-from servers import KINDS, ServerUnavailable
+from servers import KINDS, ServerUnavailable, install
 
 SERVERS = {"amqp": "rabbitmq", "kafka": "kafka", "rocketmq": "rocketmq"}
 """Scheme to server; the other schemes need none."""
@@ -27,6 +27,7 @@ def broker(scheme: str, folder: Path) -> Iterator[str | None]:
         yield scheme
     else:
         try:
+            install(kind)
             server = KINDS[kind](folder / kind).start()
         except ServerUnavailable as error:
             print(f"{kind} is not measured: {error}")
