@@ -40,6 +40,8 @@ STEP_S = 0.02
 BUSY_MIN = 20
 """Where a reading finds so many events, the next begins no sooner than so long after: each costs a handful of statements. Below
 a thousand events a second nothing waits."""
+LOOK_S = 0.1
+"""While there are new events, parked ones are looked for so often: those that are due have waited for seconds."""
 HALT_S = 0.2
 HALT_MAX_S = 5.0
 """Pauses while a destination is away; the cursor stays where it is, so nothing needs to be parked."""
@@ -415,6 +417,8 @@ class GroupReader:
         self._is_behind = False
         """The last reading found a page full."""
         self._found = 0
+        self._look_at = float("-inf")
+        """When to look for parked records, whatever else there is to do."""
         self._in_hand: dict[int, Place] = {}
         """Of each writer the last event that was read, as long as the cursors may be behind it."""
         self._next: asyncio.Task[list[Unread]] | None = None
@@ -428,6 +432,7 @@ class GroupReader:
         try:
             while True:
                 if not await self._hold():
+                    await self._look_again()
                     await asyncio.sleep(1.0)
                     continue
                 started = asyncio.get_running_loop().time()
@@ -459,20 +464,22 @@ class GroupReader:
             raise
 
     async def _step(self) -> bool:
-        retried = await self._retry_parked()
-        if retried:
-            # A root may go on now that was parked when the next page was read.
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_at and await self._retry_parked(now):
+            return True
+        if self._concern is not None:
             await self._moved()
-            await self._look_again()
+            self._in_hand.clear()
         if self._concern is not None and await self._pass_over(self._concern):
-            return retried or self._found > 0
+            return self._found > 0 or await self._retry_parked(now)
         unread = await self._read()
         self._note(len(unread), self._page)
         if unread:
             await self._handle(unread)
-        else:
-            await self._moved()
-        return retried or bool(unread)
+            return True
+        await self._moved()
+        self._in_hand.clear()
+        return await self._retry_parked(now)
 
     async def _leave(self) -> None:
         await self._look_again()
@@ -501,8 +508,6 @@ class GroupReader:
         moving, self._moving = self._moving, None
         if moving is not None:
             await moving
-        if self._next is None:
-            self._in_hand.clear()
 
     async def _look_again(self) -> None:
         """Forgets what was read ahead; cursors that are on their way arrive, or never will."""
@@ -565,8 +570,6 @@ class GroupReader:
         await self._moved()
         if halt is None and not failed and not behind:
             self._moving = asyncio.create_task(self._group.advance(unread, [], []), name=f"move {self._group.name}")
-            if self._next is None:
-                await self._moved()
             return
         handled = _handled(unread, done)
         if handled:
@@ -581,8 +584,14 @@ class GroupReader:
         if halt is not None:
             raise halt
 
-    async def _retry_parked(self) -> bool:
+    async def _retry_parked(self, now: float) -> bool:
+        """Whether anything was due. Looked for when there is nothing else to do, and else now and then."""
+        self._look_at = now + LOOK_S
         due = await self._group.parked_due(100)
+        if due:
+            # Nothing of these roots is under way, and they may go on afterwards where the next page does not know it.
+            await self._moved()
+            await self._look_again()
         for record, attempts in due:
             (failure,) = await self._handler([record])
             await self._group.settle_parked(record, attempts, failure)
