@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,8 @@ from kassa.tables import TABLES
 
 GROUP = "books"
 HOME = 7
+LATENCIES_MAX = 100_000
+"""Kept of a phase, so that the meter is not what grows."""
 
 
 def topic(name: str) -> Topic:
@@ -61,7 +64,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.others = 0
-        self.latencies: list[float] = []
+        self.latencies: deque[float] = deque(maxlen=LATENCIES_MAX)
 
     def saw(self, records: Sequence[Record]) -> None:
         """From each event's time, which is a little before its commit, to its handler."""
@@ -72,8 +75,8 @@ class Meter:
 
     def percentiles(self) -> dict[str, float]:
         """Without the first tenth, in which connections and plans are made and caches fill."""
-        latencies = sorted(self.latencies[len(self.latencies) // 10 :])
-        self.latencies = []
+        latencies = sorted(list(self.latencies)[len(self.latencies) // 10 :])
+        self.latencies.clear()
         return {
             "p50_ms": latencies[len(latencies) // 2] * 1000,
             "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000,
