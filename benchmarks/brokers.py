@@ -13,8 +13,11 @@ SERVERS = {"amqp": "rabbitmq", "kafka": "kafka", "rocketmq": "rocketmq"}
 
 
 def names() -> list[str]:
-    """What a benchmark of brokers goes through: every binder but the one that is inside a process."""
-    return [scheme for scheme in REGISTRY if scheme != "memory"]
+    """What a benchmark of brokers goes through: every binder but the one that is inside a process, each by its first scheme."""
+    first: dict[str, str] = {}
+    for scheme, module in REGISTRY.items():
+        first.setdefault(module, scheme)
+    return [scheme for scheme in first.values() if scheme != "memory"]
 
 
 @contextmanager

@@ -34,6 +34,8 @@ from kassa.tables import TABLES
 
 DATABASE = "chain"
 BACKLOG, BACKLOG_QUICK = 40_000, 10_000
+PHASE_S_MAX = 5
+"""Of a phase at a steady pace."""
 LOW_RATE = 100
 DATA = json.dumps({"id": "pay_", "object": "payment", "amount": 100, "note": "x" * 500}).encode()
 """An event of the usual size."""
@@ -139,7 +141,8 @@ def phase(consumer: "subprocess.Popen[str]", url: str, count: int, per_second: f
 def round_of(stage: Stage, scheme: str, broker: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """A backlog; a low load; for those with a target also all that goes, and four fifths of it. One database, one relay, one
     consumer."""
-    count = BACKLOG_QUICK if stage.is_quick else BACKLOG
+    count = BACKLOG_QUICK if stage.is_quick or scheme not in TARGETED else BACKLOG
+    seconds = min(stage.seconds, PHASE_S_MAX)
     url = stage.database(DATABASE)
     name = f"chain-{new_id()[-8:]}"
     asyncio.run(provision(url, broker, name))
@@ -150,14 +153,14 @@ def round_of(stage: Stage, scheme: str, broker: str) -> Iterator[tuple[str, dict
         begin(consumer, count)
         begin(relay)
         yield BACKLOG_RUN, answer(consumer)
-        low = LOW_RATE * stage.seconds
+        low = LOW_RATE * seconds
         yield LOW_RUN, phase(consumer, url, low, LOW_RATE)
         total += low
         if scheme in TARGETED:
             whole = phase(consumer, url, count // 2, math.inf)
             yield MOST_RUN, whole
             rate = LOAD * whole["whole_rate"]
-            loaded = int(rate * stage.seconds)
+            loaded = int(rate * seconds)
             yield LOAD_RUN, phase(consumer, url, loaded, rate)
             total += count // 2 + loaded
     if (effects := value(url, f"SELECT count(*) FROM inbox WHERE group_name = '{GROUP}'")) != total:
