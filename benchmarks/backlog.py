@@ -2,8 +2,8 @@
 
 Events are written while nobody relays them; then relay and consumer go through them beside a running API, which takes wallet
 payments at a steady pace before and meanwhile. All of it shares the cores of one machine, so an API that waits for a processor is
-slower while they are all busy. So it is measured twice: as it is, and with relay and consumer at a lower priority of the system
-(`nice`), as one runs them beside an API on one machine.
+slower while they are all busy. On RabbitMQ it is measured twice: as it is, and with relay and consumer at a lower priority of the
+system (`nice`; docs/decisions/overlapping-pages.md).
 """
 
 import asyncio
@@ -149,14 +149,14 @@ def drained(stage: Stage, scheme: str, broker: str, count: int, nice: int) -> di
 
 
 def run(stage: Stage) -> None:
-    """Each broker in turn; the first one also without a lower priority. `--full`: every broker, and a million events."""
+    """Each broker in turn; RabbitMQ also with a lower priority of the drain. `--full`: every broker, and a million events."""
     count = EVENTS_FULL if stage.is_full else EVENTS_QUICK if stage.is_quick else EVENTS
     runs: dict[str, dict[str, Any]] = {}
     for scheme in brokers.names() if stage.is_full else SCHEMES:
         with brokers.broker(scheme, stage.folder) as broker:
             if broker is None:
                 continue
-            for nice in (0, NICE) if scheme == "amqp" else (NICE,):
+            for nice in (0, NICE) if scheme == "amqp" else (0,):
                 name = f"{scheme}, {count:,}, nice {nice}"
                 runs[name] = drained(stage, scheme, broker, count, nice)
                 for result in _results(name, runs[name], count):
