@@ -11,7 +11,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import callbacks, chain, channel_payments, growth, idle, journal_transfers, report, wallet_payments
+from benchmarks import (
+    backlog,
+    callbacks,
+    chain,
+    channel_payments,
+    growth,
+    idle,
+    journal_transfers,
+    report,
+    wallet_payments,
+)
 from benchmarks.stage import Stage, opened
 
 BENCHMARKS: dict[str, Callable[[Stage], None]] = {
@@ -20,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Stage], None]] = {
     "callbacks": callbacks.run,
     "channel_payments": channel_payments.run,
     "chain": chain.run,
+    "backlog": backlog.run,
     "growth": growth.run,
     "idle": idle.run,
 }
@@ -32,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all unless told")
     parser.add_argument("--quick", action="store_true", help=f"one short round of each, kept in {QUICK}")
-    parser.add_argument("--full", action="store_true", help="growth up to a million payments")
+    parser.add_argument(
+        "--full", action="store_true", help="growth up to a million payments, backlogs of a million events"
+    )
     options = parser.parse_args()
     unknown = set(options.names) - set(BENCHMARKS)
     if unknown:

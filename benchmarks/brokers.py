@@ -6,15 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kassa.messaging.binder import REGISTRY
-from servers import KINDS, ServerUnavailable
+from servers import KINDS, ServerUnavailable, install
 
 SERVERS = {"amqp": "rabbitmq", "kafka": "kafka", "rocketmq": "rocketmq"}
 """Scheme to server; the other schemes need none."""
 
 
 def names() -> list[str]:
-    """What a benchmark of brokers goes through: every binder but the one that is inside a process."""
-    return [scheme for scheme in REGISTRY if scheme != "memory"]
+    """What a benchmark of brokers goes through: every binder but the one that is inside a process, each by its first scheme."""
+    first: dict[str, str] = {}
+    for scheme, module in REGISTRY.items():
+        first.setdefault(module, scheme)
+    return [scheme for scheme in first.values() if scheme != "memory"]
 
 
 @contextmanager
@@ -27,6 +30,7 @@ def broker(scheme: str, folder: Path) -> Iterator[str | None]:
         yield scheme
     else:
         try:
+            install(kind)
             server = KINDS[kind](folder / kind).start()
         except ServerUnavailable as error:
             print(f"{kind} is not measured: {error}")

@@ -1,7 +1,7 @@
 """One process of the chain: the relay (event log to broker) or the consumer (broker to effects). For benchmarks/chain.py.
 
-Says `ready`, begins at the first line of its standard input. The consumer ends when it has handled what was expected, and
-prints one JSON document.
+Says `ready`, begins at the first line of its standard input. Each line tells the consumer how many more events of ours are to
+be handled; it prints one JSON document when they are. Events of others are handled too and not counted.
 """
 
 import argparse
@@ -9,8 +9,10 @@ import asyncio
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import uvloop
 
@@ -30,7 +32,8 @@ from kassa.tables import TABLES
 
 GROUP = "books"
 HOME = 7
-BATCH = 500
+LATENCIES_MAX = 100_000
+"""Kept of a phase, so that the meter is not what grows."""
 
 
 def topic(name: str) -> Topic:
@@ -38,9 +41,8 @@ def topic(name: str) -> Topic:
     return EVENT_BATCHES._replace(name=name, groups=(GROUP,))
 
 
-async def _begun() -> None:
-    print("ready", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
+async def _line() -> str:
+    return await asyncio.to_thread(sys.stdin.readline)
 
 
 async def relay(database_url: str, broker: str, name: str) -> None:
@@ -51,56 +53,89 @@ async def relay(database_url: str, broker: str, name: str) -> None:
     async with make_binder(broker, Resources(pool, wakeups, (topic(name),))) as binder:
         group = LogGroup(pool, f"relay:{name}")
         await group.create(from_now=False)
-        await _begun()
-        await GroupReader(group, EventRelay(binder, name).handle, wakeups.watch(EVENTS).wait, page=BATCH).run()
+        print("ready", flush=True)
+        await _line()
+        await GroupReader(group, EventRelay(binder, name).handle, wakeups.watch(EVENTS).wait).run()
     await telling
 
 
-async def consume(database_url: str, broker: str, name: str, expected: int) -> None:
-    """Effects in the journal, one transfer each; latencies from the event's commit to its handler."""
+class Meter:
+    """What came of ours since it was asked last."""
+
+    def __init__(self) -> None:
+        self.others = 0
+        self.latencies: deque[float] = deque(maxlen=LATENCIES_MAX)
+
+    def saw(self, records: Sequence[Record]) -> None:
+        """From each event's time, which is a little before its commit, to its handler."""
+        now = datetime.now(UTC)
+        times = [one.headers["ce-time"] for one in records if one.home == HOME]
+        self.others += len(records) - len(times)
+        self.latencies.extend((now - datetime.fromisoformat(time)).total_seconds() for time in times)
+
+    def percentiles(self) -> dict[str, float]:
+        """Without the first tenth, in which connections and plans are made and caches fill."""
+        latencies = sorted(list(self.latencies)[len(self.latencies) // 10 :])
+        self.latencies.clear()
+        return {
+            "p50_ms": latencies[len(latencies) // 2] * 1000,
+            "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000,
+        }
+
+
+async def consume(database_url: str, broker: str, name: str) -> None:
+    """Effects in the journal, one transfer each."""
     pool = await open_pool(database_url, application="consumer")
     wakeups = Wakeups(lambda: connect(database_url, application="consumer wake"))
     telling = asyncio.create_task(wakeups.run())
     journal = PostgresJournal(lambda: connect(database_url, application="consumer writer"), TABLES, lanes=2)
     wakeups.follow(journal)
     await journal.start()
-    latencies: list[float] = []
+    meter = Meter()
     source, target = chart.receivable(HOME, "CNY"), chart.payable(HOME, "CNY")
 
     async def handler(records: Sequence[Record]) -> list[Change]:
-        now = datetime.now(UTC)
-        latencies.extend((now - datetime.fromisoformat(one.headers["ce-time"])).total_seconds() for one in records)
+        meter.saw(records)
         return [
             Change(home=HOME, transfers=(single(chart.Posting.TOPUP, source, target, 1),)) for _ in records
         ]  # fmt: skip
 
     async with make_binder(broker, Resources(pool, wakeups, (topic(name),))) as binder:
         consumer = await _consumer(binder, name, journal, handler)
-        await _begun()
-        cpu_s, started = time.process_time(), 0.0
-        while consumer.counts.handled < expected:
-            if await consumer.step(5.0) and not started:
-                started = time.perf_counter()
-        seconds = time.perf_counter() - started
-        latencies.sort()
-        print(
-            json.dumps({
-                "handled": consumer.counts.handled,
-                "repeated": consumer.counts.repeated,
-                "seconds": seconds,
-                "cpu_us": (time.process_time() - cpu_s) / expected * 1e6,
-                "p50_ms": latencies[len(latencies) // 2] * 1000,
-                "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000,
-            }),
-            flush=True,
-        )  # fmt: skip
+        print("ready", flush=True)
+        expected = 0
+        while line := await _line():
+            expected += int(line)
+            print(json.dumps(await _phase(consumer, meter, int(line), expected)), flush=True)
     await journal.stop()
     telling.cancel()
 
 
+async def _phase(consumer: Consumer, meter: Meter, count: int, expected: int) -> dict[str, Any]:
+    """Until `expected` are handled at all, `count` of them in this phase. marks: when each tenth was done."""
+    cpu_s, started = time.process_time(), 0.0
+    marks: list[float] = []
+    while (done := consumer.counts.handled - meter.others - (expected - count)) < count:
+        while done >= (len(marks) + 1) * count // 10:
+            marks.append(time.time())
+        if await consumer.step(5.0) and not started:
+            # From when the first batch is done, so that what is counted from there on is not one too many.
+            started, first = time.time(), consumer.counts.handled - meter.others - (expected - count)
+    ended = time.time()
+    return {
+        "handled": done,
+        "repeated": consumer.counts.repeated,
+        "rate": (done - first) / (ended - started) if ended > started else 0.0,
+        "cpu_us": (time.process_time() - cpu_s) / count * 1e6,
+        "started": started,
+        "marks": [*marks, *[ended] * (10 - len(marks))],
+        **meter.percentiles(),
+    }
+
+
 async def _consumer(binder: Binder, name: str, journal: PostgresJournal, handler: object) -> Consumer:
     subscription = await binder.subscribe(name, GROUP)
-    return Consumer(subscription, GROUP, journal, handler, batch=BATCH)  # type: ignore[arg-type]
+    return Consumer(subscription, GROUP, journal, handler)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -109,12 +144,11 @@ def main() -> None:
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--broker", required=True)
     parser.add_argument("--topic", required=True)
-    parser.add_argument("--expected", type=int, default=0)
     options = parser.parse_args()
     if options.part == "relay":
         uvloop.run(relay(options.database_url, options.broker, options.topic))
     else:
-        uvloop.run(consume(options.database_url, options.broker, options.topic, options.expected))
+        uvloop.run(consume(options.database_url, options.broker, options.topic))
 
 
 if __name__ == "__main__":

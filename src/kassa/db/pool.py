@@ -53,7 +53,9 @@ async def open_pool(
 ) -> Any:
     """An asyncpg pool whose connections are like those of `connect`; close it with `await pool.close()`.
 
-    prepare: runs once on each new connection, e.g. to set plan options.
+    prepare: runs once on each new connection, e.g. to set plan options. They stay: no session is reset between two users, as that
+    would cost a round trip for every query. So whoever borrows a connection leaves no setting, lock or listener behind; `SET
+    LOCAL` goes with its transaction, and a transaction that was left open is rolled back.
     """
 
     async def first(connection: Any) -> None:
@@ -69,7 +71,12 @@ async def open_pool(
             timeout=timeout_s,
             server_settings=_settings(application),
             init=first,
+            reset=_as_it_is,
         )
+
+
+async def _as_it_is(_: object) -> None:
+    """Nothing to reset; asyncpg has rolled back what was open."""
 
 
 def without_password(dsn: str) -> str:

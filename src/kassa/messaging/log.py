@@ -36,9 +36,12 @@ SKIM_PAGE = 5000
 """Events per writer that are looked over at a time, for a reader that can tell by the home whether it needs them."""
 HOLD_S = 15.0
 """A reader that dies is followed by another after so long."""
-STEP_S = 0.05
+STEP_S = 0.02
 BUSY_MIN = 20
-"""Where a reading finds so many events, the next begins no sooner than so long after: each costs a handful of statements."""
+"""Where a reading finds so many events, the next begins no sooner than so long after: each costs a handful of statements. Below
+a thousand events a second nothing waits."""
+LOOK_S = 0.1
+"""While there are new events, parked ones are looked for so often: those that are due have waited for seconds."""
 HALT_S = 0.2
 HALT_MAX_S = 5.0
 """Pauses while a destination is away; the cursor stays where it is, so nothing needs to be parked."""
@@ -284,9 +287,11 @@ class LogGroup:
         """Lets another process read at once."""
         await self._pool.execute(_SQL.release_group, self.name, self._holder)
 
-    async def read(self, page: int = PAGE) -> list[Unread]:
-        """What comes next, in an order that keeps each root's."""
-        rows = await self._pool.fetch(_SQL.read_log, self.name, page)
+    async def read(self, page: int = PAGE, *, after: Sequence[Place] = ()) -> list[Unread]:
+        """What comes next, in an order that keeps each root's. after: where the reader is, of each writer that it has events of
+        in hand; elsewhere the cursor says."""
+        columns = [[place[part] for place in after] for part in range(3)]
+        rows = await self._pool.fetch(_SQL.read_log, self.name, page, *columns)
         return merge([_unread(row) for row in rows], page)
 
     async def skim(self, page: int = SKIM_PAGE) -> list[Skimmed]:
@@ -385,7 +390,13 @@ class LogGroup:
 
 
 class GroupReader:
-    """Reads the log for a group and hands it to a handler, for ever."""
+    """Reads the log for a group and hands it to a handler, for ever.
+
+    While a page is handled the next one is read, and while that is handled the cursors move past the one before. So pages
+    overlap, and what they rest on does not: a page is handled when the one before was handled as a whole, and cursors move
+    only past what was handled. As soon as anything is out of the ordinary (a failure, a parked root, a halt) what was read
+    ahead is forgotten, and the cursors say again what comes next.
+    """
 
     def __init__(
         self,
@@ -406,6 +417,14 @@ class GroupReader:
         self._is_behind = False
         """The last reading found a page full."""
         self._found = 0
+        self._look_at = float("-inf")
+        """When to look for parked records, whatever else there is to do."""
+        self._in_hand: dict[int, Place] = {}
+        """Of each writer the last event that was read, as long as the cursors may be behind it."""
+        self._next: asyncio.Task[list[Unread]] | None = None
+        """The next page, on its way."""
+        self._moving: asyncio.Task[None] | None = None
+        """The cursors, on their way past the last page."""
 
     async def run(self) -> None:
         """Until it is cancelled; then another process may go on at once."""
@@ -413,6 +432,7 @@ class GroupReader:
         try:
             while True:
                 if not await self._hold():
+                    await self._look_again()
                     await asyncio.sleep(1.0)
                     continue
                 started = asyncio.get_running_loop().time()
@@ -433,18 +453,72 @@ class GroupReader:
                     # Under load: fewer and larger readings. A few events at a time never wait, nor does a backlog.
                     await asyncio.sleep(max(0.0, started + STEP_S - asyncio.get_running_loop().time()))
         finally:
-            await asyncio.shield(self._group.release())
+            await asyncio.shield(self._leave())
 
     async def step(self) -> bool:
-        """One reading, and what is parked and due; whether there was anything. Raises Halt, LostGroup."""
-        retried = await self._retry_parked()
+        """One page, and what is parked and due; whether there was anything. Raises Halt, LostGroup."""
+        try:
+            return await self._step()
+        except BaseException:
+            await self._look_again()
+            raise
+
+    async def _step(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now >= self._look_at and await self._retry_parked(now):
+            return True
+        if self._concern is not None:
+            await self._moved()
+            self._in_hand.clear()
         if self._concern is not None and await self._pass_over(self._concern):
-            return retried or self._found > 0
-        unread = await self._group.read(self._page)
+            return self._found > 0 or await self._retry_parked(now)
+        unread = await self._read()
         self._note(len(unread), self._page)
         if unread:
             await self._handle(unread)
-        return retried or bool(unread)
+            return True
+        await self._moved()
+        self._in_hand.clear()
+        return await self._retry_parked(now)
+
+    async def _leave(self) -> None:
+        await self._look_again()
+        await self._group.release()
+
+    # What overlaps
+
+    async def _read(self) -> list[Unread]:
+        """The next page; it may be here already."""
+        ahead, self._next = self._next, None
+        unread = await (self._read_on() if ahead is None else ahead)
+        self._in_hand.update((place.writer, place) for place in ends(unread))
+        return unread
+
+    async def _read_on(self) -> list[Unread]:
+        return await self._group.read(self._page, after=list(self._in_hand.values()))
+
+    def _read_ahead(self) -> None:
+        """Only of a backlog: else the next page would be empty, and is read when somebody has written. Not where pages are
+        looked over first, as that begins at the cursors."""
+        if self._is_behind and self._concern is None:
+            self._next = asyncio.create_task(self._read_on(), name=f"read ahead {self._group.name}")
+
+    async def _moved(self) -> None:
+        """The cursors are past everything that was handled. Raises LostGroup."""
+        moving, self._moving = self._moving, None
+        if moving is not None:
+            await moving
+
+    async def _look_again(self) -> None:
+        """Forgets what was read ahead; cursors that are on their way arrive, or never will."""
+        tasks = [task for task in (self._next, self._moving) if task is not None]
+        if self._next is not None:
+            self._next.cancel()
+        self._next = self._moving = None
+        self._in_hand.clear()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.info("log.read_again", group=self._group.name, reason=type(outcome).__name__)
 
     async def _pass_over(self, concern: Concern) -> bool:
         """Whether what comes next concerned nobody: then it is behind us, and was never fetched."""
@@ -472,6 +546,7 @@ class GroupReader:
         return True
 
     async def _handle(self, unread: Sequence[Unread]) -> None:
+        self._read_ahead()
         behind = [one.record for one in unread if one.is_parked]
         failed: list[tuple[LogRecord, str]] = []
         stopped: set[tuple[int, Id]] = set()
@@ -492,6 +567,10 @@ class GroupReader:
                 if failure is not None:
                     failed.append((record, failure))
                     stopped.add((record.home, record.root))
+        await self._moved()
+        if halt is None and not failed and not behind:
+            self._moving = asyncio.create_task(self._group.advance(unread, [], []), name=f"move {self._group.name}")
+            return
         handled = _handled(unread, done)
         if handled:
             places = {one.record.place for one in handled}
@@ -500,11 +579,19 @@ class GroupReader:
                 [(record, reason) for record, reason in failed if record.place in places],
                 [record for record in behind if record.place in places],
             )
+        # What was read ahead does not know of the roots that were parked here.
+        await self._look_again()
         if halt is not None:
             raise halt
 
-    async def _retry_parked(self) -> bool:
+    async def _retry_parked(self, now: float) -> bool:
+        """Whether anything was due. Looked for when there is nothing else to do, and else now and then."""
+        self._look_at = now + LOOK_S
         due = await self._group.parked_due(100)
+        if due:
+            # Nothing of these roots is under way, and they may go on afterwards where the next page does not know it.
+            await self._moved()
+            await self._look_again()
         for record, attempts in due:
             (failure,) = await self._handler([record])
             await self._group.settle_parked(record, attempts, failure)

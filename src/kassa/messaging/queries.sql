@@ -433,7 +433,8 @@ SELECT name
 
 -- name: read_log
 -- The next events of every writer for a group, in one snapshot, each with the place of its root's previous event, and
--- whether its root is parked. The writers are found by jumps through the chain's key.
+-- whether its root is parked. $3, $4, $5: places up to which the group's reader has them in hand already; where it has
+-- nothing, the cursor says. The writers are found by jumps through the chain's key.
 WITH RECURSIVE writers AS (
     (SELECT writer FROM chain ORDER BY writer LIMIT 1)
      UNION ALL
@@ -447,11 +448,12 @@ SELECT e.writer, e.seq, e.ord, e.home, e.root, e.sequence, e.at, e.type, e.data,
                 WHERE k.group_name = $1 AND k.home = e.home AND k.root = e.root AND k.state <> 'dead') AS is_parked
   FROM writers AS w
   LEFT JOIN cursor_position AS c ON c.group_name = $1 AND c.writer = w.writer
+  LEFT JOIN unnest($3::smallint[], $4::bigint[], $5::smallint[]) AS h (writer, seq, ord) ON h.writer = w.writer
  CROSS JOIN LATERAL (
        SELECT writer, seq, ord, home, root, sequence, at, type, data
          FROM event
         WHERE writer = w.writer
-          AND (seq, ord) > (COALESCE(c.seq, -1), COALESCE(c.ord, -1::smallint))
+          AND (seq, ord) > (COALESCE(h.seq, c.seq, -1), COALESCE(h.ord, c.ord, -1::smallint))
         ORDER BY seq, ord
         LIMIT $2) AS e
   LEFT JOIN LATERAL (

@@ -1,7 +1,8 @@
 """Wake-ups: whoever waits for work in PostgreSQL learns of it at once, in this process and in the others.
 
-A NOTIFY inside every commit halves the speed of all of them (they share one lock), so each process says it at most once
-in 25 milliseconds, on a connection of its own. A wake-up may be lost; whoever waits looks by himself every 250 ms.
+A NOTIFY inside every commit halves the speed of all of them (they share one lock), so each process says it on a connection
+of its own: at once where little happens, and at most once in 25 milliseconds under load, when whoever listens has work anyway.
+A wake-up may be lost; whoever waits looks by himself every 250 ms.
 """
 
 import asyncio
@@ -21,8 +22,9 @@ _SQL = load("kassa.messaging")
 
 CHANNEL = "kassa_wake"
 EVENTS, MESSAGES, TIMERS = "events", "messages", "timers"
-COALESCE_S = 0.025
-"""At most one NOTIFY per process in this time."""
+BRIEF_S, COALESCE_S = 0.005, 0.025
+BUSY_PER_S = 1000
+"""Between two NOTIFY of a process; the longer one where so many pieces of work came per second since the one before."""
 POLL_S = 0.25
 """How often those who wait look by themselves."""
 PAUSE_MAX_S = 5.0
@@ -61,16 +63,19 @@ class Wakeups:
         self._waiting: dict[str, WeakSet[Watch]] = {EVENTS: WeakSet(), MESSAGES: WeakSet(), TIMERS: WeakSet()}
         self._to_tell: set[str] = set()
         self._told = asyncio.Event()
+        self._untold = 0
+        """Pieces of work since the last NOTIFY."""
         self._pid = 0
 
     def follow(self, journal: Journal) -> None:
         """What this journal commits wakes whoever waits for it."""
         journal.on_commit(self._written)
 
-    def touch(self, kind: str) -> None:
-        """There may be new work of a kind (EVENTS, MESSAGES, TIMERS)."""
+    def touch(self, kind: str, count: int = 1) -> None:
+        """There may be new work of a kind (EVENTS, MESSAGES, TIMERS), about so many pieces."""
         self._wake(kind)
         self._to_tell.add(kind)
+        self._untold += count
         self._told.set()
 
     def watch(self, kind: str) -> "Watch":
@@ -104,6 +109,7 @@ class Wakeups:
         for kind in self._waiting:
             # What was said while we were away is lost; everybody looks once.
             self._wake(kind)
+        pause_s = BRIEF_S
         while not connection.is_closed():
             try:
                 async with asyncio.timeout(5.0):
@@ -112,8 +118,10 @@ class Wakeups:
                 continue
             self._told.clear()
             kinds, self._to_tell = self._to_tell, set()
+            pause_s = COALESCE_S if self._untold > BUSY_PER_S * pause_s else BRIEF_S
+            self._untold = 0
             await connection.execute(_SQL.wake, " ".join(sorted(kinds)))
-            await asyncio.sleep(COALESCE_S)
+            await asyncio.sleep(pause_s)
 
     def _heard(self, connection: Any, pid: int, channel: str, payload: str) -> None:
         # The connection may be closed by the time this is called, and then knows its own number no more.
@@ -129,4 +137,4 @@ class Wakeups:
     def _written(self, written: Written) -> None:
         for kind, count in ((EVENTS, written.events), (MESSAGES, written.messages), (TIMERS, written.timers)):
             if count:
-                self.touch(kind)
+                self.touch(kind, count)

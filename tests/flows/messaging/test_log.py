@@ -4,14 +4,15 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
 from flows.messaging.house import HOME, House
 from kassa.db.pool import connect
 from kassa.ids import Id
-from kassa.messaging.log import EventLog, GroupReader, Halt, LogGroup, LostGroup, event_item
-from kassa.messaging.model import LogRecord
+from kassa.messaging.log import EventLog, GroupReader, Halt, LogGroup, LostGroup, Unread, event_item
+from kassa.messaging.model import LogRecord, Place
 from kassa.messaging.wake import EVENTS, Wakeups
 
 
@@ -155,14 +156,16 @@ async def test_one_process_at_a_time_reads_and_the_other_cannot_move_the_cursor(
         await first.advance(unread, [], [])
 
 
-async def test_failed_record_parks_its_root_only_and_is_retried_in_order(house: House) -> None:
+@pytest.mark.parametrize("page", [1, 2, 3, 500])
+async def test_failed_record_parks_its_root_only_and_is_retried_in_order(house: House, page: int) -> None:
+    """With small pages the failure is in the middle of pages that overlap."""
     bad, good = await house.root(), await house.root()
     for _ in range(3):
         await house.happen(house.one, bad)
         await house.happen(house.two, good)
     seen = Seen()
     seen.fails[bad, 2] = 4
-    log = await reader(house, seen)
+    log = await reader(house, seen, page)
 
     await read_all(log)
     assert seen.order() == {bad: [1], good: [1, 2, 3, 4]}
@@ -213,6 +216,108 @@ async def test_destination_that_is_away_stops_the_reader_and_parks_nothing(house
     await read_all(log)
 
     assert seen.order() == {root: [1]}
+
+
+# Pages that overlap
+
+
+class Counted(LogGroup):
+    """A group that counts its readings."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__(house.pool, "test")
+        self.reads = 0
+        self.has_read = asyncio.Condition()
+
+    async def read(self, page: int = 500, *, after: Sequence[Place] = ()) -> list[Unread]:
+        unread = await super().read(page, after=after)
+        async with self.has_read:
+            self.reads += 1
+            self.has_read.notify_all()
+        return unread
+
+
+async def test_next_page_is_read_while_this_one_is_handled(house: House) -> None:
+    root = await house.root()
+    for _ in range(5):
+        await house.happen(house.one, root)
+    group = Counted(house)
+    await group.create(from_now=False)
+    assert await group.hold()
+    handled: list[int] = []
+
+    async def handle(records: Sequence[LogRecord]) -> list[str | None]:
+        (record,) = records
+        async with asyncio.timeout(30), group.has_read:
+            await group.has_read.wait_for(lambda: group.reads > record.sequence)
+        handled.append(record.sequence)
+        return [None]
+
+    await read_all(GroupReader(group, handle, asyncio.sleep, page=1))
+
+    assert handled == [1, 2, 3, 4, 5, 6]
+    assert all(lag.behind == 0 for lag in await group.lag())
+
+
+async def test_crash_between_confirm_and_cursor_repeats_and_loses_nothing(house: House) -> None:
+    roots = [await house.root() for _ in range(4)]
+    for number in range(40):
+        await house.happen((house.one, house.two)[number % 2], roots[number % 4])
+    seen = Seen()
+    group = LogGroup(house.pool, "test", hold_s=0.1)
+    await group.create(from_now=False)
+    assert await group.hold()
+    first = GroupReader(group, seen.handle, asyncio.sleep, page=3)
+    for _ in range(3):
+        await first.step()
+    # As if it had died: another one has the group from here on, and no cursor of the first moves any more.
+    await asyncio.sleep(0.15)
+    second = LogGroup(house.pool, "test")
+    assert await second.hold()
+    with pytest.raises(LostGroup):
+        while await first.step():
+            pass
+    confirmed = len(seen.records)
+    await read_all(GroupReader(second, seen.handle, asyncio.sleep, page=3))
+
+    assert confirmed < len(seen.records)
+    places = [record.place for record in seen.records]
+    assert len(set(places)) == 44
+    for sequences in seen.order().values():
+        # In order, then once more from where the cursor was, without a gap.
+        again = next((at for at in range(1, len(sequences)) if sequences[at] != sequences[at - 1] + 1), len(sequences))
+        assert sequences[:again] == list(range(1, again + 1))
+        assert sequences[again:] == list(range(sequences[again], 12)) if again < len(sequences) else again == 11
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_fails_in_whichever_page_each_root_keeps_its_order(house: House, seed: int) -> None:
+    chance = random.Random(seed)
+    roots = [await house.root(chance.choice([house.one, house.two])) for _ in range(5)]
+    for _ in range(60):
+        await house.happen(chance.choice([house.one, house.two]), chance.choice(roots))
+    seen = Seen()
+    seen.fails = {(chance.choice(roots), chance.randint(1, 12)): chance.randint(1, 2) for _ in range(4)}
+    log = await reader(house, seen, page=chance.randint(1, 8))
+    left = 200
+    while left and await log.step():
+        left -= 1
+        seen.is_away = chance.random() < 0.2
+        if seen.is_away:
+            with suppress(Halt):
+                await log.step()
+            seen.is_away = False
+        if chance.random() < 0.3:
+            await house.pool.execute("UPDATE parked SET due = clock_timestamp()")
+    for _ in range(30):
+        await house.pool.execute("UPDATE parked SET due = clock_timestamp()")
+        await read_all(log)
+
+    assert left, f"seed {seed} does not end"
+    assert await LogGroup(house.pool, "test").parked() == []
+    assert len({record.place for record in seen.records}) == 65
+    for root, sequences in seen.order().items():
+        assert list(dict.fromkeys(sequences)) == list(range(1, max(sequences) + 1)), f"seed {seed}, root {root}"
 
 
 async def test_commit_wakes_readers_of_another_process_at_once(house: House) -> None:

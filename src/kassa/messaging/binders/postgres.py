@@ -219,7 +219,7 @@ class PostgresBinder:
             if len(records) == 1:
                 return [Failed(str(error), is_retryable=False)]
             receipts = [(await self._send(topic, [one]))[0] for one in records]
-        self._wakeups.touch(MESSAGES)
+        self._wakeups.touch(MESSAGES, len(records))
         return receipts
 
     async def _groups(self, topic: str) -> list[str]:
