@@ -11,7 +11,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import callbacks, chain, channel_payments, growth, idle, journal_transfers, report, wallet_payments
+from benchmarks import (
+    binders,
+    callbacks,
+    chain,
+    channel_payments,
+    growth,
+    idle,
+    journal_transfers,
+    report,
+    wallet_payments,
+)
 from benchmarks.stage import Stage, opened
 
 BENCHMARKS: dict[str, Callable[[Stage], None]] = {
@@ -20,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Stage], None]] = {
     "callbacks": callbacks.run,
     "channel_payments": channel_payments.run,
     "chain": chain.run,
+    "binders": binders.run,
     "growth": growth.run,
     "idle": idle.run,
 }
