@@ -40,7 +40,7 @@ DATABASE = "binders"
 RAW_MIN, FASTSTREAM_MIN = 0.8, 1.5
 """Kassa's rate in those of the others."""
 KASSA, RAW, FASTSTREAM = "Kassa", "raw client", "FastStream"
-COUNTS = {"amqp": 10_000, "kafka": 20_000, "rocketmq": 1600, "zeromq": 10_000, "postgres": 20_000}
+COUNTS = {"amqp": 6000, "kafka": 20_000, "rocketmq": 800, "zeromq": 10_000, "postgres": 20_000}
 """Records of a run: about a second's."""
 WARM = BATCH
 """Sent before the clock runs: a producer has to find its number and its topic first."""
@@ -152,7 +152,7 @@ def run(stage: Stage) -> None:
             uvloop.run(_rounds(stage, runs, scheme, broker, url))
             stage.drop(DATABASE)
     kept = {", ".join(key): [asdict(one) for one in some] for key, some in runs.items()}
-    write("binders", _results(runs), baseline="Kassa's rate in theirs", runs=kept, folder=stage.results)
+    write("binders", _results(runs), baseline="", runs=kept, folder=stage.results)
 
 
 async def _rounds(stage: Stage, runs: Runs, scheme: str, broker: str, database_url: str) -> None:
@@ -171,6 +171,7 @@ async def _rounds(stage: Stage, runs: Runs, scheme: str, broker: str, database_u
 
 
 def _results(runs: Runs) -> list[Result]:
+    """A contender's ratio is Kassa's rate in his."""
     results = []
     for (scheme, shape, half, who), some in runs.items():
         rate = statistics.median(one.rate for one in some)
@@ -184,5 +185,5 @@ def _results(runs: Runs) -> list[Result]:
         # Of each round by itself: the machine is not the same in the next one.
         ratio = statistics.median(mine.rate / other.rate for mine, other in zip(ours, some, strict=True))
         least = RAW_MIN if who == RAW else FASTSTREAM_MIN
-        results.append(Result(name, rate, "records/s", ratio, note, f"Kassa ≥ {least:g} ×", ratio >= least))
+        results.append(Result(name, rate, "records/s", ratio, note, f"Kassa ≥ {least:g} × this", ratio >= least))
     return results
