@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import (
     backlog,
+    binders,
     callbacks,
     chain,
     channel_payments,
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Stage], None]] = {
     "channel_payments": channel_payments.run,
     "chain": chain.run,
     "backlog": backlog.run,
+    "binders": binders.run,
     "growth": growth.run,
     "idle": idle.run,
 }

@@ -7,6 +7,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -48,9 +49,14 @@ def unpack(packet: Packet, new_name: Callable[[], str]) -> list[Record]:
 
     Raises Undecodable.
     """
-    if packet.headers.get("content-type", "").partition(";")[0].strip().lower() == ENVELOPE_TYPE:
+    if _is_envelope(packet.headers.get("content-type", "")):
         return _opened(packet)
     return [_single(packet, new_name)]
+
+
+@lru_cache(maxsize=256)
+def _is_envelope(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == ENVELOPE_TYPE
 
 
 # One by one
@@ -72,13 +78,13 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     headers = dict(packet.headers)
     id = headers.pop(ID, "") or headers.get("ce-id", "") or packet.id or new_name()
     key = headers.pop(KEY, packet.key)
-    priority = _number(headers.pop(PRIORITY, ""), _PRIORITY)
+    priority = min(_number(headers.pop(PRIORITY, ""), _PRIORITY), 9)
     home = _number(headers.pop(HOME, ""), 0)
-    return Record(id, key, packet.body, headers, min(max(priority, 0), 9), 0.0, home)
+    return Record(id, key, packet.body, headers, priority, 0.0, home)
 
 
 def _number(text: str, default: int) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else default
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) <= 18 else default
 
 
 # Envelopes

@@ -97,10 +97,12 @@ class SuppliedBinder:
 
     async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
         """What is delayed waits in our own queues, the rest goes to the broker."""
+        known = self._topic(topic)
+        if not known.classes and not any([record.delay_s > 0 for record in records]):
+            return await self._send(known, records, deadline_s)
         receipts: dict[int, Receipt] = {}
         at_once: dict[Topic, list[int]] = {}
         delayed: list[int] = []
-        known = self._topic(topic)
         for place, record in enumerate(records):
             if record.delay_s > 0:
                 delayed.append(place)
@@ -170,14 +172,10 @@ class SuppliedBinder:
 
     async def _send(self, topic: Topic, records: Sequence[Record], deadline_s: float) -> list[Receipt]:
         packed = pack(topic, records, self._clock.now())
-        receipts: list[Receipt] = [Failed("not sent", is_retryable=True)] * len(records)
-        fitting: list[Packed] = []
-        for one in packed:
-            if len(one.packet.body) > self.traits.bytes_max:
-                too_large = Failed(f"larger than the {self.traits.bytes_max} bytes of {self.name}", is_retryable=False)
-                _fill(receipts, one, too_large)
-            else:
-                fitting.append(one)
+        fitting = [one for one in packed if len(one.packet.body) <= self.traits.bytes_max]
+        # What is not among the fitting is not sent.
+        too_large = Failed(f"larger than the {self.traits.bytes_max} bytes of {self.name}", is_retryable=False)
+        receipts: list[Receipt] = [too_large] * len(records)
         if fitting:
             answers = await self.transport.send(
                 topic, [one.packet for one in fitting], deadline_s=deadline_s, must_arrive=bool(topic.groups)
@@ -265,16 +263,15 @@ class SuppliedSubscription:
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         ours = [place for place, (delivery, _) in enumerate(settled) if not isinstance(delivery.token, _Parcel)]
-        theirs = [place for place, (delivery, _) in enumerate(settled) if isinstance(delivery.token, _Parcel)]
+        if not ours:
+            return await self._settle_parcels(settled)
+        theirs = sorted(set(range(len(settled))).difference(ours))
         results = [False] * len(settled)
-        if ours:
-            answers = await self._memory.settle([settled[place] for place in ours])
-            for place, answer in zip(ours, answers, strict=True):
-                results[place] = answer
-        if theirs:
-            answers = await self._settle_parcels([settled[place] for place in theirs])
-            for place, answer in zip(theirs, answers, strict=True):
-                results[place] = answer
+        for places, settle in ((ours, self._memory.settle), (theirs, self._settle_parcels)):
+            if places:
+                answers = await settle([settled[place] for place in places])
+                for place, answer in zip(places, answers, strict=True):
+                    results[place] = answer
         return results
 
     async def close(self, drain_s: float) -> None:
@@ -330,8 +327,9 @@ class SuppliedSubscription:
             if ahead.lost is not None:
                 lost = ahead.lost
                 ahead.lost = None
-        while len(self._deliveries) < limit and (ahead_of := self._next()) is not None:
-            await self._open(ahead_of)
+        for ahead in self._ahead:
+            while ahead.arrivals and len(self._deliveries) < limit:
+                await self._open(ahead)
         ready: list[Delivery] = []
         while self._deliveries and len(ready) < limit:
             delivery = self._deliveries.popleft()
@@ -347,20 +345,17 @@ class SuppliedSubscription:
     def _has_news(self) -> bool:
         return any(ahead.arrivals or ahead.lost for ahead in self._ahead)
 
-    def _next(self) -> _Ahead | None:
-        return next((ahead for ahead in self._ahead if ahead.arrivals), None)
-
     async def _open(self, ahead: _Ahead) -> None:
         """The first packet's records, ready to be handed out."""
         arrival = ahead.arrivals.popleft()
         if not ahead.arrivals:
             ahead.has_room.set()
-        if not ahead.stream.holds(arrival):
-            return
         try:
             records = unpack(arrival.packet, new_id)
         except Undecodable as error:
-            await self._bury_whole(ahead.stream, arrival, str(error))
+            # One whose session is over comes again elsewhere.
+            if ahead.stream.holds(arrival):
+                await self._bury_whole(ahead.stream, arrival, str(error))
             return
         parcel = _Parcel(arrival, ahead.stream, len(records))
         self._held[id(parcel)] = parcel
@@ -372,22 +367,40 @@ class SuppliedSubscription:
     async def _past_parked(self, ready: list[Delivery]) -> list[Delivery]:
         """Those that nothing holds up. What is behind a parked record of its key is parked too, and so is what has ended
         too many consumers, so that it goes on alone."""
-        keys = sorted({delivery.record.key for delivery in ready if delivery.record.key})
-        held_up = {one.record.key for one in ready if one.record.key and _crashes(one) >= CRASHES_MAX}
+        keys = {one.record.key for one in ready}
+        crashed = [one for one in ready if _crashes(one) >= CRASHES_MAX]
+        held_up = {one.record.key for one in crashed}
+        # Those without a key have no order, so nothing holds them up but themselves.
+        keys.discard("")
+        held_up.discard("")
         try:
             if keys:
-                held_up |= await self._tables.parked_keys(self._topic, self._group, keys)
-            behind = [one for one in ready if one.record.key in held_up or _crashes(one) >= CRASHES_MAX]
-            if behind:
-                rows = [(one.record, 0.0, _crashes(one) if _crashes(one) >= CRASHES_MAX else 0, None) for one in behind]
-                await self._tables.park(self._topic, self._group, rows)
-                self._look_at = 0.0
-                await self._count_down(behind)
+                held_up |= await self._tables.parked_keys(self._topic, self._group, sorted(keys))
+            if held_up or crashed:
+                return await self._park_behind(ready, held_up)
         except BrokerUnreachable:
             # The database is away, and in it what has to come before these: everything again, later and in order.
             await self._start_again({_parcel(one).stream for one in ready})
             raise
-        return [one for one in ready if not (one.record.key in held_up or _crashes(one) >= CRASHES_MAX)]
+        return ready
+
+    async def _park_behind(self, ready: list[Delivery], held_up: set[str]) -> list[Delivery]:
+        """Parks what is of these keys or has ended too many consumers; the others. Raises BrokerUnreachable."""
+        going: list[Delivery] = []
+        behind: list[Delivery] = []
+        rows: list[tuple[Record, float, int, str | None]] = []
+        for one in ready:
+            crashes = _crashes(one)
+            if one.record.key in held_up or crashes >= CRASHES_MAX:
+                behind.append(one)
+                rows.append((one.record, 0.0, crashes if crashes >= CRASHES_MAX else 0, None))
+            else:
+                going.append(one)
+        if behind:
+            await self._tables.park(self._topic, self._group, rows)
+            self._look_at = 0.0
+            await self._count_down(behind)
+        return going
 
     # Settling
 
@@ -396,12 +409,12 @@ class SuppliedSubscription:
         dead: list[tuple[Record, int, str]] = []
         for delivery, end in settled:
             match end:
+                case Ack():
+                    continue
                 case RetryAfter(delay_s, reason, counts):
                     later.append((delivery.record, delay_s, int(counts), reason))
                 case Dead(reason):
                     dead.append((delivery.record, delivery.attempts + 1, reason))
-                case Ack():
-                    continue
         try:
             if dead:
                 await self._tables.bury(self._topic, self._group, dead)
@@ -417,14 +430,14 @@ class SuppliedSubscription:
     async def _count_down(self, deliveries: Sequence[Delivery]) -> list[bool]:
         """These are done, or kept elsewhere; a packet is settled with its last record. Of a record whose packet has others
         left, the effect is durable and nothing can go wrong any more but that it comes again: True."""
+        parcels = [_parcel(delivery) for delivery in deliveries]
         finished: list[_Parcel] = []
-        for delivery in deliveries:
-            parcel = _parcel(delivery)
+        for parcel in parcels:
             parcel.left -= 1
             if parcel.left == 0:
                 finished.append(parcel)
         refused = await self._finish(finished)
-        return [id(_parcel(delivery)) not in refused for delivery in deliveries]
+        return [id(parcel) not in refused for parcel in parcels]
 
     async def _finish(self, parcels: Sequence[_Parcel]) -> set[int]:
         """Settles packets with the broker; says which it did not take."""

@@ -203,8 +203,8 @@ async def test_long_queue_behind_one_held_key_does_not_hide_the_others(bench: Be
 
     seen: set[str] = set()
     async with asyncio.timeout(FIRST_S):
-        while "cold" not in seen:
-            # Nothing is settled, so whoever has the hot key keeps it.
+        # Either lane may be the first; nothing is settled, so whoever has the hot key keeps it.
+        while "cold" not in seen or len(seen) == 1:
             seen.update(ids(await one.receive(10, 0.05) + await two.receive(10, 0.05)))
 
     assert "cold" in seen and any(id.startswith("r-") for id in seen)

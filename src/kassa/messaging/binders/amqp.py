@@ -197,18 +197,25 @@ def packet_of(parcel: Parcel) -> tuple[Packet, int, datetime | None]:
     sent_at = properties.timestamp
     redeliveries = int(parcel.redelivered)
     for name, value in (properties.headers or {}).items():
-        if name == _SENT_AT and isinstance(value, int):
+        if isinstance(value, str):
+            headers[_name_in(name)] = value
+        elif name == _SENT_AT and isinstance(value, int):
             sent_at = _moment(value)
         elif name == _DELIVERY_COUNT and isinstance(value, int):
             redeliveries = value
-        elif name.startswith(_CE_OTHERS):
-            headers["ce-" + name[len(_CE_OTHERS[0]) :]] = text_of(value)
         else:
-            headers[name.removeprefix(_ESCAPE)] = text_of(value)
+            headers[_name_in(name)] = text_of(value)
     for name, property_ in _PROPERTIES.items():
         if (text := getattr(properties, property_)) is not None:
             headers[name] = text
     return Packet(properties.message_id or "", "", parcel.body, headers), redeliveries, sent_at
+
+
+@lru_cache(maxsize=1024)
+def _name_in(name: str) -> str:
+    if name.startswith(_CE_OTHERS):
+        return "ce-" + name[len(_CE_OTHERS[0]) :]
+    return name.removeprefix(_ESCAPE)
 
 
 def _moment(microseconds: int) -> datetime | None:

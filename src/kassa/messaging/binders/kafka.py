@@ -32,7 +32,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -466,13 +466,17 @@ def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *argumen
 
 def _headers_out(packet: Packet) -> Headers:
     """Source: CloudEvents 1.0.2, Kafka protocol binding, 3.2 "Binary content mode": `ce_` and the attribute's name."""
-    headers: Headers = [
-        ("ce_" + name[3:] if name.startswith("ce-") else _TO_KAFKA.get(name, name), value.encode())
-        for name, value in packet.headers.items()
-    ]
+    values = [value.encode() for value in packet.headers.values()]
+    headers: Headers = list(zip(_names_out(tuple(packet.headers)), values, strict=True))
     if packet.id and ID not in packet.headers:
         headers.append((ID, packet.id.encode()))
     return headers
+
+
+@lru_cache(maxsize=1024)
+def _names_out(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a packet's headers, all at once: most packets of a topic have the same."""
+    return tuple("ce_" + name[3:] if name.startswith("ce-") else _TO_KAFKA.get(name, name) for name in names)
 
 
 # Receiving
@@ -499,7 +503,11 @@ class _Held:
     def settle(self, offset: int) -> None:
         if offset < self.upto:
             return
-        self.settled.add(offset)
+        if self.handed and self.handed[0] == offset:
+            self.handed.popleft()
+            self.upto = offset + 1
+        else:
+            self.settled.add(offset)
         while self.handed and self.handed[0] in self.settled:
             first = self.handed.popleft()
             self.settled.discard(first)
@@ -918,7 +926,7 @@ def _mark(arrival: Arrival) -> _Mark:
 
 
 def _arrival(message: Message, held: _Held, offset: int) -> Arrival:
-    headers = {_name_in(name): _text(value) for name, value in _pairs(message.headers())}
+    headers = _headers_in(message.headers())
     id = headers.get(ID) or headers.get("ce-id", "")
     kind, milliseconds = message.timestamp()
     sent_at = None if kind == TIMESTAMP_NOT_AVAILABLE else datetime.fromtimestamp(milliseconds / 1000, UTC)
@@ -926,8 +934,24 @@ def _arrival(message: Message, held: _Held, offset: int) -> Arrival:
     return Arrival(packet, 0, sent_at, _Mark(held, offset), held.epoch)
 
 
-def _pairs(headers: Any) -> Iterator[tuple[str, str | bytes | None]]:
-    yield from headers.items() if isinstance(headers, dict) else headers or ()
+def _headers_in(pairs: Any) -> dict[str, str]:
+    """The last one of a name counts."""
+    if not pairs:
+        return {}
+    names, values = zip(*pairs, strict=True)
+    try:
+        texts = [value.decode() for value in values]
+    except (UnicodeDecodeError, AttributeError):
+        texts = [_text(value) for value in values]
+    if "\0" in "".join(texts):
+        texts = [_text(text) for text in texts]
+    return dict(zip(_names_in(names), texts, strict=True))
+
+
+@lru_cache(maxsize=1024)
+def _names_in(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a message's headers, all at once: most messages of a topic have the same."""
+    return tuple(map(_name_in, names))
 
 
 def _name_in(name: str) -> str:

@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiormq import exceptions as refused
@@ -82,7 +82,7 @@ DELIVERIES_MAX = 1000
 records that nothing is wrong with. Those that end their consumer are noticed by us after five (`supplied.py`)."""
 RETRY_S = 0.5
 """Between two tries to connect or to consume, with jitter."""
-WINDOW_MIN = 32
+WINDOW_MIN = 100
 """What a lane may bring without being asked again, so that a consumer is not idle while its batch is settled."""
 HANDOVER_S = 5.0
 """A lane that goes to another consumer is kept as long as packets of it are in hand, at most this long."""
@@ -180,8 +180,8 @@ class _Lane:
         if self.leaves_at is not None:
             self.stream.changed.set()
 
-    def holds(self, arrival: Arrival) -> bool:
-        return not self.is_over and arrival.epoch == self.epoch and _token(arrival)[1] in self.handed
+    def holds(self, tag: int, epoch: int) -> bool:
+        return not self.is_over and epoch == self.epoch and tag in self.handed
 
     def settle(self, tags: Sequence[int]) -> None:
         """Tells the broker: in one word what has nothing unsettled before it, the rest one by one."""
@@ -226,12 +226,17 @@ async def _never(_: object) -> None:
     raise InvariantBroken("A message was delivered in the wrong way.")
 
 
-def _token(arrival: Arrival) -> tuple[_Lane, int]:
-    match arrival.token:
-        case (_Lane() as lane_, int() as tag):
-            return lane_, tag
-        case _:
-            raise InvariantBroken("A packet of another transport was settled here.", packet=arrival.packet.id)
+class _Token(NamedTuple):
+    """Which delivery of which lane."""
+
+    lane: _Lane
+    tag: int
+
+
+def _token(arrival: Arrival) -> _Token:
+    if not isinstance(arrival.token, _Token):
+        raise InvariantBroken("A packet of another transport was settled here.", packet=arrival.packet.id)
+    return arrival.token
 
 
 class RabbitStream:
@@ -286,16 +291,19 @@ class RabbitStream:
         return found
 
     def holds(self, arrival: Arrival) -> bool:
-        return _token(arrival)[0].holds(arrival)
+        lane_, tag = _token(arrival)
+        return lane_.holds(tag, arrival.epoch)
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
-        results = [self.holds(arrival) for arrival in arrivals]
-        by_lane: dict[int, tuple[_Lane, list[int]]] = {}
-        for arrival, is_held in zip(arrivals, results, strict=True):
+        results: list[bool] = []
+        by_lane: dict[_Lane, list[int]] = {}
+        for arrival in arrivals:
+            lane_, tag = _token(arrival)
+            is_held = lane_.holds(tag, arrival.epoch)
+            results.append(is_held)
             if is_held:
-                lane_, tag = _token(arrival)
-                by_lane.setdefault(id(lane_), (lane_, []))[1].append(tag)
-        for lane_, tags in by_lane.values():
+                by_lane.setdefault(lane_, []).append(tag)
+        for lane_, tags in by_lane.items():
             lane_.settle(tags)
         return results
 
@@ -356,7 +364,7 @@ class RabbitStream:
         for one in lanes[start:] + lanes[:start]:
             while len(found) < limit and (parcel := one.take()) is not None:
                 packet, redeliveries, sent_at = packet_of(parcel)
-                found.append(Arrival(packet, redeliveries, sent_at, (one, parcel.tag), one.epoch))
+                found.append(Arrival(packet, redeliveries, sent_at, _Token(one, parcel.tag), one.epoch))
         return found
 
     # Keeping the lanes
