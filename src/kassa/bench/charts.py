@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH = 440
+WIDTH = 400
 """In units of the drawing; on a wide screen about as many pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
 LABEL_APART = 14
@@ -55,6 +55,7 @@ class Curve(NamedTuple):
     """(seconds, confirmed/s, handled/s)."""
     started_s: float
     back_s: float | None
+    load_per_s: float
     width_s: float
 
 
@@ -210,8 +211,7 @@ def spreads(rows: Sequence[Spread], about: str, *, needed_ms: float, low: float,
 def timeline(curve: Curve, about: str) -> str:
     """What was handled, as an area, and what was confirmed, as a line, around the kill. What is caught up is cut off at the top
     with a mark: how high it goes says how much had waited, which the outage itself says."""
-    usual = sorted(handled for at, _, handled in curve.points if at < 0) or [1.0]
-    top = max(usual[len(usual) // 2] * 3, 1.0)
+    top = curve.load_per_s * 3
     height = 150
     bottom = height - 26
     begin = min((at for at, _, _ in curve.points), default=0.0)
@@ -237,7 +237,7 @@ def timeline(curve: Curve, about: str) -> str:
     for at, words, kind in ((0.0, "kill -9", "need"), (curve.started_s, "started", "lead")):
         if at <= curve.width_s:
             inside.append(f'<line class="{kind}" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{TOP}" y2="{bottom}"/>')
-            inside.append(_text(x(at) + 4, TOP + (9 if kind == "need" else 22), words, kind="axis"))
+            inside.append(_text(x(at) + 4, TOP + (9 if kind == "need" else 22), words, kind="axis over"))
     step = next(one for one in (1, 2, 5, 10, 20, 50, 100) if (curve.width_s - begin) / one <= 9)
     for second in range(math.ceil(begin / step) * step, int(curve.width_s) + 1, step):
         inside.append(_text(x(second), bottom + 17, f"{second} s", kind="axis", anchor="middle"))

@@ -28,7 +28,7 @@ SEND_S = 3.0
 """Deadline of one batch."""
 SETTLES_MAX = 100
 """What could not be acknowledged while the server is away is tried again so often; then it is left to come again."""
-BACK_S = 90.0
+BACK_S = 60.0
 """A broker that has not handed out everything by then counts as one that lost it."""
 AFTERWARDS_S = 1.5
 COMMAND_S = 180.0
@@ -229,6 +229,7 @@ class _Watched:
         self._out_of_order = 0
         self._unsettled: list[tuple[Delivery, Ack]] = []
         self._tries = 0
+        self._refusal = ""
 
     async def send(self) -> None:
         pending: list[Record] = []
@@ -249,6 +250,7 @@ class _Watched:
                     self._confirmed[place_of(record)[1]] = now
                 else:
                     left.append(record)
+                    self._refusal = receipt.reason
             pending = left
             if pending:
                 await asyncio.sleep(BETWEEN_TRIES_S)
@@ -340,6 +342,7 @@ class _Watched:
             sending_s=since(self._first_confirmed()), handling_s=since(self._first_handled()),
             caught_up_s=since(self._caught_up_at(killed)), sent=self._made, confirmed=len(self._confirmed),
             handled=len(self._handled), lost=len(self._confirmed.keys() - self._handled.keys()),
+            unconfirmed_why=self._refusal if len(self._confirmed) < self._made else "",
             repeated=self._repeated, out_of_order=self._out_of_order, timeline=self._timeline(killed),
         )  # fmt: skip
 

@@ -77,6 +77,8 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     """Handed out again after they were handled: what the inbox of a Kassa consumer refuses."""
     out_of_order: int
     """Records that came after a later one of their key, repeats left out."""
+    unconfirmed_why: str = ""
+    """What the broker said of those that it never confirmed."""
     timeline: list[Moment]
 
 

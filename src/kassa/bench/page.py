@@ -87,11 +87,12 @@ def _section(title: str, under: str, inside: str) -> str:
     return f'<section><h2>{escape(title)}</h2><p class="under">{escape(under)}</p>{inside}</section>'
 
 
-def _figure(title: str, drawing: str, caption: str = "") -> str:
+def _figure(title: str, drawing: str, caption: str = "", *, kind: str = "") -> str:
+    """kind: `across`, beside its caption where there is room."""
     if not drawing:
         return ""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure class="card"><h3>{escape(title)}</h3>{drawing}{below}</figure>'
+    return f'<figure class="{f"card {kind}".strip()}"><h3>{escape(title)}</h3>{drawing}{below}</figure>'
 
 
 def _color(one: Measured) -> str:
@@ -125,7 +126,7 @@ def _throughput(seen: Sequence[Measured]) -> str:
             words, series(False), "Messages received and acknowledged a second, by batch size", below="messages in a batch")),
         _figure("Through one process, sent and received at once", charts.bars(rows, "Messages through one process, a second"),
                 "At the best batch size. One by one: a message of the broker for each, readable by anybody. In envelopes: many "
-                "in one, between Kassa's own processes. Without order: no key; then brokers may go side by side."),
+                "in one, between Kassa's own processes. Without order: no key; then brokers may go side by side.", kind="across"),
     ]  # fmt: skip
     return _section(
         "How much goes through", "The size of a batch decides a lot. Logarithmic scales: each line up is ten times as much.",
@@ -155,22 +156,30 @@ def _latency(seen: Sequence[Measured], needs: Needs) -> str:
     high = max(_end(each) for each in every)
     loads = sorted({each.asked_per_s for each in every if not each.is_half_of_most})
     groups = [
-        (f"At {load:,.0f} a second", [(one, each) for one in seen for each in one.latency if _is(each, load)])
+        (_load_title(load, needs), [(one, each) for one in seen for each in one.latency if _is(each, load)])
         for load in loads
     ]  # fmt: skip
     groups.append(
         ("At half of its most", [(one, each) for one in seen for each in one.latency if each.is_half_of_most])
     )
-    figures = [
-        _figure(title, charts.spreads(
-            [_spread(one, each) for one, each in group if each.samples],
-            f"Latency {title.lower()}", needed_ms=needs.latency_ms, low=low, high=high), _caption(group))
-        for title, group in groups if group
-    ]  # fmt: skip
+    figures = [_spread_figure(title, group, needs, low, high) for title, group in groups if group]
     return _section(
         "How long a message takes", "From when it should have been sent to when a handler has it, at a steady load.",
         f'{_KEY}<div class="charts">{"".join(figures)}</div>',
     )  # fmt: skip
+
+
+def _spread_figure(
+    title: str, group: Sequence[tuple[Measured, Latency]], needs: Needs, low: float, high: float
+) -> str:  # fmt: skip
+    rows = [_spread(one, each) for one, each in group if each.samples]
+    drawing = charts.spreads(rows, f"Latency {title.lower()}", needed_ms=needs.latency_ms, low=low, high=high)
+    is_own = any(each.is_half_of_most for _, each in group)
+    return _figure(title, drawing, _caption(group), kind="across" if is_own else "")
+
+
+def _load_title(load: float, needs: Needs) -> str:
+    return f"At {load:,g} a second" + (", as you need" if load == needs.rate_per_s else "")
 
 
 def _is(each: Latency, load: float) -> bool:
@@ -212,12 +221,7 @@ def _recoveries(seen: Sequence[Measured]) -> str:
         return ""
     longest = max((fault.timeline[-1].at_s for _, fault in faults if fault.timeline), default=1.0)
     width = min(TIMELINE_S, max(longest, 1.0))
-    figures = [
-        _figure(called(one), charts.timeline(
-            charts.Curve(_color(one), [(at.at_s, at.confirmed_per_s, at.handled_per_s) for at in fault.timeline],
-                         fault.started_s, fault.caught_up_s, width), f"{called(one)} around a kill -9"), _fate(fault))
-        for one, fault in faults
-    ]  # fmt: skip
+    figures = [_figure(called(one), _fault_drawing(one, fault, width), _fate(fault)) for one, fault in faults]
     load = faults[0][1].load_per_s
     return _section(
         "What a kill -9 does",
@@ -228,12 +232,20 @@ def _recoveries(seen: Sequence[Measured]) -> str:
     )  # fmt: skip
 
 
+def _fault_drawing(one: Measured, fault: Recovery, width_s: float) -> str:
+    points = [(at.at_s, at.confirmed_per_s, at.handled_per_s) for at in fault.timeline]
+    curve = charts.Curve(_color(one), points, fault.started_s, fault.caught_up_s, fault.load_per_s, width_s)
+    return charts.timeline(curve, f"{called(one)} around a kill -9")
+
+
 def _fate(fault: Recovery) -> str:
     back = "It did not come back." if fault.caught_up_s is None else f"All normal after {fault.caught_up_s:.1f} s"
     if fault.caught_up_s is not None:
         back += f", of which {fault.started_s:.1f} s until its start command had ended."
     fate = f"Of {fault.confirmed:,} confirmed messages {fault.lost:,} lost, {fault.repeated:,} handed out twice"
     order = f", {fault.out_of_order:,} out of order" if fault.out_of_order else ", each key in order"
+    if fault.unconfirmed_why:
+        order += f", and {fault.sent - fault.confirmed:,} were never confirmed ({fault.unconfirmed_why})"
     return f"{fate}{order}. {back} Killed: {fault.what}."
 
 

@@ -154,7 +154,7 @@ def _order(plan: Plan, named: Named, database: _Database) -> Order:
         name=named.name, kind=kind, url=named.url, database_url=database.url, seconds=plan.seconds,
         batches=[10, 100] if plan.is_quick else [1, 10, 100, 500],
         ways=ways if plan.is_quick else [*ways, UNORDERED],
-        loads_per_s=[100.0] if plan.is_quick else [10.0, 100.0, 1000.0],
+        loads_per_s=sorted({plan.needs.rate_per_s, *((100.0,) if plan.is_quick else (10.0, 100.0, 1000.0))}),
         own_postgres=database.directory, kill=plan.kill.get(named.name), start=plan.start.get(named.name),
         kills=plan.kills, server_pids=plan.pids.get(named.name, []),
     )  # fmt: skip

@@ -103,11 +103,17 @@ class Stage:
             envelopes=way == ENVELOPES,
         )  # fmt: skip
 
-    async def line(self, way: str) -> Line:
-        """A new topic with its subscription, warmed up."""
+    async def make(self, way: str) -> Topic:
+        """A topic at the broker, which goes when the broker is left; may be repeated."""
         topic = self.topics[way]
-        self.made.append(topic)
-        await self.binder.provision([topic])
+        if topic not in self.made:
+            self.made.append(topic)
+            await self.binder.provision([topic])
+        return topic
+
+    async def line(self, way: str) -> Line:
+        """A topic with its subscription, warmed up."""
+        topic = await self.make(way)
         subscription = await self.binder.subscribe(topic.name, GROUP)
         self._subscriptions.append(subscription)
         line = Line(self.binder, topic, subscription)

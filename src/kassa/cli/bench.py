@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kassa.messaging.brokers import Named
 
 DEFAULT_BROKERS = ("postgres", "zeromq")
-SECONDS, QUICK_SECONDS = 1.5, 0.4
+SECONDS, QUICK_SECONDS = 1.2, 0.4
 KINDS = ("postgres", "rabbitmq", "kafka", "rocketmq", "zeromq")
 
 
