@@ -113,7 +113,7 @@ def _rate(needs: Needs, broker: Measured, reasons: list[str], against: list[str]
     enveloped = broker.best("envelopes")
     times = most / needs.rate_per_s
     if times >= ROOM:
-        reasons.append(f"{_number(most)} messages a second through one process: {_times(times)} of what you need.")
+        reasons.append(f"{_number(most)} messages a second through one process: {_times(times)} what you need.")
     elif enveloped and through_per_s(enveloped) >= ROOM * needs.rate_per_s:
         reasons.append(
             f"{_number(through_per_s(enveloped))} messages a second in envelopes, between Kassa's own processes; "

@@ -275,7 +275,7 @@ def _cost(seen: Sequence[Measured]) -> str:
     ) + _figure(
         "Memory", charts.bars(sizes, "Memory"),
         "At its largest after any measurement; shared pages are counted in parts. The server: what listens on its port, with "
-        "its children.",
+        "its children; the PostgreSQL that is Kassa's memory comes on top of the others.",
     )  # fmt: skip
     return _section("What it costs", "On this machine, while it was measured.", f'<div class="charts">{figures}</div>')
 
@@ -285,7 +285,11 @@ def _cost(seen: Sequence[Measured]) -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body, before = "", ""
+    for first, *rest in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        body += f"<tr><td{' class=again' if first == before else ''}>{escape(first)}</td>{cells}</tr>"
+        before = first
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
