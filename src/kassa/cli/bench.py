@@ -105,6 +105,8 @@ def brokers(
     from kassa.messaging.brokers import read_brokers
 
     named = read_brokers(brokers or DEFAULT_BROKERS)
+    if any(one.url.startswith("memory") for one in named):
+        raise click.UsageError("memory is no broker: it is inside one process, for tests.")
     needs = Needs(
         rate_per_s=rate, latency_ms=latency_ms, order=order, retention_days=retention_days, replay=replay,
         outlives_kill=not may_lose, runs=_kinds(runs),

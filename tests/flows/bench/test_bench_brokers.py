@@ -188,6 +188,7 @@ async def _exists(url: str, queue: str) -> bool:
     [
         (["--kill-command", "kafka=x"], "--kill-command wants NAME=…, where NAME is one of postgres, zeromq"),
         (["--server-pid", "postgres=x"], "'x' is no number"),
+        (["--broker", "memory"], "memory is no broker"),
         (["--runs", "pigeons"], "--runs knows postgres"),
     ],
 )  # fmt: skip
