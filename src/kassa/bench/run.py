@@ -37,6 +37,7 @@ LIMITS = [
     "Loopback: a network adds its round trip to every latency, and to the throughput of small batches.",
     "Single nodes, nothing replicated: a cluster that copies every message is slower and survives more than a process.",
     "Short runs on empty topics: nothing here tells of long backlogs, of compaction, of full disks, or of days.",
+    "Clients fetch ahead while we still send, Kafka's most of all: short runs show its receiving quicker than it is for hours.",
     "One process sends and receives, with one batch under way; several processes take more, up to what the server can.",
     "The processor time is the client's. What a broker, its database or a ZeroMQ hub takes comes on top.",
     "A kill of one process, not of a machine: what the operating system had in memory was not lost with it.",
