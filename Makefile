@@ -1,6 +1,6 @@
 # Each target works on a fresh machine (Debian or Ubuntu with Python 3.11 or newer, git and make); the rest is installed.
 
-.PHONY: queues-table help install demo test test-long check bench servers lock clean
+.PHONY: queues-table help install demo test test-long check bench bench-brokers servers lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ bench: ## the figures of the README, measured here
 	@scripts/install.sh dev
 	@scripts/apt.sh wrk
 	@.venv/bin/python -m benchmarks
+
+bench-brokers: ## kassa-brokers.html: which queue to choose, from real servers, kills included (under 6 minutes)
+	@scripts/install.sh dev
+	@.venv/bin/python -m benchmarks.which_queue
 
 servers: ## real PostgreSQL, RabbitMQ, Kafka and RocketMQ, started until `python -m servers stop`
 	@scripts/install.sh dev

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "payment": ("kassa.cli.payment", "The whole story of one payment."),
     "ledger": ("kassa.cli.ledger", "Balances, statements, and proof."),
     "queue": ("kassa.cli.queue", "Queues and dead letters."),
+    "bench": ("kassa.cli.bench", "Which queue to choose: measures brokers, writes a page."),
     "simulate": ("kassa.cli.simulate", "Whole life cycles with a virtual clock and seeded faults."),
 }
 """Each command: the module that has it under its own name, and what `kassa --help` says."""

@@ -49,6 +49,8 @@ _GONE = (
     OSError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # A connection that is lost in the middle of an answer ends so when the pool takes it back (asyncpg 0.32).
+    asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     TimeoutError,
 )

@@ -114,7 +114,7 @@ def lane_key(number: int) -> str:
     return f"@lane.{number}"
 
 
-def _dead_queue(topic: Topic, group: str) -> str:
+def dead_queue(topic: Topic, group: str) -> str:
     return f"{topic.name}:{group}.dead"
 
 
@@ -127,7 +127,7 @@ def _lane_arguments(topic: Topic, group: str) -> dict[str, Any]:
         "x-single-active-consumer": True,
         "x-delivery-limit": DELIVERIES_MAX,
         "x-dead-letter-exchange": DIRECT,
-        "x-dead-letter-routing-key": _dead_queue(topic, group),
+        "x-dead-letter-routing-key": dead_queue(topic, group),
         # Without these two the net itself may lose what falls into it.
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
@@ -219,7 +219,9 @@ class _LaneChannel(Channel):
     def acknowledge(self, up_to: int, single: Iterable[int]) -> None:
         frames = [marshal(spec.Basic.Ack(delivery_tag=up_to, multiple=True), self.number)] if up_to else []
         frames += [marshal(spec.Basic.Ack(delivery_tag=tag), self.number) for tag in single]
-        self._wire.writer.write(b"".join(frames))
+        # uvloop raises when the connection was lost and nobody has been told yet; unsettled, it all comes again.
+        if not self._wire.writer.is_closing():
+            self._wire.writer.write(b"".join(frames))
 
 
 async def _never(_: object) -> None:
@@ -590,8 +592,8 @@ class RabbitTransport:
         """What fell into the net is nobody's business but a person's."""
         if topic.declaration == "kassa":
             with suppress(*LOST):
-                if dead := await ask(live, lambda channel: _ready(channel, [_dead_queue(topic, group)])):
-                    log.warning("rabbitmq.dead_letters", queue=_dead_queue(topic, group), waiting=dead)
+                if dead := await ask(live, lambda channel: _ready(channel, [dead_queue(topic, group)])):
+                    log.warning("rabbitmq.dead_letters", queue=dead_queue(topic, group), waiting=dead)
 
     async def depth(self, topic: Topic, group: str) -> int | None:
         """What is ready in the queues, and what consumers have in hand: ours exactly, others' as they said last."""
@@ -725,7 +727,7 @@ async def _declare(channel: Channel, topic: Topic, group: str) -> None:
         case "kassa":
             await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
             if group:
-                await channel.queue_declare(_dead_queue(topic, group), durable=True, arguments=dict(_QUORUM))
+                await channel.queue_declare(dead_queue(topic, group), durable=True, arguments=dict(_QUORUM))
                 for number, queue in enumerate(queues_of(topic, group)):
                     await channel.queue_declare(queue, durable=True, arguments=_lane_arguments(topic, group))
                     await channel.queue_bind(queue, exchange, lane_key(number))
