@@ -349,7 +349,7 @@ async def test_what_a_dead_consumer_held_goes_to_another_and_is_not_its_any_more
     async with open_transport(rocketmq.url) as dying:
         dead = await dying.subscribe(topic, "shop")
         arrivals = await take(dead, 2)
-        for task in dead._tasks:
+        for task in (*dead._fetchers, *dead._keepers):
             task.cancel()
 
         again = await take(await transport.subscribe(topic, "shop"), 2)
@@ -498,7 +498,6 @@ async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own
             await stream.settle(arrivals)
 
 
-@pytest.mark.long
 async def test_broker_killed_under_load_loses_and_repeats_nothing(own_server: RocketMQ, database_url: str) -> None:
     async with open_bench(own_server.url, database_url, new_topic()) as bench:
 

@@ -42,6 +42,8 @@ log = structlog.get_logger("kassa.messaging.supplied")
 
 CREDIT = 100
 """Packets asked for at once and kept until somebody wants them: one batch per class at most is fetched ahead."""
+ASK_S = 1.0
+"""A broker is asked for so long at a time: a group that is paused takes nothing more after that."""
 CRASHES_MAX = 5
 """A packet that was handed out so often without being settled is opened up: its records go on alone, counted by us."""
 GLANCE_S = 0.02
@@ -240,6 +242,8 @@ class SuppliedSubscription:
         self._drained = asyncio.Event()
         self._is_closed = False
         self._is_paused = False
+        self._resumed = asyncio.Event()
+        self._resumed.set()
         self._look_at = 0.0
         """When our own queue is looked at next, by the loop's clock."""
         self._pumps = [asyncio.create_task(self._pump(ahead), name="stream") for ahead in self._ahead]
@@ -285,8 +289,7 @@ class SuppliedSubscription:
             with suppress(TimeoutError):
                 async with asyncio.timeout(drain_s):
                     await self._drained.wait()
-        for ahead in self._ahead:
-            await ahead.stream.close()
+        await asyncio.gather(*(ahead.stream.close() for ahead in self._ahead))
         await self._memory.close(0.0)
 
     # Receiving
@@ -295,8 +298,10 @@ class SuppliedSubscription:
         """Asks the broker whenever there is room, so that one class never waits for another."""
         while True:
             await ahead.has_room.wait()
+            # What waits for a paused group waits at the broker, where it is counted and may be purged.
+            await self._resumed.wait()
             try:
-                arrivals = await ahead.stream.receive(CREDIT, 60.0)
+                arrivals = await ahead.stream.receive(CREDIT, ASK_S)
             except BrokerUnreachable as error:
                 ahead.lost = error
                 self._watch.set()
@@ -313,6 +318,10 @@ class SuppliedSubscription:
         if now < self._look_at:
             return []
         self._is_paused = await self._tables.is_paused(self._topic, self._group)
+        if self._is_paused:
+            self._resumed.clear()
+        else:
+            self._resumed.set()
         due_s = None if self._is_paused else await self._tables.next_due_s(self._topic, self._group)
         found: list[Delivery] = []
         if due_s is not None and due_s <= 0:

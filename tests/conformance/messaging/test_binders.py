@@ -9,12 +9,14 @@ import pytest
 from conformance.messaging.house import HOME, Bench, collect, key_of_another_lane, record, until
 from kassa.errors import KassaError, QueueNotFound, RequestInvalid
 from kassa.journal.change import Change, InboxDone
-from kassa.messaging.binder import Subscription
+from kassa.messaging.binder import Elsewhere, Subscription
+from kassa.messaging.binders.postgres import queue_name
 from kassa.messaging.consumer import Consumer, Unavailable
 from kassa.messaging.model import Ack, Confirmed, Dead, Delivery, Failed, Record, RetryAfter, Settlement
 from kassa.messaging.relay import send_surely
 from kassa.messaging.supplied import CREDIT
 from kassa.messaging.topology import CLASSES, class_of
+from kassa.messaging.work import MessageWork
 
 DEADLINE_S = 10.0
 FIRST_S = 15.0
@@ -234,6 +236,20 @@ async def test_depth_counts_what_waits(bench: Bench) -> None:
         depth = await bench.binder.depth(bench.topic.name, "shop")
         assert depth.in_flight == 2
         assert depth.oldest_s is not None and 0 < depth.oldest_s < 5
+
+
+async def test_purge_throws_away_what_nobody_holds_and_the_topic_goes_on(bench: Bench) -> None:
+    await send(bench, *(record(f"r-{number}", f"k{number}", priority=number % 10) for number in range(30)))
+
+    gone = await MessageWork(bench.pool).purge(queue_name(bench.topic.name, "shop"))
+    if isinstance(bench.binder, Elsewhere):
+        gone += await bench.binder.purge_elsewhere(bench.topic.name, "shop", 60.0)
+
+    assert gone == 30
+    await until(lambda: is_empty(bench))
+    await send(bench, record("after", "k1"))
+    subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+    assert ids(await collect(subscription, 1, wait_s=30.0)) == ["after"]
 
 
 async def test_record_that_is_sent_again_has_its_effect_once(bench: Bench) -> None:

@@ -25,7 +25,7 @@ SECRETS = {
     "pair": "apiv3_key=SECRETSECRETSECRET",
     "json": '{"openid": "oSECRETopenid", "x": 1}',
 }
-TELLTALES = ("4eC39", "MfKQ9", "MIIEv", "SECRET", "4111")
+TELLTALES = ("4eC39", "MfKQ9", "MIIEv", "SECRET", "4111 1111")
 
 Style = Literal["json", "human"]
 

@@ -67,8 +67,9 @@ INVISIBLE_S = 30.0
 """A packet's time in our hands; extended when half of it is over."""
 MARGIN_S = 2.0
 """So long before the end it counts as over here, whatever the clocks say."""
-POLL_S = 10.0
-"""A question for packets waits so long there. The proxy takes 5 to 20 s as it comes."""
+POLL_S = 1.0
+"""A question for packets waits so long there, since the broker sometimes misses to wake it: a packet that comes between its look
+and its wait. A proxy as it comes makes 5 s of it (`grpcClientConsumerMinLongPollingTimeoutMillis`)."""
 LATE_S = 10.0
 """An answer that is so late does not come: the connection is dead."""
 RECEIVE_MAX = 32
@@ -394,16 +395,17 @@ class RocketStream:
         self._lost: BrokerUnreachable | None = None
         self._complaint = ""
         self._is_closed = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._fetchers: list[asyncio.Task[None]] = []
+        self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Raises BrokerUnreachable, QueueNotFound, QueueMismatch."""
         brokers = await self._transport.brokers_of(self.topic, self._group)
         await self._greeted()
-        self._tasks = [
+        self._fetchers = [
             asyncio.create_task(self._fetch(broker), name=f"{self._wire_group} of {broker}") for broker in brokers
         ]
-        self._tasks.append(asyncio.create_task(self._keep(), name=f"keeper of {self._wire_group}"))
+        self._keepers = [asyncio.create_task(self._keep(), name=f"keeper of {self._wire_group}")]
 
     async def receive(self, limit: int, wait_s: float) -> list[Arrival]:
         deadline = asyncio.get_running_loop().time() + wait_s
@@ -468,9 +470,14 @@ class RocketStream:
         if self._is_closed:
             return
         self._is_closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._asked.set()
+        # A question that is left alone is answered all the same, and what the answer brings then waits for INVISIBLE_S.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await asyncio.gather(*self._fetchers, return_exceptions=True)
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 await self._give_back()
@@ -509,6 +516,8 @@ class RocketStream:
         attempt = new_id()
         while True:
             await self._asked.wait()
+            if self._is_closed:
+                return
             session: _Session | None = None
             try:
                 session = await self._session()
@@ -521,7 +530,8 @@ class RocketStream:
                 SettingInvalid,
                 _Refused,
             ) as error:
-                await self._mend(session, error)
+                if not self._is_closed:
+                    await self._mend(session, error)
                 continue
             attempt = new_id()
             if self._lost is not None:
