@@ -148,7 +148,14 @@ class Messaging:
 
     async def start(self) -> None:
         """Connects, makes tables and topics that are missing, and begins to send. Raises BrokerUnreachable,
-        DatabaseUnreachable, DatabaseRefused."""
+        DatabaseUnreachable, DatabaseRefused, and then nothing is left open: it may be tried again."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
         url = with_schema(self._database_url)
         self._pool = await open_pool(url, application=f"{self._name} messaging")
         async with self._pool.acquire() as connection:
@@ -182,8 +189,10 @@ class Messaging:
         self._tasks = []
         if self._binder is not None:
             await self._binder.close()
+            self._binder = None
         if self._pool is not None:
             await self._pool.close()
+            self._pool = None
 
     async def __aenter__(self) -> Self:
         await self.start()
