@@ -180,6 +180,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell what was counted, what was not tested, and why."""
     if (counted := tally.told()) is not None:
         terminalreporter.write_line(f"counted: {counted}")
+    for line in tally.TOLD:
+        terminalreporter.write_line(line)
     missing = _not_tested(terminalreporter)
     terminalreporter.write_line("not tested:" if missing else "not tested: nothing")
     for line in missing:

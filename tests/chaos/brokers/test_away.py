@@ -1,0 +1,61 @@
+"""The broker is away while payments go through: the API does not notice, and afterwards every event arrives."""
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import pytest
+from benchmarks.sender import raw_request, send_all
+
+import tally
+from chaos.brokers.chain import Chain, drained, judge_chain
+from chaos.house import Client, hurried
+from kassa.ids import new_id
+
+BEFORE = 1_000
+AT_ONCE = 20_000
+"""So many are made beforehand and sent in one go."""
+
+
+async def pay_many(chain: Chain, client: Client, wallet: str, count: int) -> list[dict[str, Any]]:
+    """So many payments, each sent once and acknowledged; what the sender says of each part."""
+    said = []
+    for part in range(0, count, AT_ONCE):
+        orders = [_order(chain, wallet) for _ in range(min(AT_ONCE, count - part))]
+        said.append(await asyncio.to_thread(send_all, chain.api, orders, chain.directory / "orders", connections=16))
+        assert said[-1]["statuses"] == {"201": len(orders)}, (said[-1], chain.log())
+    tally.count(f"payments over the API beside {chain.post.scheme}", count)
+    return said
+
+
+def _order(chain: Chain, wallet: str) -> bytes:
+    name = new_id()
+    headers = {
+        "Authorization": f"Bearer {chain.told['api_key']}", "Idempotency-Key": name, "Content-Type": "application/json",
+    }  # fmt: skip
+    body = f'{{"order_id":"{name}","amount":1,"currency":"CNY","channel":"wallet","payer":{{"wallet":"{wallet}"}}}}'
+    return raw_request("/v1/payments", headers, body.encode())
+
+
+@pytest.mark.parametrize("count", [2_000, pytest.param(100_000, marks=pytest.mark.long)])
+async def test_payments_do_not_notice_that_the_broker_is_away(chain: Chain, count: int) -> None:
+    async with chain.shop() as client:
+        wallet = await client.wallet(1_000_000)
+        (before,) = await pay_many(chain, client, wallet, BEFORE)
+        await asyncio.to_thread(chain.shut)
+        during = await pay_many(chain, client, wallet, count)
+        async with httpx.AsyncClient(trust_env=False) as http:
+            assert (await http.get(f"{chain.api}/readyz")).status_code == 200
+
+        await asyncio.to_thread(chain.open)
+        began = time.monotonic()
+        async with hurried(chain):
+            await drained(chain)
+        drained_s = time.monotonic() - began
+        await judge_chain(chain, client, unnamed=BEFORE + count)
+    worst = max(during, key=lambda part: part["p50_ms"])
+    tally.tell(
+        f"{chain.post.scheme} away for {count:,} payments: latency {worst['p50_ms'] / before['p50_ms']:.2f} × (p50), "
+        f"{worst['p99_ms'] / before['p99_ms']:.2f} × (p99) of before; the backlog drained in {drained_s:.1f} s"
+    )
