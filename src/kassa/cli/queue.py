@@ -161,6 +161,7 @@ def dead(
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 @click.option("--from", "died_from", type=TIMES, help="Those that died since (UTC).")
 @click.option("--to", "died_to", type=TIMES, help="Those that died before (UTC).")
+@click.option("--since", type=TIMES, help="Of relay:BROKER:TOPIC: every event since (UTC), out of the event log.")
 @click.option(
     "--rate", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="At most so many a second."
 )
@@ -171,23 +172,31 @@ def replay(
     everything: bool,
     died_from: datetime | None,
     died_to: datetime | None,
+    since: datetime | None,
     rate: int,
     brokers: tuple[str, ...],
     directory: str | None,
     database_url: str | None,
     as_json: bool,
 ) -> None:
-    """Puts dead letters back: those named, those of a time, or --all. What was handled already is not handled twice."""
-    if not names and not everything and died_from is None and died_to is None:
-        raise click.UsageError("Say which: ids, --from, --to, or --all.")
+    """Puts dead letters back: those named, those of a time, or --all. What was handled already is not handled twice.
+
+    With --since a relay sends events again which its broker had and lost, as after somebody else's purge.
+    """
+    which = bool(names) or everything or died_from is not None or died_to is not None
+    if which == (since is not None):
+        raise click.UsageError("Say which: ids, --from, --to, or --all; or --since, of a relay.")
 
     async def work(queues: Queues, app: Any) -> int:
+        if since is not None:
+            return await queues.send_again(name, since.replace(tzinfo=UTC))
         return await queues.replay(
             name, ids=names or None, died_from=_utc(died_from), died_to=_utc(died_to), per_second=rate
         )
 
     replayed = at_queues(Place(directory, database_url, brokers), work)
-    show({"replayed": replayed}, as_json, lambda: print(f"{replayed} put back."))
+    says = "put back" if since is None else "events are sent again; who has them drops them"
+    show({"replayed": replayed}, as_json, lambda: print(f"{replayed} {says}."))
 
 
 @queue.command()

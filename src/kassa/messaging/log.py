@@ -374,6 +374,17 @@ class LogGroup:
         columns = (None, None, None) if places is None else [[place[part] for place in places] for part in range(3)]
         return len(await self._pool.fetch(_SQL.replay_parked, self.name, root, limit, *columns))
 
+    async def rewind(self, since: datetime) -> int:
+        """Reads again what was committed since then; says how many events that are, with those that it had not read yet.
+
+        Whoever reads now loses the batch in his hands and begins there, too. Handlers bear what they had before.
+        """
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.fetchval(_SQL.take_over_group, self.name, self._holder)
+            await connection.execute(_SQL.rewind_cursors, self.name, since)
+            unread: int = await connection.fetchval(_SQL.count_unread, self.name)
+        return unread
+
     async def lag(self) -> list[Lag]:
         """How far the group is behind each writer."""
         return [Lag(*row) for row in await self._pool.fetch(_SQL.group_lag, self.name)]

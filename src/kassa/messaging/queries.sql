@@ -501,6 +501,33 @@ ON CONFLICT (group_name, writer) DO UPDATE
        ord = EXCLUDED.ord
  WHERE (c.seq, c.ord) < (EXCLUDED.seq, EXCLUDED.ord);
 
+-- name: take_over_group
+-- Nobody else's reading counts any more: whoever was in the middle of one loses it, and reads again. A group that an operator has
+-- paused stays paused.
+UPDATE log_group
+   SET holder = CASE WHEN held_until = 'infinity' THEN holder ELSE $2 END,
+       held_until = CASE WHEN held_until = 'infinity' THEN held_until END
+ WHERE name = $1
+RETURNING name;
+
+-- name: rewind_cursors
+-- A group goes back, in each writer's events, to the first change that was committed at a time or after it. Never forward.
+UPDATE cursor_position AS c
+   SET seq = back.first_seq,
+       ord = -1
+  FROM (SELECT writer, min(first_seq) AS first_seq FROM chain WHERE at >= $2 GROUP BY writer) AS back
+ WHERE c.group_name = $1
+   AND c.writer = back.writer
+   AND (c.seq, c.ord) > (back.first_seq, -1::smallint)
+RETURNING c.writer;
+
+-- name: count_unread
+-- How many events a group has before it.
+SELECT count(*)
+  FROM event AS e
+  LEFT JOIN cursor_position AS p ON p.group_name = $1 AND p.writer = e.writer
+ WHERE (e.seq, e.ord) > (COALESCE(p.seq, -1), COALESCE(p.ord, -1::smallint));
+
 -- name: park
 -- Records that failed (state retry), and those of their roots that wait behind them.
 INSERT INTO parked (group_name, home, root, writer, seq, ord, sequence, attempts, due, parked_at, first_reason, reason, state)

@@ -232,6 +232,17 @@ class Queues:
         self._wakeups.touch(MESSAGES)
         return replayed
 
+    async def send_again(self, name: str, since: datetime) -> int:
+        """Sends every event since then to a broker again, out of the event log and under the same ids: for what the broker has
+        confirmed and somebody has taken from it since. Says how many. Raises QueueNotFound, RequestInvalid for what is no relay.
+        """
+        queue = await self.one(name)
+        if queue.kind != "log" or not name.startswith(_RELAY):
+            raise _invalid("since", f"{name} is no relay:BROKER:TOPIC, and only events are kept for good")
+        unread = await LogGroup(self._pool, name).rewind(since)
+        self._wakeups.touch(NEW_EVENTS)
+        return unread
+
     async def pause(self, name: str) -> None:
         """Nobody gets anything of it until `resume`; what is sent waits. Survives restarts. A reader of the log that is in the
         middle of a batch sends it, and once more after the pause. Raises QueueNotFound, QueueNotPausable."""

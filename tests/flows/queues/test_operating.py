@@ -9,10 +9,12 @@ import pytest
 from flows.api.support import House, Shop
 from flows.queues.house import Till, until
 from kassa.errors import QueueNotFound, QueueNotPausable, QueueNotPurgeable, RequestInvalid
+from kassa.ids import new_id
 from kassa.messaging.binder import Elsewhere
 from kassa.messaging.metered import MeteredBinder
-from kassa.messaging.model import Record
+from kassa.messaging.model import Ack, Record
 from kassa.messaging.queues import Queue
+from kassa.messaging.topology import EVENTS
 
 QUEUE = "payment_order:kassa"
 
@@ -198,6 +200,36 @@ async def test_what_died_in_a_group_of_the_log_is_replayed_by_the_same_command(t
         return found.dead == 0 and found.waiting == 0
 
     await until(is_over, "it was sent at last")
+
+
+async def test_a_relay_sends_again_what_its_broker_has_lost_under_the_same_ids(till: Till) -> None:
+    queues, name = till.house.app.queues, f"relay:{till.broker.name}:kassa.events"
+    since = (await till.pool.fetchval("SELECT clock_timestamp()")).isoformat()
+    binder, group = await till.broker.binder(), f"again-{new_id()[-12:]}"
+    await binder.provision([EVENTS._replace(groups=(group,))])
+    subscription = await binder.subscribe(EVENTS.name, group)
+    payment = (await till.client.ask({"order_id": "lost-1", "amount": 100})).body["id"]
+    heard: list[str] = []
+
+    async def hear(wanted: int) -> list[str]:
+        async with asyncio.timeout(60):
+            while len(heard) < wanted:
+                found = await subscription.receive(10, 1.0)
+                heard.extend(one.record.id for one in found if one.record.headers["ce-subject"] == payment)
+                await subscription.settle([(one, Ack()) for one in found])
+        return heard
+
+    first = list(await hear(1))
+    operator = await operator_of(till.house)
+    answer = await operator.post(f"/v1/queues/{name}/replay", {"since": since})
+    wrong = await operator.post(f"/v1/queues/{QUEUE}/replay", {"since": since}, expect=400)
+    both = await operator.post(f"/v1/queues/{name}/replay", {"since": since, "all": True}, expect=400)
+
+    assert answer["replayed"] >= 1
+    assert (await hear(2))[1] == first[0]
+    assert wrong["errors"][0]["field"] == "since" and both["errors"][0]["field"] == "all"
+    assert (await queues.one(name)).dead == 0
+    await operator.close()
 
 
 async def test_wrong_names_and_impossible_wishes_are_told_with_what_to_do(till: Till) -> None:

@@ -99,12 +99,13 @@ class HowMany(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ReplayBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which dead records: by name, of a time, or all."""
+    """Which dead records: by name, of a time, or all; or, of a relay, which events to send to its broker again."""
 
     ids: Annotated[list[Annotated[str, Meta(max_length=40)]], Meta(min_length=1, max_length=1000)] | None = None
     all: bool = False
     died_from: Annotated[datetime, Meta(tz=True)] | None = None
     died_to: Annotated[datetime, Meta(tz=True)] | None = None
+    since: Annotated[datetime, Meta(tz=True, description="Of relay:BROKER:TOPIC: every event since")] | None = None
     limit: Annotated[int, Meta(ge=1, le=REPLAY_MAX)] = 1000
     per_second: Annotated[int, Meta(ge=100, le=100_000, description="At most so many a second")] = 1000
 
@@ -168,14 +169,18 @@ class QueueRoutes:
         return Response(200, _encode(answer))
 
     async def replay(self, request: Request, caller: Caller) -> Response:
-        """Puts dead records back."""
+        """Puts dead records back, or events on their way again."""
         body, name = self._replay(request), request.params["name"]
-        if body.ids is None and not body.all and body.died_from is None and body.died_to is None:
-            raise refused("all", "say which: ids, died_from, died_to, or all")
-        replayed = await self._queues.replay(
-            name, ids=body.ids, died_from=body.died_from, died_to=body.died_to, per_second=body.per_second,
-            limit=body.limit,
-        )  # fmt: skip
+        which = body.ids is not None or body.all or body.died_from is not None or body.died_to is not None
+        if which == (body.since is not None):
+            raise refused("all", "say which: ids, died_from, died_to, or all; or since, of a relay")
+        if body.since is not None:
+            replayed = await self._queues.send_again(name, body.since)
+        else:
+            replayed = await self._queues.replay(
+                name, ids=body.ids, died_from=body.died_from, died_to=body.died_to, per_second=body.per_second,
+                limit=body.limit,
+            )  # fmt: skip
         _tell("replay", name, caller, replayed=replayed)
         return Response(200, _encode(Replayed(replayed)))
 
