@@ -18,6 +18,7 @@ from kassa.cli.output import encoded, json_option, note, show
 from kassa.db.migrate import Migration, require_current
 from kassa.db.migrate import migrate as bring_up
 from kassa.db.pool import connect
+from kassa.errors import BrokerUnreachable
 from kassa.observability.log import configure_logging
 from kassa.settings import Settings
 from kassa.supervisor import Supervisor
@@ -134,6 +135,18 @@ async def _numbers(app: App, supervisor: Supervisor, host: str, port: int) -> As
         await server.stop(0.0)
 
 
+async def _open_brokers(app: App, names: tuple[str, ...]) -> None:
+    """Says at once, where somebody looks, that a broker is away; one that goes away later is waited for. Workers that need
+    none do not wait for it: a restart in the middle of an outage must not stop timers and webhooks."""
+    try:
+        await app.brokers.open()
+    except BrokerUnreachable as error:
+        if set(names) <= set(loops.BROKER_WORKERS):
+            raise
+        note(f"! {error.detail}")
+        note("The other workers go on; what travels over it waits until it is back.")
+
+
 async def _work(settings: Settings, names: tuple[str, ...], page: tuple[str, int] | None) -> None:
     """page: host and port of the numbers."""
     told = stop_signal()
@@ -144,8 +157,7 @@ async def _work(settings: Settings, names: tuple[str, ...], page: tuple[str, int
             url = await stack.enter_async_context(_numbers(app, supervisor, *page))
             note(f"numbers at {url}/metrics")
         if set(names) & set(loops.BROKER_WORKERS):
-            # Said at once, where somebody looks; one that goes away later is waited for.
-            await app.brokers.open()
+            await _open_brokers(app, names)
             await loops.prepare_brokers(app)
         supervisor.start()
         note(f"working: {', '.join(names)}")

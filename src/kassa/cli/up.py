@@ -26,7 +26,7 @@ from kassa.cli.output import encoded, json_option, note
 from kassa.cli.sandboxes import SANDBOXES, Sandbox, is_alive
 from kassa.db import embedded
 from kassa.db.migrate import migrate
-from kassa.errors import KassaError, MerchantNotFound
+from kassa.errors import BrokerUnreachable, KassaError, MerchantNotFound
 from kassa.ids import Id, read_id
 from kassa.merchants.records import Merchant
 from kassa.messaging.brokers import Brokers
@@ -90,7 +90,7 @@ async def _up(loaded: Loaded, directory: Path, names: tuple[str, ...], as_json: 
         try:
             merchant, key = await _set_up(app, directory, sandboxes)
             app.order_merchant = settings.order_merchant or f"mch_{merchant.id}"
-            await app.brokers.open()
+            await _open_brokers(app, directory)
             _remember(directory, brokers=settings.brokers, order_queue=app.settings.order_queue)
             _warn(app)
             from kassa.workers import loops
@@ -105,6 +105,18 @@ async def _up(loaded: Loaded, directory: Path, names: tuple[str, ...], as_json: 
                 note("stopping …")
         finally:
             await app.stop()
+
+
+async def _open_brokers(app: App, directory: Path) -> None:
+    """A broker that is away at the first start is told at once: its URL may be wrong. Started again with the same ones, payments
+    over the API go on, and what travels over the broker waits until it is back."""
+    try:
+        await app.brokers.open()
+    except BrokerUnreachable as error:
+        if places.recall(directory).brokers != app.settings.brokers:
+            raise
+        note(f"! {error.detail}")
+        note("It was there at the last start, so everything else goes on; what travels over it waits until it is back.")
 
 
 async def _started(

@@ -25,6 +25,9 @@ CREATE TABLE IF NOT EXISTS effect
     (place bigserial, event text NOT NULL, root text NOT NULL, sequence integer NOT NULL, type text NOT NULL)
 """
 EFFECT = "INSERT INTO effect (event, root, sequence, type) VALUES ($1, $2, $3, $4)"
+SEEN = "CREATE TABLE IF NOT EXISTS seen (event text PRIMARY KEY)"
+NOTE = "INSERT INTO seen VALUES ($1) ON CONFLICT DO NOTHING RETURNING event"
+"""What `kassa.messaging` does for its users: an event that comes again is known."""
 KNOWN = {"ce-id", "ce-subject", "ce-sequence", "ce-type"}
 READY = "working: books"
 
@@ -73,9 +76,11 @@ async def _take(connection: Any, group: str) -> None:
         rows = await connection.fetch("SELECT headers FROM kassa_receive('kassa.events', $1, 100)", group)
         for row in rows:
             try:
-                await connection.execute(EFFECT, *effect(json.loads(row["headers"])))
+                found = effect(json.loads(row["headers"]))
             except Reject:
                 continue
+            if await connection.fetchval(NOTE, found[0]) is not None:
+                await connection.execute(EFFECT, *found)
     if not rows:
         await asyncio.sleep(0.05)
 
@@ -83,6 +88,7 @@ async def _take(connection: Any, group: str) -> None:
 async def main(broker: str, database_url: str, group: str) -> None:
     connection = await asyncpg.connect(database_url if broker == "postgres" else with_schema(database_url))
     await connection.execute(TABLE.replace("effect", "public.effect", 1))
+    await connection.execute(SEEN.replace("seen", "public.seen", 1))
     await connection.close()
     if broker == "postgres":
         await keep_by_sql(database_url, group)

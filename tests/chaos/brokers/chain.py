@@ -30,7 +30,7 @@ from kassa.errors import KassaError
 from kassa.ids import event_name, new_id
 from kassa.messaging.binder import Resources, make_binder
 from kassa.messaging.model import Ack, Confirmed, Record
-from kassa.messaging.topology import PAYMENT_ORDERS, Topic
+from kassa.messaging.topology import EVENTS, PAYMENT_ORDERS, Topic
 from kassa.messaging.wake import Wakeups
 from servers.server import free_ports
 
@@ -41,7 +41,7 @@ DRAIN_S = 90.0
 ANSWER_S = 5.0
 """A program that got no answer for so long asks again."""
 SEND_S = 2.0
-EVENTS = "SELECT writer, seq, ord, root, sequence, type FROM event ORDER BY writer, seq, ord"
+ALL_EVENTS = "SELECT writer, seq, ord, root, sequence, type FROM event ORDER BY writer, seq, ord"
 EFFECTS = "SELECT event, root, sequence, type FROM effect ORDER BY place"
 
 
@@ -199,7 +199,7 @@ async def _events(database_url: str) -> dict[str, tuple[str, int, str]]:
     """Root, sequence and type of each event, by name."""
     connection = await asyncpg.connect(database_url)
     try:
-        rows = await connection.fetch(EVENTS)
+        rows = await connection.fetch(ALL_EVENTS)
     finally:
         connection.terminate()
     return {event_name(row[0], row[1], row[2]): (row["root"].hex, row["sequence"], row["type"]) for row in rows}
@@ -214,27 +214,28 @@ class Asker:
     def __init__(self, chain: Chain, client: Client) -> None:
         self._chain = chain
         self._client = client
+        self.database_url: str = chain.told["database"]
         self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
 
     async def __aenter__(self) -> "Asker":
-        url = self._chain.told["database"]
+        url = self.database_url
         topic = PAYMENT_ORDERS._replace(declaration="durable")
         name = f"answers-{new_id()[-12:]}"
         self.address = Topic(name, ("client",), "Answers.", lanes=1, keyed=False, declaration="durable")
-        self._pool = await open_pool(url, application="asker")
+        self.pool = await open_pool(url, application="asker")
         wakeups = Wakeups(lambda: connect(url, application="asker wake"))
-        self._binder = make_binder(self._chain.post.url, Resources(self._pool, wakeups, (topic, self.address)))
-        await self._binder.open()
-        await self._binder.provision([self.address])
-        self._subscription = await self._binder.subscribe(name, "client")
+        self.binder = make_binder(self._chain.post.url, Resources(self.pool, wakeups, (topic, self.address, EVENTS)))
+        await self.binder.open()
+        await self.binder.provision([self.address])
+        self._subscription = await self.binder.subscribe(name, "client")
         self._hearing = asyncio.create_task(self._hear())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._hearing.cancel()
         await asyncio.gather(self._hearing, return_exceptions=True)
-        await self._binder.close()
-        self._pool.terminate()
+        await self.binder.close()
+        self.pool.terminate()
 
     async def pay(self, wallet: str, amount: int = 3) -> dict[str, Any]:
         """One payment, asked for until there is an answer."""
@@ -267,7 +268,7 @@ class Asker:
         record = Record(new_id(), "", json.dumps(body).encode(), headers)
         while True:
             with suppress(KassaError, *AWAY):
-                (receipt,) = await self._binder.send(PAYMENT_ORDERS.name, [record], deadline_s=SEND_S)
+                (receipt,) = await self.binder.send(PAYMENT_ORDERS.name, [record], deadline_s=SEND_S)
                 if receipt == Confirmed():
                     return
             await asyncio.sleep(0.2)

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 import tally
 from brokers.kafka_house import OwnKafka
-from chaos.brokers.line import Line
 from chaos.node import kill_family
 from kassa.db import embedded
 from kassa.ids import new_id
@@ -44,10 +43,6 @@ class Post(ABC):
     def end(self) -> None:
         """At once, without being counted."""
 
-    async def behind(self, line: Line | None) -> None:
-        """From now on `url` leads through a line, if one is given."""
-        raise NotImplementedError
-
 
 class ServerPost(Post):
     """A server of a process of its own, which several chains use one after the other."""
@@ -74,7 +69,7 @@ class Rabbit(ServerPost):
 
     def __init__(self, server: RabbitMQ) -> None:
         super().__init__(server)
-        self.direct_url = self.url = server.virtual_host(f"chain-{new_id()[-12:]}")
+        self.url = server.virtual_host(f"chain-{new_id()[-12:]}")
 
     @property
     def port(self) -> int:
@@ -89,7 +84,7 @@ class KafkaPost(ServerPost):
 
     def __init__(self, server: OwnKafka) -> None:
         super().__init__(server)
-        self.direct_url = self.url = server.url
+        self.url = server.url
 
 
 class Rocket(ServerPost):
@@ -100,7 +95,11 @@ class Rocket(ServerPost):
 
     def __init__(self, server: RocketMQ) -> None:
         super().__init__(server)
-        self.direct_url = self.url = server.url
+        self.url = server.url
+
+    @property
+    def port(self) -> int:
+        return self.server.port("grpc")
 
 
 class HubPost(Post):
@@ -125,7 +124,8 @@ class HubPost(Post):
         at = self._process.stdout.readline().strip()
         assert at.startswith("zeromq://")
         self._address = f"{at}?role=hub&lease_s=2"
-        self.direct_url = self.url = f"{at}?role=peer"
+        self.port = urlsplit(at).port or 0
+        self.url = f"{at}?role=peer"
 
     def stop(self) -> None:
         assert self._process is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +11,8 @@ from benchmarks.sender import raw_request, send_all
 
 import tally
 from chaos.brokers.chain import Chain, drained, judge_chain
-from chaos.house import Client, hurried
+from chaos.brokers.posts import Post
+from chaos.house import Client, House, hurried, judge
 from kassa.ids import new_id
 
 BEFORE = 1_000
@@ -44,6 +46,10 @@ async def test_payments_do_not_notice_that_the_broker_is_away(chain: Chain, coun
         wallet = await client.wallet(1_000_000)
         (before,) = await pay_many(chain, client, wallet, BEFORE)
         await asyncio.to_thread(chain.shut)
+        for part in ("orders", "api"):
+            # Started while the broker is away: timers, webhooks and payments do not wait for it.
+            chain.strike(part)
+            await asyncio.to_thread(chain.revive, part)
         during = await pay_many(chain, client, wallet, count)
         async with httpx.AsyncClient(trust_env=False) as http:
             assert (await http.get(f"{chain.api}/readyz")).status_code == 200
@@ -59,3 +65,24 @@ async def test_payments_do_not_notice_that_the_broker_is_away(chain: Chain, coun
         f"{chain.post.scheme} away for {count:,} payments: latency {worst['p50_ms'] / before['p50_ms']:.2f} × (p50), "
         f"{worst['p99_ms'] / before['p99_ms']:.2f} × (p99) of before; the backlog drained in {drained_s:.1f} s"
     )
+
+
+@pytest.mark.long
+@pytest.mark.brokers("amqp", "kafka", "rocketmq", "zeromq")
+async def test_kassa_up_is_started_again_while_its_broker_is_away(
+    post: Post, tmp_path: Path, database_url: str
+) -> None:
+    """`kassa up` at its first start wants its broker; after that it takes payments without it."""
+    house = House(tmp_path / "kassa", database_url, "--broker", post.url)
+    try:
+        await asyncio.to_thread(house.start)
+        async with house.shop() as client:
+            wallet = await client.wallet(1_000)
+            house.kill()
+            post.kill()
+            await asyncio.to_thread(house.start)
+            await client.pay_from(wallet)
+            await asyncio.to_thread(post.start)
+            await judge(client)
+    finally:
+        await asyncio.to_thread(house.stop)

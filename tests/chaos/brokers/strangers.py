@@ -1,0 +1,70 @@
+"""What somebody else may do to a broker that Kassa uses, with the broker's own means."""
+
+import asyncio
+from typing import Any
+
+import aiormq
+import asyncpg
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from brokers import kafka_house, rocketmq_client, rocketmq_house
+from chaos.brokers.chain import Chain
+from chaos.brokers.posts import KafkaPost, Post, Rabbit, Rocket
+from kassa.messaging.binders.rabbitmq import queues_of
+from kassa.messaging.binders.rocketmq import topic_name
+from kassa.messaging.topology import EVENTS
+
+GARBAGE = (b"", b"\xff\xfe\x00", b"[[[[", b'{"order_id": 1}', b'"text"')
+
+
+async def take_events(chain: Chain) -> None:
+    """Everything that waits for the books is gone."""
+    match chain.post:
+        case Rabbit() as rabbit:
+            async with aiormq.connect(rabbit.url) as connection:
+                channel = await connection.channel()
+                for queue in queues_of(EVENTS, chain.group):
+                    await channel.queue_purge(queue)
+        case KafkaPost() as kafka:
+            await asyncio.to_thread(_delete_records, kafka)
+        case Rocket() as rocket:
+            # It has no other way to empty a topic.
+            await rocketmq_house.delete_topic(rocket.server, topic_name(EVENTS.name))
+        case _:
+            connection_: Any = await asyncpg.connect(chain.told["database"])
+            await connection_.execute("DELETE FROM message WHERE topic = $1", f"{EVENTS.name}:{chain.group}")
+            await connection_.close()
+
+
+def _delete_records(post: KafkaPost) -> None:
+    admin = AdminClient({"bootstrap.servers": post.server.bootstrap})
+    partitions = admin.list_topics(EVENTS.name, timeout=10).topics[EVENTS.name].partitions
+    ends = [TopicPartition(EVENTS.name, number, -1) for number in partitions]
+    for future in admin.delete_records(ends).values():
+        future.result(10)
+
+
+async def litter(post: Post, database_url: str) -> int:
+    """Garbage among the events and the requests; says how many pieces of it."""
+    match post:
+        case Rabbit() as rabbit:
+            async with aiormq.connect(rabbit.url) as connection:
+                channel = await connection.channel()
+                for piece in GARBAGE:
+                    for exchange, key in ((EVENTS.name, "0"), ("payment", "payment_order")):
+                        await channel.basic_publish(piece, exchange=exchange, routing_key=key)
+        case KafkaPost() as kafka:
+            for topic in (EVENTS.name, "payment_order"):
+                messages = [{"value": piece} for piece in GARBAGE]
+                await asyncio.to_thread(kafka_house.publish, kafka.server.bootstrap, topic, *messages)
+        case Rocket() as rocket:
+            for piece in GARBAGE[1:]:
+                await rocketmq_client.send(rocket.server.endpoint, topic_name("payment_order"), piece)
+        case _:
+            connection_: Any = await asyncpg.connect(database_url)
+            for text in ("[[[[", '{"order_id": 1}', '"text"'):
+                for topic in (EVENTS.name, "payment_order"):
+                    await connection_.execute("SELECT kassa_send($1, $2)", topic, text)
+            await connection_.close()
+    return len(GARBAGE)

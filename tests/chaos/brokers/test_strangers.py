@@ -1,0 +1,99 @@
+"""Somebody else empties what Kassa has sent, litters its topics, and repeats old messages under Kassa's own ids."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+import tally
+from chaos.brokers.chain import Asker, Chain, judge_chain
+from chaos.brokers.strangers import litter, take_events
+from chaos.house import hurried, until
+from kassa.messaging.log import EARLIEST, EventLog
+from kassa.messaging.model import Confirmed
+from kassa.messaging.relay import event_record
+from kassa.messaging.topology import EVENTS
+
+pytestmark = pytest.mark.long
+
+PAYMENTS = 200
+BEHIND = """
+SELECT count(*) FROM event AS e LEFT JOIN cursor_position AS p ON p.group_name = $1 AND p.writer = e.writer
+WHERE (e.seq, e.ord) > (coalesce(p.seq, -1), coalesce(p.ord, -1::smallint))
+"""
+
+
+async def relayed(chain: Chain, relay: str) -> None:
+    """The broker has confirmed everything."""
+    connection = await asyncpg.connect(chain.told["database"])
+
+    async def is_empty() -> bool:
+        return bool(await connection.fetchval(BEHIND, relay) == 0)
+
+    try:
+        await until(is_empty, "everything is at the broker")
+    finally:
+        await connection.close()
+
+
+def relay_of(chain: Chain) -> str:
+    name = {"amqp": "rabbitmq"}.get(chain.post.scheme, chain.post.scheme)
+    return f"relay:{name}:{EVENTS.name}"
+
+
+async def test_events_that_somebody_took_from_the_broker_come_again_out_of_the_log(chain: Chain) -> None:
+    """Confirmed, then purged before anybody had them: `kassa queue replay relay:… --since`."""
+    async with chain.shop() as client:
+        wallet = await client.wallet(1_000_000)
+        async with hurried(chain):
+            await relayed(chain, relay_of(chain))
+            chain.parts["books"].end()
+            since = datetime.now(UTC) - timedelta(minutes=5)
+            for _ in range(PAYMENTS):
+                await client.pay_from(wallet)
+            await relayed(chain, relay_of(chain))
+            await take_events(chain)
+            await asyncio.to_thread(chain.parts["books"].start)
+            await client.pay_from(wallet)
+
+            had = await chain.count_effects()
+            said = await asyncio.to_thread(
+                chain.command, "queue", "replay", relay_of(chain), "--since", f"{since:%Y-%m-%dT%H:%M:%SZ}"
+            )
+
+            assert "events are sent again" in said and had < PAYMENTS
+        await judge_chain(chain, client)
+        tally.count(f"events taken from {chain.post.scheme} and sent again", PAYMENTS)
+
+
+async def test_garbage_and_repeats_under_our_ids_change_nothing(chain: Chain) -> None:
+    async with chain.shop() as client:
+        wallet = await client.wallet(1_000_000)
+        async with Asker(chain, client) as asker, hurried(chain):
+            for _ in range(20):
+                await client.pay_from(wallet)
+            order = {"order_id": "again", "amount": 3, "channel": "wallet", "payer": {"wallet": wallet}}
+            first = await asker.ask(order)
+            client.acknowledged.append(first)
+            await relayed(chain, relay_of(chain))
+            await repeat_all(asker)
+            tally.count(f"pieces of garbage on {chain.post.scheme}", await litter(chain.post, chain.told["database"]))
+            again = await asker.ask(order)
+            for _ in range(5):
+                await asker.pay(wallet)
+
+            assert again == first
+        await judge_chain(chain, client)
+
+
+async def repeat_all(asker: Asker) -> None:
+    """Every event of the log once more, with other contents under the same id."""
+    connection = await asyncpg.connect(asker.database_url)
+    home = await connection.fetchval("SELECT home FROM event LIMIT 1")
+    await connection.close()
+    events = await EventLog(asker.pool).of_time(home, EARLIEST, datetime.now(UTC) + timedelta(hours=1), 1000)
+    forged = [event_record(event)._replace(body=b'{"amount": 1}') for event in events]
+    for start in range(0, len(forged), 50):
+        receipts = await asker.binder.send(EVENTS.name, forged[start : start + 50], deadline_s=10.0)
+        assert receipts == [Confirmed()] * len(receipts)
