@@ -283,6 +283,10 @@ class LogGroup:
         """Whether this process reads for the group, for the next `hold_s` seconds."""
         return await self._pool.fetchval(_SQL.hold_group, self.name, self._holder, self._hold) is not None
 
+    async def is_held(self) -> bool:
+        """Whether nobody has taken it over."""
+        return bool(await self._pool.fetchval(_SQL.is_held_by, self.name, self._holder))
+
     async def release(self) -> None:
         """Lets another process read at once."""
         await self._pool.execute(_SQL.release_group, self.name, self._holder)
@@ -551,6 +555,9 @@ class GroupReader:
         now = asyncio.get_running_loop().time()
         if now - self._held_at < HOLD_S / 3:
             return True
+        if not await self._group.is_held():
+            # Somebody else had it meanwhile: what is in hand may not be what comes next any more.
+            await self._look_again()
         if not await self._group.hold():
             return False
         self._held_at = now

@@ -506,9 +506,15 @@ ON CONFLICT (group_name, writer) DO UPDATE
 -- paused stays paused.
 UPDATE log_group
    SET holder = CASE WHEN held_until = 'infinity' THEN holder ELSE $2 END,
-       held_until = CASE WHEN held_until = 'infinity' THEN held_until END
+       held_until = CASE WHEN held_until = 'infinity' THEN held_until ELSE clock_timestamp() + interval '1 second' END
  WHERE name = $1
 RETURNING name;
+
+-- name: is_held_by
+-- Whether a reader still holds its group.
+SELECT holder = $2
+  FROM log_group
+ WHERE name = $1;
 
 -- name: rewind_cursors
 -- A group goes back, in each writer's events, to the first change that was committed at a time or after it. Never forward.

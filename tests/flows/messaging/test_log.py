@@ -136,7 +136,8 @@ async def test_group_reads_again_what_was_committed_since_a_time_and_nothing_old
     again = await LogGroup(house.pool, "test").rewind(since)
     with pytest.raises(LostGroup):
         # What it has in its hands when the group goes back is not counted as read.
-        await log.step()
+        await read_all(log)
+    await house.pool.execute("UPDATE log_group SET held_until = NULL")
     group = LogGroup(house.pool, "test")
     assert await group.hold()
     seen.records.clear()
