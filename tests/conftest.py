@@ -173,7 +173,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """A worker is done: what it counted is counted here."""
-    tally.COUNTED.update(getattr(node, "workeroutput", {}).get("counted", {}))
+    said = getattr(node, "workeroutput", {})
+    tally.COUNTED.update(said.get("counted", {}))
+    tally.TOLD.extend(said.get("told", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -192,6 +194,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """On CI, what was not tested has failed."""
     if (output := getattr(session.config, "workeroutput", None)) is not None:
         output["counted"] = dict(tally.COUNTED)
+        output["told"] = list(tally.TOLD)
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if exitstatus == pytest.ExitCode.OK and os.environ.get("CI") == "true" and reporter and _not_tested(reporter):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
