@@ -42,6 +42,11 @@ NEEDS: Mapping[str, Callable[[], bool]] = {
 so, when it does not."""
 
 BROKERS = ("rabbitmq", "kafka", "rocketmq")
+WORDS = {
+    "rocketmq": "rocketmq", "kafka": "kafka", "rabbitmq": "rabbitmq", "amqp": "rabbitmq", "pika": "rabbitmq",
+    "flows/bench/": "rabbitmq", "flows/cli/test_brokers": "rabbitmq", "tests/examples/": "rabbitmq",
+}  # fmt: skip
+"""Whose server a test needs, by what its name has in it."""
 
 S = TypeVar("S", bound=Server)
 
@@ -145,17 +150,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one broker's server stay in one worker, since it is started there; the others by their file. Brokers take
-    longest, so they come first."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: _group(item) not in BROKERS)
+    """What takes longest comes first."""
+    items.sort(key=lambda item: _group(item.nodeid) not in BROKERS)
 
 
-def _group(item: pytest.Item) -> str:
-    return next((name for name in _needed(item) if name in BROKERS), item.nodeid.partition("::")[0])
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of one broker's server stay in one worker, since it is started there; the others by their file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByServer(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return ByServer(config, log)
+
+
+def _group(nodeid: str) -> str:
+    """By name alone, since more is not known where work is given out."""
+    return next((broker for word, broker in WORDS.items() if word in nodeid), nodeid.partition("::")[0])
 
 
 def _needed(item: pytest.Item) -> list[str]:

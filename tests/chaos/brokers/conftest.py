@@ -15,6 +15,8 @@ from servers import RabbitMQ, RocketMQ, Server
 
 NEEDS = {"amqp": "rabbitmq", "kafka": "kafka", "rocketmq": "rocketmq"}
 KINDS: dict[str, type[Server]] = {"amqp": RabbitMQ, "kafka": OwnKafka, "rocketmq": RocketMQ}
+SLOW = ("kafka", "rocketmq")
+"""A server of these that comes back takes up to half a minute, so all their rows are long ones."""
 SCHEMES = ("amqp", "kafka", "rocketmq", "zeromq", "postgres")
 
 
@@ -38,11 +40,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One row per broker; it needs its server."""
     if "scheme" in metafunc.fixturenames:
         only = [marker.args for marker in metafunc.definition.iter_markers("brokers")]
-        rows = [
-            pytest.param(scheme, marks=pytest.mark.needs(NEEDS[scheme]) if scheme in NEEDS else ())
-            for scheme in (only[0] if only else SCHEMES)
-        ]
+        rows = [pytest.param(scheme, marks=_marks(scheme)) for scheme in (only[0] if only else SCHEMES)]
         metafunc.parametrize("scheme", rows, scope="session")
+
+
+def _marks(scheme: str) -> list[pytest.MarkDecorator]:
+    needed = [pytest.mark.needs(NEEDS[scheme])] if scheme in NEEDS else []
+    return [*needed, pytest.mark.long] if scheme in SLOW else needed
 
 
 @pytest.fixture

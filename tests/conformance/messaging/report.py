@@ -24,7 +24,7 @@ CLIENTS: Mapping[str, tuple[str, ...]] = {
     "zeromq": ("pyzmq",),
 }
 """The packages that speak with each broker."""
-_ID = re.compile(r"conformance/messaging/test_binders\.py::test_(\w+)\[([\w+-]+)\](?:@[\w/.]+)?$")
+_ID = re.compile(r"conformance/messaging/test_binders\.py::test_(\w+)\[([\w+-]+)\]$")
 TRAITS: Mapping[str, str] = {
     "durable": "confirmed records survive its death",
     "ordered": "records of a key come in order, to one consumer at a time",

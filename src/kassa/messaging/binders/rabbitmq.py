@@ -465,8 +465,14 @@ class RabbitStream:
     async def _take_lane(self, live: Live, number: int, window: int) -> None:
         one = _Lane(self._queues[number], self._transport.next_epoch(), self)
         one.channel = live.add(lambda connection, free: _LaneChannel(connection, free, live.wire, one))
-        async with asyncio.timeout(ASK_S):
-            await uncancelled(one.channel.consume(one.queue, window))
+        try:
+            async with asyncio.timeout(ASK_S):
+                await uncancelled(one.channel.consume(one.queue, window))
+        except BaseException:
+            # The broker may still take it up, and then what it sends there would be nobody's.
+            one.end()
+            await close_channel(one.channel)
+            raise
         self._lanes[number] = one
         # Something may have come before it was ours to look at.
         self.news.set()
