@@ -17,6 +17,8 @@ from kassa.messaging.queues import Queue
 from kassa.messaging.topology import EVENTS
 
 QUEUE = "payment_order:kassa"
+PAUSED_S = 2.5
+"""What a consumer asked for before the pause may still come for two seconds."""
 
 
 class Operator:
@@ -50,7 +52,7 @@ async def queue_of(till: Till, name: str = QUEUE) -> Queue:
 async def test_paused_queue_shows_what_waits_and_goes_on_when_it_is_resumed(till: Till) -> None:
     queues = till.house.app.queues
     await queues.pause(QUEUE)
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(PAUSED_S)
     await till.client.send({"order_id": "paused-1", "amount": 100})
 
     async def waits() -> bool:
@@ -98,8 +100,7 @@ async def test_purge_takes_what_nobody_holds_and_the_rest_stays(till: Till) -> N
     """A running consumer of a broker has its lane, and what it fetched; so together they are what was there."""
     queues = till.house.app.queues
     await queues.pause(QUEUE)
-    # What was asked for before that may still come for two seconds.
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(PAUSED_S)
     for number in range(5):
         await till.client.send({"order_id": f"purged-{number}", "amount": 100})
 
