@@ -5,6 +5,7 @@ import asyncpg
 import pytest
 
 from kassa.db.pool import connect
+from kassa.db.queries import load
 from kassa.journal import statements as sql
 from kassa.journal.table import Table
 from kassa.tables import TABLES
@@ -59,3 +60,21 @@ async def _plan(connection: "asyncpg.Connection[asyncpg.Record]", query: str, va
     await connection.execute(f"{PLANNER}; PREPARE asked AS {query}")
     rows = await connection.fetch(f"EXPLAIN EXECUTE asked ({', '.join(['NULL'] * values)})")
     return "\n".join(row[0] for row in rows)
+
+
+async def test_reading_the_log_looks_at_no_more_events_than_it_gives(database_url: str) -> None:
+    """However many there are, and before any ANALYZE."""
+    connection = await connect(database_url, application="test")
+    await connection.execute("INSERT INTO chain VALUES (0, 1, 1, 20000, now(), '', '', '')")
+    await connection.execute(
+        "INSERT INTO event (writer, seq, ord, home, root, sequence, at, type, data)"
+        " SELECT 0, number, 0, 1, gen_random_uuid(), 1, now(), 'payment.created', '{}' FROM generate_series(1, 20000) AS number"
+    )
+
+    await connection.execute(f"PREPARE asked AS {load('kassa.messaging').read_log}")
+    rows = await connection.fetch("EXPLAIN EXECUTE asked ('group', 500, '{}', '{}', '{}')")
+    await connection.close()
+
+    plan = "\n".join(row[0] for row in rows)
+    assert "Index Scan using event_root" in plan
+    assert "Seq Scan on event" not in plan

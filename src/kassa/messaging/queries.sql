@@ -434,7 +434,8 @@ SELECT name
 -- name: read_log
 -- The next events of every writer for a group, in one snapshot, each with the place of its root's previous event, and
 -- whether its root is parked. $3, $4, $5: places up to which the group's reader has them in hand already; where it has
--- nothing, the cursor says. The writers are found by jumps through the chain's key.
+-- nothing, the cursor says. The writers are found by jumps through the chain's key. LIMIT 1: else the planner reads the whole log
+-- into a hash table to find a few rows by their whole key.
 WITH RECURSIVE writers AS (
     (SELECT writer FROM chain ORDER BY writer LIMIT 1)
      UNION ALL
@@ -462,7 +463,8 @@ SELECT e.writer, e.seq, e.ord, e.home, e.root, e.sequence, e.at, e.type, e.data,
         WHERE home = e.home
           AND root = e.root
           AND sequence = e.sequence - 1
-          AND e.sequence > 1) AS p ON true
+          AND e.sequence > 1
+        LIMIT 1) AS p ON true
  WHERE w.writer IS NOT NULL
  ORDER BY e.writer, e.seq, e.ord;
 
@@ -865,5 +867,7 @@ SELECT process, topic, group_name, at, sent, received, handled, retried, dead, l
  WHERE at > clock_timestamp() - interval '10 seconds';
 
 -- name: wake
--- Wakes other processes.
-SELECT pg_notify('kassa_wake', $1);
+-- Wakes other processes. Without waiting for the disk, as any commit with a NOTIFY would: a wake-up may be lost.
+WITH lazy AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+SELECT pg_notify('kassa_wake', $1)
+  FROM lazy;
