@@ -98,6 +98,7 @@ async def watched(
 ) -> dict[str, Any]:
     """Payments by themselves, then beside the drain; the memory of relay and consumer while it lasts."""
     await payers.open()
+    # A second to warm up, which counts for nothing.
     await payers.pay(asyncio.ensure_future(asyncio.sleep(1.0)))
     alone = await payers.pay(asyncio.ensure_future(asyncio.sleep(before_s)))
     begin(consumer, count)

@@ -69,7 +69,7 @@ def _watch(stage: Stage, pid: int, place: Path) -> dict[str, Any]:
     for one, name in stayed.items():
         sizes[name] = sizes.get(name, 0) + pss_bytes(one)
         shares[name] = shares.get(name, 0.0) + (cpu_s(one) - before[one]) / seconds
-    return {"bytes": sizes, "cpu": shares, "processes": {str(one): command(one) for one in stayed}}
+    return {"bytes": sizes, "cpu": shares, "processes": list(stayed.values())}
 
 
 def _label(pid: int) -> str:

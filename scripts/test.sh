@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 scripts/install.sh dev
 # Kassa must work with Debian's PostgreSQL as well as with its own. Without root it is told at the end that this was not tested.
 scripts/apt.sh postgresql || true
-# promtool, which tests the alert rules of deploy/.
+# promtool, which tests the alert rules of deploy/; without it these are told as not tested.
 scripts/apt.sh prometheus || true
 # The brokers' servers too, each of which may be missing on a machine of one's own, but not on CI.
 if ! .venv/bin/python -m servers install && [ "${CI:-}" = true ]; then

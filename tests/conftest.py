@@ -160,6 +160,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Tests of one broker's server stay in one worker, since it is started there; the others by their file."""
     from xdist.scheduler import LoadScopeScheduling
 
+    # xdist has no types.
     class ByServer(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return _group(nodeid)

@@ -160,6 +160,7 @@ class Part:
                     "a hub of our own in a process of its own" if self._hub else "the hub at this address"
                 )
             case "rabbitmq":
+                # Only RabbitMQ comes here, and the port says nothing of its connections.
                 live = await stage.binder.transport.receiving.live()  # type: ignore[attr-defined]
                 return f"RabbitMQ {_text(live.connection.server_properties.get('version', '?'))}"
             case _:

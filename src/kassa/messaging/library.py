@@ -152,6 +152,7 @@ class Messaging:
         try:
             await self._start()
         except BaseException:
+            # Also when it is cancelled: a pool would stay open.
             await self.stop()
             raise
 

@@ -475,6 +475,7 @@ class GroupReader:
         try:
             return await self._step()
         except BaseException:
+            # Also when it is cancelled: what was read ahead belongs to a page that is not handled now.
             await self._look_again()
             raise
 

@@ -49,6 +49,17 @@ def _marks(scheme: str) -> list[pytest.MarkDecorator]:
     return [*needed, pytest.mark.long] if scheme in SLOW else needed
 
 
+def _post_of(server: Server) -> Post:
+    match server:
+        case OwnKafka():
+            return KafkaPost(server)
+        case RabbitMQ():
+            return Rabbit(server)
+        case RocketMQ():
+            return Rocket(server)
+    raise TypeError(f"{server} has no post")
+
+
 @pytest.fixture
 async def post(
     scheme: str, own_servers: Callable[[str], Server], database_url: str, tmp_path: Path
@@ -69,12 +80,7 @@ async def post(
             hub.end()
         case _:
             server = own_servers(scheme)
-            made: dict[str, Callable[[], Post]] = {
-                "amqp": lambda: Rabbit(server),  # type: ignore[arg-type]
-                "kafka": lambda: KafkaPost(server),  # type: ignore[arg-type]
-                "rocketmq": lambda: Rocket(server),  # type: ignore[arg-type]
-            }
-            yield made[scheme]()
+            yield _post_of(server)
 
 
 @pytest.fixture

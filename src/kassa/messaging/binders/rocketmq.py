@@ -91,6 +91,8 @@ LOOK_S = 1.0
 CONNECT_S = 5.0
 GREETING_S = 5.0
 FAREWELL_S = 3.0
+LAST_ANSWER_S = 6.0
+"""Who leaves waits so long for the answer to its last question: longer than a proxy as it comes keeps one."""
 KNOWN_S = 30.0
 """The proxy remembers for twenty seconds that a topic or group was not there."""
 BACK_S = 0.01
@@ -473,7 +475,7 @@ class RocketStream:
         self._asked.set()
         # A question that is left alone is answered all the same, and what the answer brings then waits for INVISIBLE_S.
         with suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL_S):
+            async with asyncio.timeout(LAST_ANSWER_S):
                 await asyncio.gather(*self._fetchers, return_exceptions=True)
         for keeper in self._keepers:
             keeper.cancel()
