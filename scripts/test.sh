@@ -17,4 +17,4 @@ if [ $# -eq 0 ]; then
     set -- -m "not long"
 fi
 # Most of the time tests wait for a server, so one worker more than there are processors; those of one server stay together.
-exec .venv/bin/python -m pytest -n "${WORKERS:-$(($(nproc) + 1))}" --dist loadscope --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest -n "${WORKERS:-$(($(nproc) + 1))}" --dist loadscope --no-loadscope-reorder --max-worker-restart 2 "$@"

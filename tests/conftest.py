@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+import hang
 import tally
 from kassa.db import embedded
 from kassa.db.binaries import newest_of_debian
@@ -148,6 +149,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--binders-table", type=Path, metavar="FILE", help="Write what each binder can do, as this run finds it."
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test holds up the others for ever."""
+    config.pluginmanager.register(hang)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
