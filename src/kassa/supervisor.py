@@ -1,10 +1,10 @@
-"""Keeps loops running: one that crashes is logged, counted, and started again after a pause that grows."""
+"""Keeps loops running: one that crashes is logged, counted, and started again after a pause that grows. And ends them."""
 
 import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from typing import Any
 
 import structlog
 
@@ -18,9 +18,31 @@ PAUSE_MAX_S = 30.0
 """A loop that crashes at once, again and again, must neither fill the log nor stay away for long."""
 STEADY_S = 60.0
 """Who ran so long has recovered; the next crash is the first one again."""
+AGAIN_S = 10.0
+"""More than any task needs to end."""
 
 Loop = Callable[[], Awaitable[None]]
 """Runs until it is cancelled."""
+
+
+async def end_tasks(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancels tasks, and returns when each is done, whatever it raised.
+
+    One that goes on is cancelled again: what it waited for may have taken the first time for its own (`asyncio.wait_for` of
+    Python 3.11 does, when its answer comes at that very moment; aiormq makes a lost connection of it)."""
+    left = {task for task in tasks if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=AGAIN_S)
+    # Whatever they raised was seen.
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_ended() -> bool:
+    """Whether somebody has cancelled this task, whatever became of that on its way."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 class Worker:
@@ -48,8 +70,7 @@ class Worker:
                 log.warning("worker.waits", worker=self.name, error=self.last_error)
                 pause_s = PAUSE_S
             except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if _is_ended():
                     raise
                 # Nobody has ended us: something inside was cancelled that the loop waited for.
                 self._note(error)
@@ -59,6 +80,8 @@ class Worker:
             finally:
                 # Also where the loop was cancelled: a task that somebody ended does not run.
                 self.is_running = False
+            if _is_ended():
+                return
             if time.monotonic() - started > STEADY_S:
                 pause_s = PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
@@ -97,11 +120,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Ends every loop at its next wait. What was being done is in the database, or will be done again."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await end_tasks(*self._tasks)
         self._tasks = []
         for worker in self.workers:
             worker.is_running = False

@@ -1,12 +1,13 @@
 """Loops that crash come back, with pauses; the database's absence is no crash."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
 from kassa import supervisor as module
-from kassa.errors import DatabaseUnreachable
-from kassa.supervisor import Supervisor
+from kassa.errors import BrokerUnreachable, DatabaseUnreachable
+from kassa.supervisor import Supervisor, end_tasks
 
 
 async def test_a_loop_that_crashes_is_counted_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +90,42 @@ async def test_a_cancellation_that_was_not_meant_for_the_loop_does_not_end_it(mo
 
     assert (len(starts), running.crashes, running.idle) == (2, 1, [])
     await running.stop()
+
+
+async def test_task_that_takes_its_cancellation_for_something_else_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "AGAIN_S", 0.01)
+    deaf = asyncio.create_task(_deaf(times=2))
+    plain = asyncio.create_task(asyncio.sleep(60))
+    await asyncio.sleep(0)
+
+    await end_tasks(deaf, plain)
+
+    assert deaf.cancelled() and plain.cancelled()
+
+
+async def test_loop_that_turns_its_cancellation_into_an_error_is_not_started_again() -> None:
+    starts = 0
+
+    async def loop() -> None:
+        nonlocal starts
+        starts += 1
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise BrokerUnreachable("The connection was lost.", broker="here") from None
+
+    beside = Supervisor({"loop": loop})
+    beside.start()
+    await asyncio.sleep(0)
+    await beside.stop()
+
+    assert starts == 1
+
+
+async def _deaf(times: int) -> None:
+    for _ in range(times):
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+    await asyncio.sleep(60)

@@ -44,7 +44,7 @@ from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import DeadLetters, MessageWork
 from kassa.observability.meters import Meters
-from kassa.supervisor import Worker
+from kassa.supervisor import Worker, end_tasks
 
 log = structlog.get_logger("kassa.messaging")
 
@@ -184,9 +184,7 @@ class Messaging:
 
     async def stop(self) -> None:
         """Ends what runs; what was not finished is in the database or comes again."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
         self._tasks = []
         if self._binder is not None:
             await self._binder.close()
@@ -271,9 +269,7 @@ class Messaging:
         try:
             await asyncio.gather(*running)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await end_tasks(*running)
 
     @property
     def dead_letters(self) -> DeadLetters:

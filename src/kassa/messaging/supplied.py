@@ -37,6 +37,7 @@ from kassa.messaging.topology import Topic, class_of, of_class, travelling
 from kassa.messaging.transport import Stream, Transport
 from kassa.messaging.wake import MESSAGES, POLL_S, Watch
 from kassa.observability.meters import Meters, Passage
+from kassa.supervisor import end_tasks
 
 log = structlog.get_logger("kassa.messaging.supplied")
 
@@ -281,9 +282,7 @@ class SuppliedSubscription:
     async def close(self, drain_s: float) -> None:
         self._is_closed = True
         self._watch.set()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+        await end_tasks(*self._pumps)
         if self._held:
             self._drained.clear()
             with suppress(TimeoutError):

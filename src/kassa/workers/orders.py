@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from contextlib import suppress
 
 import structlog
 
@@ -14,6 +13,7 @@ from kassa.messaging.brokers import Broker
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, RetryAfter, Settlement
 from kassa.messaging.topology import PAYMENT_ORDERS
+from kassa.supervisor import end_tasks
 from kassa.workers.relay import opened
 
 IN_FLIGHT_MAX = 256
@@ -100,9 +100,7 @@ class OrderWorker:
     async def _drain(self, subscription: Subscription, settling: "asyncio.Task[None]") -> None:
         if self._running:
             await asyncio.wait(self._running, timeout=DRAIN_S)
-        settling.cancel()
-        with suppress(asyncio.CancelledError):
-            await settling
+        await end_tasks(settling)
         await self._settle(subscription)
         for task in self._running:
             task.cancel()

@@ -9,6 +9,7 @@ import structlog
 from kassa.errors import KassaError
 from kassa.messaging.wake import TIMERS, Wakeups
 from kassa.messaging.work import FiredTimer, TimerWork
+from kassa.supervisor import end_tasks
 
 IN_FLIGHT_MAX = 64
 """Handlers at once; most of them wait for a network."""
@@ -53,9 +54,7 @@ class TimerLoop:
             while True:
                 await self._round()
         finally:
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(*self._running, return_exceptions=True)
+            await end_tasks(*self._running)
 
     async def _round(self) -> None:
         free = self._in_flight_max - len(self._running)

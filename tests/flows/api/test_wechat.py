@@ -81,12 +81,12 @@ async def test_a_topup_fills_a_wallet(wechat_shop: Shop, sandbox: SandboxProcess
 
 async def test_respond_async_answers_at_once_and_says_where_to_look(wechat_shop: Shop, sandbox: SandboxProcess) -> None:
     shop = wechat_shop
-    await asyncio.to_thread(sandbox.fault, "create", "delay", times=1, delay_ms=1500)
+    await asyncio.to_thread(sandbox.fault, "create", "delay", times=1, delay_ms=4000)
     started = time.monotonic()
 
     made = await shop.post("/v1/payments", {"order_id": "o-1", **ORDER}, Prefer="respond-async")
 
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 4
     assert (made.status_code, made.headers["preference-applied"]) == (202, "respond-async")
     assert made.headers["location"] == f"/v1/payments/{made.json()['id']}"
     assert made.json()["attempts"][0]["state"] == "sending"

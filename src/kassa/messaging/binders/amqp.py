@@ -32,6 +32,7 @@ from kassa.clock import Clock
 from kassa.errors import BrokerUnreachable, InvariantBroken, SettingInvalid
 from kassa.messaging.model import Confirmed, Failed, Packet, Receipt, Unknown
 from kassa.settings import without_password
+from kassa.supervisor import end_tasks
 
 log = structlog.get_logger("kassa.messaging.amqp")
 
@@ -360,8 +361,7 @@ class Link:
     async def close(self) -> None:
         self._is_closed = True
         if self._attempt is not None:
-            self._attempt.cancel()
-            await asyncio.gather(self._attempt, return_exceptions=True)
+            await end_tasks(self._attempt)
         if self._live is not None:
             with suppress(*LOST):
                 await uncancelled(self._live.connection.close(timeout=CONNECT_S))

@@ -59,6 +59,7 @@ from kassa.messaging.packing import ID
 from kassa.messaging.supplied import SuppliedBinder
 from kassa.messaging.topology import Topic, lane
 from kassa.settings import without_password
+from kassa.supervisor import end_tasks
 
 log = structlog.get_logger("kassa.messaging.kafka")
 
@@ -67,6 +68,7 @@ TRAITS = Traits(
     acknowledges_in_change=False, deduplicates=False, batch_max=1000, bytes_max=900_000, reports_depth=True,
     request_reply=True,
 )  # fmt: skip
+
 """bytes_max: Kafka takes a megabyte with key and headers, if nobody changed it."""
 
 ADMIN_S = 10.0
@@ -1052,8 +1054,7 @@ class KafkaTransport:
 
     async def close(self) -> None:
         if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+            await end_tasks(self._watching)
         await asyncio.gather(*(stream.close() for stream in list(self._streams)))
         await asyncio.gather(*(outlet.close(1.0) for outlet in self._outlets.values()))
         self._outlets.clear()

@@ -67,6 +67,7 @@ from kassa.messaging.members import BEAT_S, Member, Members, share
 from kassa.messaging.model import Arrival, Packet, Receipt, Traits
 from kassa.messaging.supplied import CREDIT, SuppliedBinder
 from kassa.messaging.topology import Topic, lane
+from kassa.supervisor import end_tasks
 
 log = structlog.get_logger("kassa.messaging.rabbitmq")
 
@@ -75,6 +76,7 @@ TRAITS = Traits(
     acknowledges_in_change=False, deduplicates=False, batch_max=1000, bytes_max=15 * 1024 * 1024, reports_depth=True,
     request_reply=True,
 )  # fmt: skip
+
 """bytes_max: RabbitMQ 4 takes 16 MiB unless told otherwise."""
 
 DELIVERIES_MAX = 1000
@@ -320,8 +322,7 @@ class RabbitStream:
         self._is_closed = True
         self.is_up = False
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            await end_tasks(self._keeper)
         await self._drop(self._lanes)
         self._lost = BrokerUnreachable("The subscription was closed.", broker=self._transport.shown)
         self.news.set()
@@ -520,8 +521,7 @@ class RabbitTransport:
 
     async def close(self) -> None:
         if self._heart is not None:
-            self._heart.cancel()
-            await asyncio.gather(self._heart, return_exceptions=True)
+            await end_tasks(self._heart)
         for stream in list(self._streams):
             await stream.close()
         await self._sending.close()

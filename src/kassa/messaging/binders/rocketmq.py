@@ -52,6 +52,7 @@ from kassa.messaging.model import Arrival, Confirmed, Failed, Packet, Receipt, T
 from kassa.messaging.packing import ENVELOPE_TYPE, ID
 from kassa.messaging.supplied import SuppliedBinder
 from kassa.messaging.topology import Topic, lane
+from kassa.supervisor import end_tasks
 
 log = structlog.get_logger("kassa.messaging.rocketmq")
 
@@ -60,6 +61,7 @@ TRAITS = Traits(
     acknowledges_in_change=False, deduplicates=False, batch_max=500, bytes_max=4 * 1024 * 1024 - 64 * 1024,
     reports_depth=True, request_reply=True,
 )  # fmt: skip
+
 """durable: with flushDiskType=SYNC_FLUSH, or replicas. bytes_max: the proxy takes 4 MiB, if nobody changed it. batch_max: what
 goes one by one within a deadline of ten seconds."""
 
@@ -276,9 +278,7 @@ class Link:
             closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        for closing in self._closing:
-            closing.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await end_tasks(*self._closing)
         if self._channel is not None:
             await self._channel.close()
             self._channel = None
@@ -366,8 +366,7 @@ class _Session:
     async def end(self) -> None:
         self.is_over = True
         if self.reader is not None:
-            self.reader.cancel()
-            await asyncio.gather(self.reader, return_exceptions=True)
+            await end_tasks(self.reader)
         self.telemetry.cancel()
 
 
@@ -474,12 +473,9 @@ class RocketStream:
         self._is_closed = True
         self._asked.set()
         # A question that is left alone is answered all the same, and what the answer brings then waits for INVISIBLE_S.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_ANSWER_S):
-                await asyncio.gather(*self._fetchers, return_exceptions=True)
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        if self._fetchers:
+            await asyncio.wait(self._fetchers, timeout=LAST_ANSWER_S)
+        await end_tasks(*self._fetchers, *self._keepers)
         with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 await self._give_back()

@@ -53,12 +53,14 @@ from kassa.messaging.model import (
 )
 from kassa.messaging.topology import Topic
 from kassa.messaging.work import ClaimedMessage
+from kassa.supervisor import end_tasks
 
 TRAITS = Traits(
     durable=False, ordered=True, delay_max_s=0.0, priorities=1, dead_letters=False, counts_attempts=False,
     acknowledges_in_change=False, deduplicates=True, batch_max=500, bytes_max=16 * 1024 * 1024, reports_depth=False,
     request_reply=True,
 )  # fmt: skip
+
 """Of ZeroMQ itself; the hub's PostgreSQL supplies the rest."""
 LEASE_S = 30.0
 """What was on its way to a peer when the hub was killed comes again after so long; peers settle what they hold at any hub."""
@@ -297,9 +299,7 @@ class Hub:
 
     async def stop(self) -> None:
         """Gives back what peers have: another hub may go on at once."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
         for session in self._sessions.values():
             await self._end(session)
         self._sessions.clear()
@@ -493,9 +493,7 @@ class ZeroMQBinder:
         if self._socket is not None:
             with suppress(BrokerUnreachable):
                 await self.call("bye", None, RESEND_S)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await end_tasks(*self._tasks)
             self._socket.close(linger=0)
             self._socket = None
         if self._is_hub:
