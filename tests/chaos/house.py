@@ -25,7 +25,7 @@ from kassa.ids import new_id
 from kassa.journal.verify import verify
 from kassa.tables import TABLES
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """Far more than anything takes, however busy the machine is."""
 CALLBACK_SPEED = 100
 """The provider calls back again after a sixth of a second, not fifteen, and after a quarter of an hour, not a day."""

@@ -182,6 +182,16 @@ async def test_a_cut_connection_leads_to_the_truth(
     await cutter.stop()
 
 
+async def _commit_once_it_is_back(journal: PostgresJournal, change: Change) -> Verdict:
+    """A change that was refused because there is no connection yet is given again."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await journal.commit(change)
+            except DatabaseUnreachable:
+                await asyncio.sleep(0.05)
+
+
 async def test_what_cannot_be_found_out_is_said_to_be_unknown(database_url: str, pool: asyncpg.Pool) -> None:
     cutter = Cutter(database_url)
     journal = await _writer(await cutter.start(), settle_s=0.5)
@@ -195,7 +205,7 @@ async def test_what_cannot_be_found_out_is_said_to_be_unknown(database_url: str,
         await journal.commit(change)
     assert not journal.is_writable
     cutter.is_refusing = False
-    repeated = await journal.commit(paid(payment("o-1", 100, purse.id), "k"))
+    repeated = await _commit_once_it_is_back(journal, paid(payment("o-1", 100, purse.id), "k"))
 
     assert isinstance(repeated, Again)
     assert await _balances(pool) == (0, 900)
