@@ -39,7 +39,7 @@ async def end_tasks(*tasks: "asyncio.Task[Any]") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _is_ended() -> bool:
+def is_ended() -> bool:
     """Whether somebody has cancelled this task, whatever became of that on its way."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
@@ -70,7 +70,7 @@ class Worker:
                 log.warning("worker.waits", worker=self.name, error=self.last_error)
                 pause_s = PAUSE_S
             except asyncio.CancelledError as error:
-                if _is_ended():
+                if is_ended():
                     raise
                 # Nobody has ended us: something inside was cancelled that the loop waited for.
                 self._note(error)
@@ -80,7 +80,7 @@ class Worker:
             finally:
                 # Also where the loop was cancelled: a task that somebody ended does not run.
                 self.is_running = False
-            if _is_ended():
+            if is_ended():
                 return
             if time.monotonic() - started > STEADY_S:
                 pause_s = PAUSE_S

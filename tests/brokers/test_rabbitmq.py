@@ -564,6 +564,29 @@ async def test_deleted_exchange_is_made_again_by_who_sends(transport: RabbitTran
     assert set(ids(await take(stream, 2))) == {"r-1", "r-2"}
 
 
+async def test_channel_that_is_closed_in_the_middle_of_something_ends_no_other(transport: RabbitTransport) -> None:
+    """Whoever is cancelled while he closes a channel leaves the connection, which others use, as it was."""
+    random = Random(7)
+    live = await transport.receiving.live()
+    clock = asyncio.get_running_loop().time
+
+    took_s = 0.0
+    for number in range(150):
+        began = clock()
+        asking = asyncio.create_task(amqp.ask(live, lambda channel: channel.queue_declare(exclusive=True)))
+        if number % 10 == 0:
+            await asking
+            took_s = clock() - began
+        else:
+            await asyncio.sleep(random.random() * took_s)
+        asking.cancel()
+        await asyncio.wait([asking], timeout=20)
+        assert asking.done()
+
+    await amqp.ask(live, lambda channel: channel.exchange_declare("amq.topic", passive=True))
+    assert await transport.receiving.live() is live
+
+
 # A broker that does not take more
 
 

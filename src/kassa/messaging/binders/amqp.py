@@ -32,7 +32,7 @@ from kassa.clock import Clock
 from kassa.errors import BrokerUnreachable, InvariantBroken, SettingInvalid
 from kassa.messaging.model import Confirmed, Failed, Packet, Receipt, Unknown
 from kassa.settings import without_password
-from kassa.supervisor import end_tasks
+from kassa.supervisor import end_tasks, is_ended
 
 log = structlog.get_logger("kassa.messaging.amqp")
 
@@ -356,7 +356,13 @@ class Link:
             self._attempt = asyncio.create_task(self._connect(), name=f"connect to {self._purpose}")
             self._attempt.add_done_callback(_look)
         # An attempt goes on when the one who asked for it first has lost patience.
-        return await asyncio.shield(self._attempt)
+        try:
+            return await asyncio.shield(self._attempt)
+        except asyncio.CancelledError:
+            if is_ended():
+                raise
+            # The attempt was, by `close`.
+            raise BrokerUnreachable("The connection was closed.", broker=self._server.shown) from None
 
     async def close(self) -> None:
         self._is_closed = True
@@ -401,6 +407,10 @@ class Link:
         except (*LOST, StopAsyncIteration) as error:
             wire.cut()
             raise BrokerUnreachable(why(error), broker=self._server.shown) from error
+        except asyncio.CancelledError:
+            # It may be open all the same.
+            wire.cut()
+            raise
         self._live = Live(connection, wire)
         return self._live
 
@@ -431,16 +441,30 @@ def why(error: BaseException) -> str:
 
 
 async def uncancelled(call: Awaitable[T]) -> T:
-    """aiormq ends what waits for a lost connection as if it had been cancelled, which would end our own tasks with it.
+    """Keeps apart what aiormq mixes up: that a connection was lost, and that we were cancelled.
 
-    Raises what aiormq raises, and that as what it is: the connection was lost."""
+    It ends what waits for a lost connection as if that had been cancelled, or with a bare `Exception`; both are told as what they
+    are. And a cancellation of ours it may take for its own, and go on or raise something else: it would be lost, and whoever
+    waits for our end would wait for ever.
+
+    Raises what aiormq raises."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
     try:
-        return await call
+        result = await call
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if is_ended():
             raise
         raise refused.ConnectionClosed(0, "lost") from None
+    except Exception as error:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        if type(error) is Exception:
+            raise refused.ConnectionClosed(0, "lost") from error
+        raise
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 async def ask(live: Live, question: Callable[[Channel], Awaitable[T]]) -> T:
@@ -457,6 +481,12 @@ async def ask(live: Live, question: Callable[[Channel], Awaitable[T]]) -> T:
 
 
 async def close_channel(channel: Channel) -> None:
+    """To its end, also when who asked for it is cancelled: aiormq would say it a second time then, and RabbitMQ ends the whole
+    connection over a channel that is closed twice."""
+    await asyncio.shield(_close_channel(channel))
+
+
+async def _close_channel(channel: Channel) -> None:
     with suppress(*LOST):
         await uncancelled(channel.close(timeout=CONNECT_S))
 

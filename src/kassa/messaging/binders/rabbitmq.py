@@ -321,6 +321,7 @@ class RabbitStream:
             return
         self._is_closed = True
         self.is_up = False
+        self.changed.set()
         if self._keeper is not None:
             await end_tasks(self._keeper)
         await self._drop(self._lanes)
@@ -373,10 +374,12 @@ class RabbitStream:
     # Keeping the lanes
 
     async def _keep(self, live: Live) -> None:
-        """For ever: has the lanes that it should have, and a connection to have them on."""
-        while True:
+        """Until it is closed: has the lanes that it should have, and a connection to have them on."""
+        while not self._is_closed:
             try:
                 await self._mind(live)
+                if self._is_closed:
+                    return
                 self.is_up = False
                 self._lost = BrokerUnreachable("The connection was lost.", broker=self._transport.shown)
                 self.news.set()
@@ -387,9 +390,9 @@ class RabbitStream:
                 await asyncio.sleep(RETRY_S)
 
     async def _mind(self, live: Live) -> None:
-        """Returns when the connection is gone."""
+        """Returns when the connection is gone, or when the stream was closed."""
         live.connection.closing.add_done_callback(lambda _: self.changed.set())
-        while not live.is_over:
+        while not live.is_over and not self._is_closed:
             self.changed.clear()
             wait_s = await self._set_up_or_wait(live)
             with suppress(TimeoutError):
