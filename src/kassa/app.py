@@ -10,7 +10,7 @@ import structlog
 from kassa.channels.registry import open_channel
 from kassa.channels.runner import Runner
 from kassa.clock import Clock, SystemClock
-from kassa.db.pool import connect, open_pool
+from kassa.db.pool import close_pool, connect, open_pool
 from kassa.errors import KassaError, SettingInvalid
 from kassa.ids import Id
 from kassa.journal.writer import PostgresJournal
@@ -164,7 +164,7 @@ class App:
         await self.runner.close()
         await self.webhook_sender.close()
         await self.journal.stop()
-        await self.pool.close()
+        await close_pool(self.pool)
 
     async def _deliveries(self, home: int, root: Id) -> list[Delivery]:
         """What of a payment's story reached the merchant, in the words of the timeline."""

@@ -2,9 +2,11 @@
 
 import socket
 
+import asyncpg
 import pytest
 
-from kassa.db.pool import connect, open_pool, without_password
+from kassa.db import pool as ours
+from kassa.db.pool import close_pool, connect, open_pool, without_password
 from kassa.errors import DatabaseRefused, DatabaseUnreachable
 
 
@@ -17,6 +19,19 @@ async def test_a_session_has_kassas_settings(database_url: str) -> None:
     )
     assert tuple(shown) == ("kassa test", "read committed", "UTC", "off")
     await pool.close()
+
+
+async def test_a_connection_that_nobody_gives_back_keeps_no_pool_open(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "CLOSE_S", 0.1)
+    pool = await open_pool(database_url, application="test")
+    kept = await pool.acquire()
+
+    await close_pool(pool)
+
+    with pytest.raises(asyncpg.InterfaceError):
+        await kept.fetchval("SELECT 1")
 
 
 async def test_a_server_that_is_not_there_is_unreachable() -> None:

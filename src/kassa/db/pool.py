@@ -3,17 +3,23 @@
 Nothing here retries: whoever asks knows whether a repeat is safe.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
+import structlog
 
 from kassa.db.binaries import MAJOR_MIN
 from kassa.errors import DatabaseRefused, DatabaseUnreachable
 
 CONNECT_TIMEOUT_S = 10.0
+CLOSE_S = 10.0
+"""For statements that are under way when everything ends; what was not committed by then has not happened."""
+
+log = structlog.get_logger("kassa.db.pool")
 
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 _UNREACHABLE = (
@@ -51,7 +57,7 @@ async def open_pool(
     timeout_s: float = CONNECT_TIMEOUT_S,
     prepare: Callable[[Any], Awaitable[None]] | None = None,
 ) -> Any:
-    """An asyncpg pool whose connections are like those of `connect`; close it with `await pool.close()`.
+    """An asyncpg pool whose connections are like those of `connect`; close it with `close_pool`.
 
     prepare: runs once on each new connection, e.g. to set plan options. They stay: no session is reset between two users, as that
     would cost a round trip for every query. So whoever borrows a connection leaves no setting, lock or listener behind; `SET
@@ -73,6 +79,16 @@ async def open_pool(
             init=first,
             reset=_leave_as_it_is,
         )
+
+
+async def close_pool(pool: "asyncpg.Pool[Any]") -> None:
+    """Lets those who have a connection end, but not for ever: the database may be frozen, or away without a word."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await pool.close()
+    except TimeoutError:
+        log.warning("pool.cut", within_s=CLOSE_S)
+        pool.terminate()
 
 
 async def _leave_as_it_is(connection: Any) -> None:

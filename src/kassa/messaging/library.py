@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import structlog
 
-from kassa.db.pool import connect, open_pool
+from kassa.db.pool import close_pool, connect, open_pool
 from kassa.errors import InvariantBroken, KassaError, Retry, SettingInvalid
 from kassa.ids import Id, new_id
 from kassa.messaging import outbox
@@ -190,7 +190,7 @@ class Messaging:
             await self._binder.close()
             self._binder = None
         if self._pool is not None:
-            await self._pool.close()
+            await close_pool(self._pool)
             self._pool = None
 
     async def __aenter__(self) -> Self:

@@ -339,6 +339,7 @@ class _Outlet:
         self._burst: list[tuple[_Sending, int, KafkaError | None]] = []
         self._room = asyncio.Event()
         self._is_closing = False
+        self._grace_s = 0.0
         self._ended = asyncio.Event()
         self._is_broken = False
         threading.Thread(target=self._hear, name="kafka reports", daemon=True).start()
@@ -380,9 +381,12 @@ class _Outlet:
 
     async def close(self, grace_s: float) -> None:
         """What is still on its way after that is unknown."""
-        self._is_closing = True
+        # First, since the thread reads it as soon as it sees the other.
         self._grace_s = grace_s
-        await self._ended.wait()
+        self._is_closing = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s + CLOSE_S):
+                await self._ended.wait()
 
     def _make(self) -> Producer:
         return Producer({**self._settings, "error_cb": self._erred})
@@ -391,14 +395,16 @@ class _Outlet:
         with suppress(KafkaException):
             # A connection, so that its number comes with the first try; there is one per half second.
             self._producer.cluster_id(1.0)
-        while not self._is_closing:
-            self._poll(0.25)
+        try:
+            while not self._is_closing:
+                self._poll(0.25)
+                self._hand_over()
+                if self._is_broken:
+                    self._replace()
+            self._end(self._producer, self._grace_s)
             self._hand_over()
-            if self._is_broken:
-                self._replace()
-        self._end(self._producer, self._grace_s)
-        self._hand_over()
-        _tell(self._loop, self._ended.set)
+        finally:
+            _tell(self._loop, self._ended.set)
 
     def _poll(self, timeout_s: float) -> None:
         try:
