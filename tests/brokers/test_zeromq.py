@@ -191,6 +191,17 @@ async def test_only_peers_whose_keys_are_known_are_heard(
             await refused.close()
 
 
+async def test_hub_that_cannot_begin_leaves_nothing_open(parts: tuple[Any, Wakeups], tmp_path: Path) -> None:
+    """Its context would wait for a socket that is left open, for ever."""
+    _, secret = make_keys(tmp_path / "hub", "hub")
+    hub = make_binder(f"zeromq://127.0.0.1:0?role=hub&{query(secret=secret)}", Resources(*parts))
+
+    with pytest.raises(SettingInvalid, match="peers"):
+        await hub.open()
+
+    await hub.close()
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [

@@ -483,25 +483,34 @@ class ZeroMQBinder:
     async def open(self) -> None:
         """Raises BrokerUnreachable when nobody answers there and this process cannot be the hub."""
         self._context = zmq.asyncio.Context()
-        if self._address.role != "peer":
-            self._be_hub()
-        self._connect()
-        await self.call("ping", None, CALL_S)
+        try:
+            if self._address.role != "peer":
+                self._be_hub()
+            self._connect()
+            await self.call("ping", None, CALL_S)
+        except BaseException:
+            await self.close()
+            raise
         self._tasks.append(asyncio.create_task(self._beat(), name="zeromq"))
 
     async def close(self) -> None:
-        if self._socket is not None:
-            with suppress(BrokerUnreachable):
-                await self.call("bye", None, RESEND_S)
-            await end_tasks(*self._tasks)
-            self._socket.close(linger=0)
-            self._socket = None
-        if self._is_hub:
-            await self._hub.stop()
-        if self._authenticator is not None:
-            self._authenticator.stop()
-        if self._context is not None:
-            self._context.term()
+        try:
+            if self._socket is not None:
+                with suppress(BrokerUnreachable):
+                    await self.call("bye", None, RESEND_S)
+                await end_tasks(*self._tasks)
+                self._socket.close(linger=0)
+                self._socket = None
+            if self._is_hub:
+                await self._hub.stop()
+        finally:
+            if self._authenticator is not None:
+                self._authenticator.stop()
+                self._authenticator = None
+            if self._context is not None:
+                # With every socket that is left, also where something went wrong before: it waits for them for ever, and so
+                # does whoever tidies up a context that nobody has ended.
+                self._context.destroy(linger=0)
 
     async def __aenter__(self) -> Self:
         await self.open()
