@@ -23,7 +23,7 @@ from kassa.tables import TABLES
 from servers import Kafka
 
 HOST = "127.0.0.1"
-WAIT_S = 15.0
+WAIT_S = 60.0
 
 
 class OwnKafka(Kafka):

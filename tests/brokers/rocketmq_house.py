@@ -63,7 +63,7 @@ def packet(id: str, key: str = "", body: bytes = b"{}", **headers: str) -> Packe
     return Packet(id, key, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
-async def take(stream: RocketStream, count: int, within_s: float = 30) -> list[Arrival]:
+async def take(stream: RocketStream, count: int, within_s: float = 60) -> list[Arrival]:
     """At least so many, however they come and whatever happens meanwhile."""
     found: list[Arrival] = []
     async with asyncio.timeout(within_s):

@@ -335,7 +335,7 @@ async def test_lane_that_moves_takes_open_packets_along_and_refuses_late_settlem
     def lost() -> list[Arrival]:
         return [arrival for arrival in old[20:] if not one.holds(arrival)]
 
-    await until(has_moved, 20)
+    await until(has_moved)
 
     assert sorted(ids(moved)) == sorted(ids(lost()))
     assert 0 < len({lane(arrival.packet.key, 8) for arrival in lost()}) <= 4
@@ -420,7 +420,7 @@ async def test_topic_deleted_under_a_consumer_and_made_again(kafka: Kafka, trans
         (receipt,) = await transport.send(topic, [packet("gone")], deadline_s=DEADLINE_S, must_arrive=True)
         return isinstance(receipt, Failed) and not receipt.is_retryable
 
-    await until(is_refused, 20)
+    await until(is_refused)
     await provision(transport, topic)
     await send(transport, topic, *(packet(f"new-{number}") for number in range(40)))
 
@@ -447,7 +447,7 @@ async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own
         finally:
             await asyncio.to_thread(own_server.thaw)
 
-        assert 1.9 < took_s < 7
+        assert 1.9 < took_s < 30
         assert all(isinstance(receipt, Unknown) for receipt in receipts[:100])
         assert receipts[100:] == [Failed("too much waits for Kafka in this process", is_retryable=True)] * 50
         again = [packet(f"again-{number}", str(number)) for number in range(50)]
@@ -456,7 +456,7 @@ async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own
             answers = await transport.send(topic, again, deadline_s=2.0, must_arrive=True)
             return answers == [Confirmed()] * 50
 
-        await until(is_taken, 20)
+        await until(is_taken)
         stream = await transport.subscribe(topic, "shop")
         arrivals = await take(stream, 51)
         assert {"before", *(f"again-{number}" for number in range(50))} <= {
@@ -507,7 +507,7 @@ async def test_broker_ends_under_load_and_every_effect_happens_once(
 
 
 async def _end_and_start(bench: Bench, server: OwnKafka, end: str) -> None:
-    await until(lambda: _has_effects(bench, 300), 30)
+    await until(lambda: _has_effects(bench, 300))
     await asyncio.to_thread(server.kill if end == "kill" else server.stop)
     await asyncio.to_thread(server.start)
 
@@ -525,7 +525,7 @@ async def test_rounds_of_kills_stops_and_freezes(own_server: OwnKafka, database_
     async def trouble() -> None:
         for _ in range(8):
             wanted = len(await bench.effects()) + random.randint(100, 400)
-            await until(lambda wanted=wanted: _has_effects(bench, wanted), 60)  # type: ignore[misc]
+            await until(lambda wanted=wanted: _has_effects(bench, wanted))  # type: ignore[misc]
             end = random.choice(["kill", "stop", "freeze"])
             await asyncio.to_thread(getattr(own_server, end))
             await asyncio.sleep(random.uniform(0.0, 3.0))
@@ -548,7 +548,7 @@ async def test_connection_cut_in_the_middle_of_a_batch(own_server: OwnKafka, dat
                 for cuts in range(CUTS):
                     # A batch of records carries their headers.
                     cutter.arm(b"kassa-id", cut)
-                    await until(lambda cuts=cuts: _is_cut(cutter, cuts), 30)  # type: ignore[misc]
+                    await until(lambda cuts=cuts: _is_cut(cutter, cuts))  # type: ignore[misc]
 
             await under_load(bench, 1200, trouble)
             assert cutter.cuts == CUTS

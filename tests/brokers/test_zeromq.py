@@ -126,7 +126,7 @@ async def test_send_without_a_hub_is_unknown_by_its_deadline(database_url: str, 
             (receipt,) = await bench.binder.send(TOPIC.name, [record("r-1")], deadline_s=1.0)
 
             assert isinstance(receipt, Unknown)
-            assert time.monotonic() - began < 6
+            assert time.monotonic() - began < 30
             hub.start()
             assert await bench.binder.send(TOPIC.name, [record("r-1")], deadline_s=10) == [Confirmed()]
 

@@ -52,7 +52,7 @@ class Bench:
         return Change(home=HOME, new=(wallet,), root=id, events=(told,))
 
 
-async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 60.0) -> None:
     """Returns once the claim is true."""
     async with asyncio.timeout(timeout_s):
         is_true = False
@@ -61,7 +61,7 @@ async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -
             is_true = await claim()
 
 
-async def collect(subscription: Subscription, count: int, wait_s: float = 15.0) -> list[Delivery]:
+async def collect(subscription: Subscription, count: int, wait_s: float = 60.0) -> list[Delivery]:
     """At least so many deliveries, however the broker batches them."""
     found: list[Delivery] = []
     async with asyncio.timeout(wait_s):

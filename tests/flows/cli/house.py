@@ -107,7 +107,7 @@ def set_up() -> Iterator[Path]:
                 embedded.stop(running)
 
 
-def wait_until(claim: Any, *, timeout_s: float = 20.0) -> Any:
+def wait_until(claim: Any, *, timeout_s: float = 60.0) -> Any:
     """The first true answer of `claim()`."""
     deadline = time.monotonic() + timeout_s
     while not (answer := claim()):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kassa.api.http import Handler, Limits, Request, Response, Router, Server
 from kassa.errors import Busy, PaymentNotFound
 
-WAIT_S = 5.0
+WAIT_S = 30.0
 
 
 @dataclass

@@ -29,7 +29,7 @@ from kassa.workers.webhooks import Dispatcher, WebhookWorker
 HOME = 7
 
 
-async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> None:
+async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 60.0) -> None:
     """Returns once the claim is true."""
     async with asyncio.timeout(timeout_s):
         is_true = False
@@ -66,7 +66,7 @@ class Shop:
         self.taken.append(taken)
         return web.Response(status=204) if self.answer is None else await self.answer(taken)
 
-    async def wait(self, count: int, timeout_s: float = 10.0) -> list[Taken]:
+    async def wait(self, count: int, timeout_s: float = 60.0) -> list[Taken]:
         """Returns once `count` requests came."""
 
         async def came() -> bool:

@@ -522,6 +522,8 @@ class RocketStream:
                 messages = await self._ask(session, broker, attempt)
             except (
                 grpc.aio.AioRpcError,
+                # The connection of this session was given up by somebody else, and is closed by now.
+                grpc.aio.UsageError,
                 BrokerUnreachable,
                 QueueNotFound,
                 QueueMismatch,
