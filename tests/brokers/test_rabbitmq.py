@@ -651,6 +651,25 @@ async def test_full_local_queue_fails_what_never_left_us(
         assert await send(transport, topic, packet("r-500")) == [Confirmed()]
 
 
+async def test_frozen_broker_keeps_nobody_from_closing(own_server: RabbitMQ, database_url: str) -> None:
+    """Also while more is to be written than it takes."""
+    async with open_transport(own_server.url, database_url) as transport:
+        topic = await ready(transport)
+        await send(transport, topic, packet("r-0"))
+        own_server.freeze()
+        try:
+            large = [packet(f"r-{n}", body=bytes(5_000_000)) for n in range(10)]
+            sending = asyncio.create_task(transport.send(topic, large, deadline_s=200, must_arrive=True))
+            await asyncio.sleep(1)
+            async with asyncio.timeout(60):
+                await transport.close()
+                receipts = await sending
+        finally:
+            own_server.thaw()
+
+        assert {type(receipt) for receipt in receipts} <= {Unknown, Failed}
+
+
 async def test_frozen_broker_is_left_by_the_deadline_and_found_again(own_server: RabbitMQ, database_url: str) -> None:
     topic = new_topic()
     async with open_bench(own_server.url, database_url, topic) as bench, consuming(bench):

@@ -369,9 +369,14 @@ class Link:
         if self._attempt is not None:
             await end_tasks(self._attempt)
         if self._live is not None:
-            with suppress(*LOST):
-                await uncancelled(self._live.connection.close(timeout=CONNECT_S))
-            self._live.wire.cut()
+            # aiormq waits until everything is written, and a broker that is frozen takes nothing more.
+            cutting = asyncio.get_running_loop().call_later(CONNECT_S, self._live.wire.cut)
+            try:
+                with suppress(*LOST):
+                    await uncancelled(self._live.connection.close())
+            finally:
+                cutting.cancel()
+                self._live.wire.cut()
 
     async def _connect(self) -> Live:
         self._mends = self._mends or (self._live is not None and _was_undecodable(self._live.connection))
