@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import hang
 import tally
@@ -48,6 +49,10 @@ WORDS = {
     "flows/bench/": "rabbitmq", "flows/cli/test_brokers": "rabbitmq", "tests/examples/": "rabbitmq",
 }  # fmt: skip
 """Whose server a test needs, by what its name has in it."""
+
+# A busy machine is no fault of the code under test.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 S = TypeVar("S", bound=Server)
 
