@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-LIMIT_S = 300
+LIMIT_S = 600
 LIMIT_LONG_S = 3_600
 """Of one phase (set-up, call, teardown) of a test, and of one marked `long`."""
 AGAIN_S = 30
