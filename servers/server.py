@@ -33,7 +33,7 @@ _PORTS = range(15_000, 32_000)
 """Below the ports that Linux gives to clients: a client that tries to reconnect could be given the server's own port,
 and would then talk to itself, and the server could not start again."""
 _PORT_TRIES_MAX = 1000
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 240.0
 """Some seconds on a quiet machine; a busy one with a slow disk may need many."""
 _STOP_TIMEOUT_S = 60.0
 _COMMAND_TIMEOUT_S = 120.0

@@ -25,14 +25,17 @@ async def send(
     key: str = "",
     properties: Mapping[str, str] | None = None,
     is_gzip: bool = False,
+    message_group: str = "",
 ) -> str:
-    """Send a normal message; the id that the broker has confirmed. is_gzip: say that the body is compressed."""
+    """Send one message; the id that the broker has confirmed. is_gzip: say that the body is compressed. message_group: of a
+    message of the type FIFO; without one it is a normal message."""
     message = model.Message(
         topic=model.Resource(name=topic),
         user_properties=properties or {},
         system_properties=model.SystemProperties(
             message_id=uuid4().hex.upper(),
-            message_type=model.MessageType.NORMAL,
+            message_type=model.MessageType.FIFO if message_group else model.MessageType.NORMAL,
+            message_group=message_group,
             body_encoding=model.Encoding.GZIP if is_gzip else model.Encoding.IDENTITY,
             born_host="127.0.0.1",
             keys=[key] if key else [],

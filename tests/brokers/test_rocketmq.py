@@ -21,6 +21,8 @@ from brokers.rocketmq_house import (
     take,
     tell_broker,
 )
+from chaos.brokers.line import Line
+from chaos.brokers.posts import with_port
 from conformance.journal.cutter import Cut, Cutter
 from conformance.messaging.house import Bench, collect, record, until
 from kassa.db import embedded
@@ -483,6 +485,28 @@ async def test_connection_cut_at_an_acknowledgement_repeats_no_effect(rocketmq: 
 
 async def has_cut(cutter: Cutter, times: int) -> bool:
     return cutter.cuts >= times
+
+
+@pytest.mark.parametrize("deadline_s", [1.0, 30.0])
+async def test_who_only_sends_leaves_a_line_that_is_open_at_his_end_alone(
+    rocketmq: RocketMQ, deadline_s: float
+) -> None:
+    """As the relay does: there is no receiving that would notice."""
+    line = Line(rocketmq.port("grpc"))
+    try:
+        async with open_transport(with_port(rocketmq.url, await line.start())) as transport:
+            topic = await ready(transport)
+            assert await send(transport, topic, packet("r-0")) == [Confirmed()]
+            line.forget()
+
+            receipts = [
+                await transport.send(topic, [packet("r-1")], deadline_s=deadline_s, must_arrive=True)
+                for _ in range(round(60 / deadline_s))
+            ]
+
+            assert receipts[0] != [Confirmed()] and receipts[-1] == [Confirmed()]
+    finally:
+        await line.stop()
 
 
 async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own_server: RocketMQ) -> None:

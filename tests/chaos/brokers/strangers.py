@@ -59,8 +59,11 @@ async def litter(post: Post, database_url: str) -> int:
                 messages = [{"value": piece} for piece in GARBAGE]
                 await asyncio.to_thread(kafka_house.publish, kafka.server.bootstrap, topic, *messages)
         case Rocket() as rocket:
+            # It takes no message that is empty.
             for piece in GARBAGE[1:]:
-                await rocketmq_client.send(rocket.server.endpoint, topic_name("payment_order"), piece)
+                endpoint = rocket.server.endpoint
+                await rocketmq_client.send(endpoint, topic_name("payment_order"), piece)
+                await rocketmq_client.send(endpoint, topic_name(EVENTS.name), piece, message_group="somebody")
         case _:
             connection_: Any = await asyncpg.connect(database_url)
             for text in ("[[[[", '{"order_id": 1}', '"text"'):

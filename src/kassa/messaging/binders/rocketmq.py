@@ -32,7 +32,7 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -255,6 +255,8 @@ class Link:
         self.shown = server.shown
         self._server = server
         self._channel: Channel | None = None
+        self._silent_since: float | None = None
+        """When the first of the questions was asked that nothing has been answered since."""
         self._closing: set[asyncio.Task[None]] = set()
 
     async def live(self, within_s: float = CONNECT_S) -> Channel:
@@ -269,10 +271,27 @@ class Link:
             raise BrokerUnreachable(f"{self.shown} cannot be reached.", broker="rocketmq") from None
         return channel
 
+    async def answer(self, channel: Channel, call: Awaitable[Any]) -> Any:
+        """Of a call on this channel. Where nothing has been answered for LATE_S the channel is left: a line that is open at our
+        end alone says nothing, for ever. Raises AioRpcError."""
+        clock = asyncio.get_running_loop().time
+        if self._silent_since is None:
+            self._silent_since = clock()
+        try:
+            answer = await call
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._silent_since = None
+            elif self._silent_since is not None and clock() - self._silent_since >= LATE_S:
+                self.renew(channel)
+            raise
+        self._silent_since = None
+        return answer
+
     def renew(self, dead: Channel) -> None:
         """Nothing answers on it. Calls on it have their time to end by themselves."""
         if self._channel is dead:
-            self._channel = None
+            self._channel = self._silent_since = None
             closing = asyncio.create_task(dead.close(POLL_S + LATE_S), name="dead channel")
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
@@ -867,9 +886,7 @@ class RocketTransport:
         channel = await self.link.live(2 * CONNECT_S)
         try:
             # Any question; one that is refused shows that the URL has no right.
-            answer = await channel.query_route(
-                self._route_request("kassa"), metadata=self._identity.metadata(), timeout=CONNECT_S
-            )
+            answer = await self._ask_route(channel, "kassa")
         except grpc.aio.AioRpcError as error:
             await self.link.close()
             raise BrokerUnreachable(f"{self.link.shown}: {_why(error)}", broker="rocketmq") from error
@@ -998,9 +1015,10 @@ class RocketTransport:
             return Failed("RocketMQ does not take it in time", is_retryable=True)
         messages = [message_of(sending.packets[place], sending.topic, sending.groups[place]) for place in step]
         try:
-            answer = await channel.send(
+            sent = channel.send(
                 make("SendMessageRequest", messages=messages), metadata=self._identity.metadata(), timeout=left_s
             )
+            answer = await self.link.answer(channel, sent)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 return Unknown("RocketMQ has not confirmed it in time")
@@ -1137,10 +1155,7 @@ class RocketTransport:
 
     async def _route(self, name: str) -> _Route:
         """Raises _Refused, BrokerUnreachable, AioRpcError."""
-        channel = await self.link.live()
-        answer = await channel.query_route(
-            self._route_request(name), metadata=self._identity.metadata(), timeout=CONNECT_S
-        )
+        answer = await self._ask_route(await self.link.live(), name)
         _require_ok(answer.status)
         queues = answer.message_queues
         return _Route(
@@ -1148,10 +1163,12 @@ class RocketTransport:
             frozenset(one for queue in queues for one in queue.accept_message_types),
         )
 
-    def _route_request(self, name: str) -> Any:
+    async def _ask_route(self, channel: Channel, name: str) -> Any:
         proxy = self.server.proxy
         endpoints = make("Endpoints", scheme=3, addresses=[make("Address", host=proxy.host, port=proxy.port)])
-        return make("QueryRouteRequest", topic=resource(name), endpoints=endpoints)
+        request = make("QueryRouteRequest", topic=resource(name), endpoints=endpoints)
+        asked = channel.query_route(request, metadata=self._identity.metadata(), timeout=CONNECT_S)
+        return await self.link.answer(channel, asked)
 
     async def _masters(self) -> list[Address]:
         if self.server.name_server is None:
