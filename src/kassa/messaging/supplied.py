@@ -290,9 +290,8 @@ class SuppliedSubscription:
             left_s = deadline - clock()
             if left_s <= 0:
                 return []
-            if await self._watch.wait(max(0.0, min(left_s, self._look_at - clock()))) and not self._has_news():
-                # Nothing came from the broker, so what woke us is in the tables.
-                self._look_at = 0.0
+            if await self._watch.wait(max(0.0, min(left_s, self._look_at - clock()))):
+                self._look_at = min(self._look_at, clock() + GLANCE_S) if self._has_news() else 0.0
         return []
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
@@ -310,7 +309,7 @@ class SuppliedSubscription:
 
     async def close(self, drain_s: float) -> None:
         self._is_closed = True
-        self._watch.set()
+        self._watch.nudge()
         await end_tasks(*self._pumps, *([self._looking] if self._looking else []))
         if self._held:
             self._drained.clear()
@@ -333,12 +332,12 @@ class SuppliedSubscription:
                 arrivals = await ahead.stream.receive(ahead.credit, ASK_S)
             except BrokerUnreachable as error:
                 ahead.lost = error
-                self._watch.set()
+                self._watch.nudge()
                 await asyncio.sleep(PAUSE_S)
                 continue
             if arrivals:
                 ahead.bring(arrivals, max(CREDIT, self._batch), clock())
-                self._watch.set()
+                self._watch.nudge()
                 if self._looking is None:
                     self._looking = asyncio.create_task(self._look(), name="look for parked records")
 
@@ -358,7 +357,7 @@ class SuppliedSubscription:
             self._looking = None
 
     async def _from_memory(self, limit: int, now: float) -> list[Delivery]:
-        """What is due in our own queue. Most of the time there is nothing, so it is looked at when something woke us, when
+        """What is due in our own queue. Most of the time there is nothing, so it is looked at when a wake-up came, when
         something is due, and else four times a second."""
         if now < self._look_at:
             return []
@@ -404,9 +403,10 @@ class SuppliedSubscription:
 
     async def _open(self, ahead: _Ahead, limit: int) -> None:
         """The records of as many packets as make up `limit`, ready to be handed out."""
+        if ahead.arrivals:
+            self._opened_at = max(self._opened_at, ahead.came_at)
         while ahead.arrivals and len(self._deliveries) < limit:
             arrival = ahead.arrivals.popleft()
-            self._opened_at = max(self._opened_at, ahead.came_at)
             try:
                 records = unpack(arrival.packet, new_id)
             except Undecodable as error:

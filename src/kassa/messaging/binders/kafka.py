@@ -634,6 +634,7 @@ class KafkaStream:
                 self._topic_id = topic_id
                 for held in self._held.values():
                     held.is_held = False
+                self._buffer.clear()
                 self._orders.notify()
 
     async def close(self) -> None:
@@ -650,12 +651,8 @@ class KafkaStream:
 
     def _take(self, limit: int) -> list[Arrival]:
         """What is there, and an order for more. Raises BrokerUnreachable when nothing comes for a reason."""
-        found: list[Arrival] = []
         with self._orders:
-            while self._buffer and len(found) < limit:
-                arrival = self._buffer.popleft()
-                if self.holds(arrival):
-                    found.append(arrival)
+            found = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
             self._credit = limit
             self._orders.notify()
             trouble, self._trouble = self._trouble, None
