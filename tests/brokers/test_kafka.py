@@ -33,6 +33,7 @@ from conformance.messaging.house import Bench, collect, until
 from kassa.db import embedded
 from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import Id
+from kassa.messaging.binder import Binder
 from kassa.messaging.binders.kafka import SESSION_S, KafkaTransport, read_url
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, LogRecord, Packet, Place, Unknown
 from kassa.messaging.packing import single
@@ -263,10 +264,21 @@ async def test_garbage_is_received_and_stops_nobody(kafka: Kafka, database_url: 
         assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 3
         (letter,) = await bench.letters.browse(f"{topic.name}:shop")
         assert "cannot be read" in letter.reason
-        assert (await bench.binder.depth(topic.name, "shop")).waiting == 0
+        await until_depth(bench.binder, topic, 0)
 
 
 # Settling
+
+
+async def until_depth(asked: KafkaTransport | Binder, topic: Topic, expected: int) -> None:
+    """Offsets are committed in the background."""
+
+    async def is_there() -> bool:
+        if isinstance(asked, KafkaTransport):
+            return await asked.depth(topic, "shop") == expected
+        return (await asked.depth(topic.name, "shop")).waiting == expected
+
+    await until(is_there)
 
 
 async def test_offset_is_committed_up_to_the_first_that_is_not_settled(transport: KafkaTransport) -> None:
@@ -278,7 +290,7 @@ async def test_offset_is_committed_up_to_the_first_that_is_not_settled(transport
     assert await stream.settle([arrivals[1], arrivals[3]]) == [True, True]
     assert await transport.depth(topic, "shop") == 5
     assert await stream.settle([arrivals[0]]) == [True]
-    assert await transport.depth(topic, "shop") == 3
+    await until_depth(transport, topic, 3)
 
     await stream.close()
     assert await stream.settle([arrivals[2]]) == [False]
@@ -300,7 +312,39 @@ async def test_restarted_stream_brings_again_what_was_not_settled_in_order(trans
     assert ids(again) == [f"r-{number}" for number in range(50, 300)]
     assert again[0].epoch > old[0].epoch
     assert await stream.settle(again) == [True] * 250
+    await until_depth(transport, topic, 0)
+
+
+async def test_closing_waits_for_the_commit_of_what_was_settled_a_moment_before(transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic())
+    await send(transport, topic, *(packet(f"r-{number}", str(number)) for number in range(100)))
+    stream = await transport.subscribe(topic, "shop")
+    arrivals = await take(stream, 100)
+
+    assert await stream.settle(arrivals) == [True] * 100
+    await stream.close()
+
     assert await transport.depth(topic, "shop") == 0
+
+
+async def test_commit_that_the_broker_did_not_take_is_made_again(own_server: OwnKafka) -> None:
+    """Nobody settles anything after it."""
+    topic = new_topic()
+    async with open_transport(own_server.url) as everybody, open_transport(own_server.safe_url) as transport:
+        await provision(everybody, topic)
+        await send(everybody, topic, packet("r-1"))
+        allow(own_server, topic, "READ", "DESCRIBE")
+        stream = await transport.subscribe(topic, "shop")
+        arrivals = await take(stream, 1)
+        forbid(own_server, topic, "READ")
+
+        assert await stream.settle(arrivals) == [True]
+        await asyncio.sleep(1.0)
+        assert await everybody.depth(topic, "shop") == 1
+        allow(own_server, topic, "READ")
+
+        await until_depth(everybody, topic, 0)
+        assert stream.holds(arrivals[0])
 
 
 async def test_consumer_that_nobody_asks_keeps_its_place_and_a_bounded_lot(transport: KafkaTransport) -> None:
@@ -343,7 +387,7 @@ async def test_lane_that_moves_takes_open_packets_along_and_refuses_late_settlem
     assert await two.settle(moved) == [True] * len(moved)
     kept = [arrival for arrival in old if one.holds(arrival)]
     assert await one.settle(kept) == [True] * len(kept)
-    assert await transport.depth(topic, "shop") == 0
+    await until_depth(transport, topic, 0)
     await two.close()
 
 
@@ -630,4 +674,23 @@ def allow(server: OwnKafka, topic: Topic, *operations: str) -> None:
         if kind == ResourceType.TOPIC or operation != "WRITE"
     ]  # fmt: skip
     for future in admin.create_acls(bindings).values():
+        future.result()
+
+
+def forbid(server: OwnKafka, topic: Topic, operation: str) -> None:
+    """Takes a right on the topic, not on its groups, from the user of the TLS door."""
+    from confluent_kafka.admin import (  # type: ignore[attr-defined]
+        AclBindingFilter,
+        AclOperation,
+        AclPermissionType,
+        ResourcePatternType,
+        ResourceType,
+    )
+
+    admin = AdminClient({"bootstrap.servers": server.bootstrap})
+    one = AclBindingFilter(
+        ResourceType.TOPIC, topic.name, ResourcePatternType.PREFIXED, f"User:{server.username}", "*",
+        AclOperation[operation], AclPermissionType.ALLOW,
+    )  # fmt: skip
+    for future in admin.delete_acls([one]).values():
         future.result()

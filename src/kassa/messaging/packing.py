@@ -75,11 +75,11 @@ def single(record: Record) -> Packet:
 
 
 def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
-    headers = dict(packet.headers)
+    headers = packet.headers.copy()
     id = headers.pop(ID, "") or headers.get("ce-id", "") or packet.id or new_name()
     key = headers.pop(KEY, packet.key)
-    priority = min(_number(headers.pop(PRIORITY, ""), _PRIORITY), 9)
-    home = _number(headers.pop(HOME, ""), 0)
+    priority = min(_number(headers.pop(PRIORITY), _PRIORITY), 9) if PRIORITY in headers else _PRIORITY
+    home = _number(headers.pop(HOME), 0) if HOME in headers else 0
     return Record(id, key, packet.body, headers, priority, 0.0, home)
 
 
@@ -110,7 +110,10 @@ class _Item(msgspec.Struct, omit_defaults=True, kw_only=True):
     """JSON text of the headers that are no attribute of a CloudEvent: an extension's value may not be an object."""
 
 
-_ATTRIBUTES = ("specversion", "source", "type", "subject", "time", "sequence")
+_ATTRIBUTES = {
+    name: f"ce-{name}" for name in ("specversion", "source", "type", "subject", "time", "sequence")
+}  # fmt: skip
+"""Each with its header."""
 _encode = msgspec.json.Encoder().encode
 _decode_items = msgspec.json.Decoder(list[_Item]).decode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -147,7 +150,7 @@ def _envelope(number: int, first: str, items: Sequence[bytes]) -> Packet:
 
 def _item(record: Record, sent_at: str) -> _Item:
     headers = dict(record.headers)
-    attributes = {name: headers.pop(f"ce-{name}", "") for name in _ATTRIBUTES}
+    attributes = {name: headers.pop(header, "") for name, header in _ATTRIBUTES.items()}
     headers.pop("ce-id", None)
     content_type = headers.pop("content-type", "")
     item = _Item(
@@ -192,8 +195,8 @@ def _record(item: _Item) -> Record:
         headers["content-type"] = item.datacontenttype
     if item.type and item.type != RECORD_TYPE:
         headers["ce-id"] = item.id
-        for name in _ATTRIBUTES:
+        for name, header in _ATTRIBUTES.items():
             if value := getattr(item, name):
-                headers[f"ce-{name}"] = value
+                headers[header] = value
     body = base64.b64decode(item.data_base64, validate=True) if item.data_base64 else bytes(item.data)
     return Record(item.id, item.kassakey, body, headers, item.kassapriority, 0.0, item.kassahome)

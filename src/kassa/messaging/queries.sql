@@ -219,6 +219,13 @@ SELECT k.key
           AND (lease > 0 OR due <= clock_timestamp())
         LIMIT 1) AS m;
 
+-- name: no_messages
+-- Whether nothing is in a queue.
+SELECT NOT EXISTS (
+       SELECT 1
+         FROM message
+        WHERE topic = $1);
+
 -- name: group_paused
 -- Whether a group gets nothing for now.
 SELECT paused

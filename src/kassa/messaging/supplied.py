@@ -7,6 +7,7 @@ and are operated by the same commands (docs/decisions/0005).
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -42,7 +43,12 @@ from kassa.supervisor import end_tasks
 log = structlog.get_logger("kassa.messaging.supplied")
 
 CREDIT = 100
-"""Packets asked for at once and kept until somebody wants them: one batch per class at most is fetched ahead."""
+"""Packets of one class that are asked for at once and kept until somebody wants them, at most; or as many as whoever receives
+asks for, if that is more."""
+CREDIT_FIRST, AHEAD_BYTES = 10, 512 * 1024
+"""Packets may be envelopes of many records, so what is fetched ahead is bounded in bytes, by the size of the last ones."""
+FRESH_S = 0.1
+"""That our own queue is empty is believed for so long."""
 ASK_S = 1.0
 """A broker is asked for so long at a time: a group that is paused takes nothing more after that."""
 CRASHES_MAX = 5
@@ -210,9 +216,20 @@ class _Ahead:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.arrivals: deque[Arrival] = deque()
+        self.came_at = -math.inf
+        """When the last ones came, by the loop's clock."""
+        self.credit = CREDIT_FIRST
         self.has_room = asyncio.Event()
         self.has_room.set()
         self.lost: BrokerUnreachable | None = None
+
+    def bring(self, arrivals: Sequence[Arrival], limit: int, now: float) -> None:
+        """These came. limit: how many may come next."""
+        self.arrivals.extend(arrivals)
+        self.came_at = now
+        self.has_room.clear()
+        size = sum([len(one.packet.body) for one in arrivals]) // len(arrivals)
+        self.credit = max(1, min(limit, 2 * self.credit, AHEAD_BYTES // max(1, size)))
 
 
 class SuppliedSubscription:
@@ -238,8 +255,19 @@ class SuppliedSubscription:
         self._ahead = [_Ahead(stream) for stream in streams]
         self._deliveries: deque[Delivery] = deque()
         """Opened and not handed out yet: the rest of an envelope."""
-        self._held: dict[int, _Parcel] = {}
-        """Parcels in hand, by identity."""
+        self._held: set[_Parcel] = set()
+        """Parcels in hand."""
+        self._batch = 0
+        """As many as the last one who received asked for."""
+        self._opened_at = -math.inf
+        """When the last packets came that were opened."""
+        self._empty_at = -math.inf
+        """When the last look began that found our own queue empty."""
+        self._kept_at = -math.inf
+        """When something was last put there from here, or taken."""
+        self._keeping = 0
+        """How much is being put there now."""
+        self._looking: asyncio.Task[None] | None = None
         self._drained = asyncio.Event()
         self._is_closed = False
         self._is_paused = False
@@ -252,6 +280,7 @@ class SuppliedSubscription:
     async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
+        self._batch = limit
         while not self._is_closed:
             found = await self._from_memory(max(1, limit // 2), clock())
             if not self._is_paused:
@@ -261,9 +290,8 @@ class SuppliedSubscription:
             left_s = deadline - clock()
             if left_s <= 0:
                 return []
-            if await self._watch.wait(max(0.0, min(left_s, self._look_at - clock()))) and not self._has_news():
-                # Nothing came from the broker, so what woke us is in the tables.
-                self._look_at = 0.0
+            if await self._watch.wait(max(0.0, min(left_s, self._look_at - clock()))):
+                self._look_at = min(self._look_at, clock() + GLANCE_S) if self._has_news() else 0.0
         return []
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
@@ -281,8 +309,8 @@ class SuppliedSubscription:
 
     async def close(self, drain_s: float) -> None:
         self._is_closed = True
-        self._watch.set()
-        await end_tasks(*self._pumps)
+        self._watch.nudge()
+        await end_tasks(*self._pumps, *([self._looking] if self._looking else []))
         if self._held:
             self._drained.clear()
             with suppress(TimeoutError):
@@ -295,24 +323,41 @@ class SuppliedSubscription:
 
     async def _pump(self, ahead: _Ahead) -> None:
         """Asks the broker whenever there is room, so that one class never waits for another."""
+        clock = asyncio.get_running_loop().time
         while True:
             await ahead.has_room.wait()
             # What waits for a paused group waits at the broker, where it is counted and may be purged.
             await self._resumed.wait()
             try:
-                arrivals = await ahead.stream.receive(CREDIT, ASK_S)
+                arrivals = await ahead.stream.receive(ahead.credit, ASK_S)
             except BrokerUnreachable as error:
                 ahead.lost = error
-                self._watch.set()
+                self._watch.nudge()
                 await asyncio.sleep(PAUSE_S)
                 continue
             if arrivals:
-                ahead.arrivals.extend(arrivals)
-                ahead.has_room.clear()
-                self._watch.set()
+                ahead.bring(arrivals, max(CREDIT, self._batch), clock())
+                self._watch.nudge()
+                if self._looking is None:
+                    self._looking = asyncio.create_task(self._look(), name="look for parked records")
+
+    async def _look(self) -> None:
+        """Whether our own queue is empty, asked after packets came and while those before them are handled."""
+        clock = asyncio.get_running_loop().time
+        began = -math.inf
+        try:
+            while began < max([ahead.came_at for ahead in self._ahead]):
+                began = clock()
+                if await self._tables.is_empty(self._topic, self._group):
+                    self._empty_at = began
+        except BrokerUnreachable:
+            # Who wants to hand them out asks for himself, and is told.
+            pass
+        finally:
+            self._looking = None
 
     async def _from_memory(self, limit: int, now: float) -> list[Delivery]:
-        """What is due in our own queue. Most of the time there is nothing, so it is looked at when something woke us, when
+        """What is due in our own queue. Most of the time there is nothing, so it is looked at when a wake-up came, when
         something is due, and else four times a second."""
         if now < self._look_at:
             return []
@@ -325,6 +370,7 @@ class SuppliedSubscription:
         found: list[Delivery] = []
         if due_s is not None and due_s <= 0:
             found = await self._memory.receive(limit, 0.0)
+            self._kept_at = asyncio.get_running_loop().time()
         soon_s = 0.0 if found else POLL_S if due_s is None else min(max(due_s, GLANCE_S), POLL_S)
         self._look_at = now + soon_s
         return found
@@ -336,53 +382,57 @@ class SuppliedSubscription:
                 lost = ahead.lost
                 ahead.lost = None
         for ahead in self._ahead:
-            while ahead.arrivals and len(self._deliveries) < limit:
-                await self._open(ahead)
+            await self._open(ahead, limit)
         ready: list[Delivery] = []
+        crashed: list[Delivery] = []
         while self._deliveries and len(ready) < limit:
             delivery = self._deliveries.popleft()
             parcel = _parcel(delivery)
-            if parcel.stream.holds(parcel.arrival):
-                ready.append(delivery)
-            else:
+            if not parcel.stream.holds(parcel.arrival):
                 self._let_go([parcel])
+                continue
+            ready.append(delivery)
+            if parcel.arrival.redeliveries >= CRASHES_MAX:
+                crashed.append(delivery)
         if not ready and lost is not None:
             raise lost
-        return await self._past_parked(ready) if ready else []
+        return await self._past_parked(ready, crashed) if ready else []
 
     def _has_news(self) -> bool:
         return any(ahead.arrivals or ahead.lost for ahead in self._ahead)
 
-    async def _open(self, ahead: _Ahead) -> None:
-        """The first packet's records, ready to be handed out."""
-        arrival = ahead.arrivals.popleft()
+    async def _open(self, ahead: _Ahead, limit: int) -> None:
+        """The records of as many packets as make up `limit`, ready to be handed out."""
+        if ahead.arrivals:
+            self._opened_at = max(self._opened_at, ahead.came_at)
+        while ahead.arrivals and len(self._deliveries) < limit:
+            arrival = ahead.arrivals.popleft()
+            try:
+                records = unpack(arrival.packet, new_id)
+            except Undecodable as error:
+                # One whose session is over comes again elsewhere.
+                if ahead.stream.holds(arrival):
+                    await self._bury_whole(ahead.stream, arrival, str(error))
+                continue
+            parcel = _Parcel(arrival, ahead.stream, len(records))
+            self._held.add(parcel)
+            if not records:
+                await self._finish([parcel])
+            for record in records:
+                self._deliveries.append(Delivery(record, 0, arrival.sent_at, parcel, arrival.epoch))
         if not ahead.arrivals:
             ahead.has_room.set()
-        try:
-            records = unpack(arrival.packet, new_id)
-        except Undecodable as error:
-            # One whose session is over comes again elsewhere.
-            if ahead.stream.holds(arrival):
-                await self._bury_whole(ahead.stream, arrival, str(error))
-            return
-        parcel = _Parcel(arrival, ahead.stream, len(records))
-        self._held[id(parcel)] = parcel
-        if not records:
-            await self._finish([parcel])
-        for record in records:
-            self._deliveries.append(Delivery(record, 0, arrival.sent_at, parcel, arrival.epoch))
 
-    async def _past_parked(self, ready: list[Delivery]) -> list[Delivery]:
+    async def _past_parked(self, ready: list[Delivery], crashed: Sequence[Delivery]) -> list[Delivery]:
         """Those that nothing holds up. What is behind a parked record of its key is parked too, and so is what has ended
         too many consumers, so that it goes on alone."""
         keys = {one.record.key for one in ready}
-        crashed = [one for one in ready if _crashes(one) >= CRASHES_MAX]
         held_up = {one.record.key for one in crashed}
         # Those without a key have no order, so nothing holds them up but themselves.
         keys.discard("")
         held_up.discard("")
         try:
-            if keys:
+            if keys and not await self._nothing_waits():
                 held_up |= await self._tables.parked_keys(self._topic, self._group, sorted(keys))
             if held_up or crashed:
                 return await self._park_behind(ready, held_up)
@@ -391,6 +441,24 @@ class SuppliedSubscription:
             await self._start_again({_parcel(one).stream for one in ready})
             raise
         return ready
+
+    async def _nothing_waits(self) -> bool:
+        """Whether our own queue was empty when these had come, and nothing was put there from here since. What somebody else puts
+        there later did not come before these: a lane's consumer parks what he has before he lets go of it."""
+        if self._looking is not None:
+            await asyncio.wait([self._looking])
+        since = max(self._opened_at, asyncio.get_running_loop().time() - FRESH_S)
+        return self._empty_at >= since and self._empty_at > self._kept_at and not self._keeping
+
+    async def _park(self, rows: Sequence[tuple[Record, float, int, str | None]]) -> None:
+        """Into our own queue. Raises BrokerUnreachable."""
+        self._keeping += 1
+        try:
+            await self._tables.park(self._topic, self._group, rows)
+        finally:
+            self._keeping -= 1
+            self._kept_at = asyncio.get_running_loop().time()
+        self._look_at = 0.0
 
     async def _park_behind(self, ready: list[Delivery], held_up: set[str]) -> list[Delivery]:
         """Parks what is of these keys or has ended too many consumers; the others. Raises BrokerUnreachable."""
@@ -405,8 +473,7 @@ class SuppliedSubscription:
             else:
                 going.append(one)
         if behind:
-            await self._tables.park(self._topic, self._group, rows)
-            self._look_at = 0.0
+            await self._park(rows)
             await self._count_down(behind)
         return going
 
@@ -427,8 +494,7 @@ class SuppliedSubscription:
             if dead:
                 await self._tables.bury(self._topic, self._group, dead)
             if later:
-                await self._tables.park(self._topic, self._group, later)
-                self._look_at = 0.0
+                await self._park(later)
         except BrokerUnreachable as error:
             log.warning("supplied.memory_away", topic=self._topic, group=self._group, error=str(error))
             await self._start_again({_parcel(delivery).stream for delivery, _ in settled})
@@ -445,23 +511,21 @@ class SuppliedSubscription:
             if parcel.left == 0:
                 finished.append(parcel)
         refused = await self._finish(finished)
-        return [id(parcel) not in refused for parcel in parcels]
+        return [parcel not in refused for parcel in parcels]
 
-    async def _finish(self, parcels: Sequence[_Parcel]) -> set[int]:
+    async def _finish(self, parcels: Sequence[_Parcel]) -> set[_Parcel]:
         """Settles packets with the broker; says which it did not take."""
-        refused: set[int] = set()
-        by_stream: dict[int, list[_Parcel]] = {}
-        for parcel in parcels:
-            by_stream.setdefault(id(parcel.stream), []).append(parcel)
-        for some in by_stream.values():
-            answers = await some[0].stream.settle([parcel.arrival for parcel in some])
-            refused.update(id(parcel) for parcel, answer in zip(some, answers, strict=True) if not answer)
+        refused: set[_Parcel] = set()
+        for ahead in self._ahead:
+            some = [parcel for parcel in parcels if parcel.stream is ahead.stream]
+            if some:
+                answers = await ahead.stream.settle([parcel.arrival for parcel in some])
+                refused.update(parcel for parcel, answer in zip(some, answers, strict=True) if not answer)
         self._let_go(parcels)
         return refused
 
     def _let_go(self, parcels: Iterable[_Parcel]) -> None:
-        for parcel in parcels:
-            self._held.pop(id(parcel), None)
+        self._held.difference_update(parcels)
         if not self._held:
             self._drained.set()
 
@@ -485,7 +549,7 @@ class SuppliedSubscription:
                 ahead.arrivals.clear()
                 ahead.has_room.set()
         self._deliveries = deque(one for one in self._deliveries if _parcel(one).stream not in streams)
-        self._let_go([parcel for parcel in self._held.values() if parcel.stream in streams])
+        self._let_go([parcel for parcel in self._held if parcel.stream in streams])
         for stream in streams:
             await stream.restart()
 

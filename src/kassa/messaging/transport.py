@@ -33,7 +33,10 @@ class Stream(Protocol):
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """They are done. False: not settled, because the session that they came with is over (also after `close`), or the
-        broker did not take it: they come again. Never raises for that."""
+        broker did not take it: they come again. Never raises for that.
+
+        True does not wait for the broker, where that is slow (Kafka, RabbitMQ): it is told at once or within milliseconds, and
+        `close` lets it hear of everything. Should the process die before, they come again and the inbox refuses them."""
         ...
 
     async def restart(self) -> None:

@@ -7,6 +7,7 @@ A wake-up may be lost; whoever waits looks by himself every 250 ms.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -38,20 +39,25 @@ class Watch:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._has_work = False
 
     def set(self) -> None:
         """There may be work."""
+        self._has_work = True
+        self._event.set()
+
+    def nudge(self) -> None:
+        """Wakes whoever waits for another reason than this kind of work."""
         self._event.set()
 
     async def wait(self, timeout_s: float = POLL_S) -> bool:
-        """Returns when there may be work, at the latest after `timeout_s`; whether something woke it."""
-        try:
+        """Returns when there may be work or it was nudged, at the latest after `timeout_s`; whether there may be work."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(max(timeout_s, 0.0)):
-                return await self._event.wait()
-        except TimeoutError:
-            return False
-        finally:
-            self._event.clear()
+                await self._event.wait()
+        self._event.clear()
+        has_work, self._has_work = self._has_work, False
+        return has_work
 
 
 class Wakeups:

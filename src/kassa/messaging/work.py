@@ -331,6 +331,11 @@ class MessageWork:
         """Which of these keys have something that waits: what comes later in them has to wait behind it."""
         return {row["key"] for row in await self._pool.fetch(_SQL.parked_keys, topic, keys)}
 
+    async def is_empty(self, topic: str) -> bool:
+        """Whether no message of the topic is there."""
+        is_empty: bool = await self._pool.fetchval(_SQL.no_messages, topic)
+        return is_empty
+
     async def next_due(self, topic: str) -> float | None:
         """Seconds until a message of the topic is due that nobody holds (≤ 0: now); None when there is none."""
         seconds: float | None = await self._pool.fetchval(_SQL.next_message, topic)

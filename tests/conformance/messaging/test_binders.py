@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import pytest
 
 from conformance.messaging.house import HOME, Bench, collect, key_of_another_lane, record, until
+from kassa.db.pool import connect
 from kassa.errors import KassaError, QueueNotFound, RequestInvalid
 from kassa.journal.change import Change, InboxDone
 from kassa.messaging.binder import Elsewhere, Subscription
-from kassa.messaging.binders.postgres import queue_name
+from kassa.messaging.binders.postgres import PostgresBinder, queue_name
 from kassa.messaging.consumer import Consumer, Unavailable
 from kassa.messaging.model import Ack, Confirmed, Dead, Delivery, Failed, Record, RetryAfter, Settlement
 from kassa.messaging.relay import send_surely
 from kassa.messaging.supplied import CREDIT
 from kassa.messaging.topology import CLASSES, class_of
+from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import MessageWork
 
 DEADLINE_S = 10.0
@@ -146,6 +148,20 @@ async def test_failed_record_parks_its_key_only(bench: Bench) -> None:
     again = await collect(subscription, 3)
     assert ids(again) == ["a-1", "a-2", "a-3"]
     assert [delivery.attempts for delivery in again] == [1, 0, 0]
+
+
+async def test_record_waits_behind_what_another_consumer_has_just_parked(bench: Bench) -> None:
+    """Whoever received all the time and knew that nothing is parked does not rely on it: nobody tells him."""
+    subscription = await warm(bench)
+    deaf = Wakeups(lambda: connect("", application="nobody"))
+    elsewhere = PostgresBinder(bench.pool, deaf)
+    await elsewhere.park(bench.topic.name, "shop", [(record("a-1", key="a"), 60.0, 1, "not now")])
+
+    await send(bench, record("a-2", key="a"), record("b-1", key="b"))
+
+    assert ids(await collect(subscription, 1)) == ["b-1"]
+    assert await subscription.receive(10, 0.5) == []
+    assert (await bench.binder.depth(bench.topic.name, "shop")).waiting >= 2
 
 
 async def test_dead_record_lets_its_key_go_on_and_is_kept_with_its_reason(bench: Bench) -> None:

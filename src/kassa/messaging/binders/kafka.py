@@ -18,7 +18,9 @@ What may be in the query:
 
 Who sends chooses the partition: crc32 of the key modulo the lanes; so a topic has to have as many partitions as lanes. The
 producer is idempotent and wants all replicas. Offsets are committed after packets are settled: of each partition up to the
-first one that is not. A group is new while nothing is committed for it: `provision` commits the end of what is there.
+first one that is not, in the background, a few milliseconds later and for all of them together; a lane that goes and a consumer
+that is closed wait for the answer. What was settled a moment before a process dies may so come again. A group is new while
+nothing is committed for it: `provision` commits the end of what is there.
 
 Kafka forgets: packets after the topic's `retention.ms`, and a group that nobody received for after the server's
 `offsets.retention.minutes` (a week each, if nobody changed it).
@@ -82,10 +84,11 @@ TRIES_MAX, BETWEEN_TRIES_S = 100, 0.1
 """Ten seconds, for what passes by itself: a new topic that not every broker knows, a leader or coordinator that moves."""
 CLOSE_S = 15.0
 """The last commit and the farewell to the group; then its thread is left to itself."""
-SETTLE_S = 10.0
-"""An answer to a commit; without one the packets are told to come again, though a later commit may prove that wrong."""
-ORDERS_S = 0.005
-"""How long it waits for orders while packets are in somebody's hands, before it looks for new ones."""
+COMMIT_S, COMMIT_AGAIN_S = 0.01, 0.1
+"""Between two commits in the background: one tells of all that was settled meanwhile. The longer one after a commit that the
+broker did not take."""
+BUSY_S = 0.01
+"""How long a consumer waits for packets or orders while there may be something to commit, or it has no lanes yet."""
 TELL_S = 60.0
 WATCH_S = 2.0
 """How often it is looked whether topics are still those that they were."""
@@ -93,8 +96,11 @@ IDLE_S = 0.5
 """How often a consumer that nobody asks looks after its place in the group."""
 POLL_S = 0.2
 """How long a consumer's thread waits for a packet before it looks for other orders."""
-AHEAD_MAX = 200
+AHEAD_MAX = 20
 """Packets that a consumer which nobody asks may still be given, one per look; then its lanes are paused."""
+AHEAD_KB, PARTITION_KB = 4 * 1024, 256
+"""What the client fetches ahead by itself, and of one partition with one question, however long the backlog. A packet that is
+larger comes nevertheless."""
 PAUSE_S = 1.0
 """Between two sessions of a consumer."""
 SESSION_S, HEARTBEAT_S = 6.0, 0.5
@@ -272,7 +278,8 @@ def _consumer_settings(settings: KafkaSettings, group: str, protocol: str, insta
         "enable.partition.eof": True,
         # What is fetched ahead, and how soon more is fetched when that was taken.
         "queued.min.messages": 5000,
-        "queued.max.messages.kbytes": 16 * 1024,
+        "queued.max.messages.kbytes": AHEAD_KB,
+        "max.partition.fetch.bytes": PARTITION_KB * 1024,
         "fetch.queue.backoff.ms": 10,
         # Lanes that come late are in the next question only, so a question does not wait long.
         "fetch.wait.max.ms": 200,
@@ -493,7 +500,7 @@ def _names_out(names: tuple[str, ...]) -> tuple[str, ...]:
 class _Held:
     """One partition in our hands, from its assignment until it is revoked or rewound: an epoch."""
 
-    __slots__ = ("committed", "epoch", "handed", "is_held", "partition", "settled", "upto")
+    __slots__ = ("asked", "committed", "epoch", "handed", "is_held", "partition", "settled", "upto")
 
     def __init__(self, partition: int, epoch: int) -> None:
         self.partition = partition
@@ -505,8 +512,10 @@ class _Held:
         """Those of them that are settled."""
         self.upto = -1
         """Everything before is settled."""
+        self.asked = -1
+        """What the broker was told of that."""
         self.committed = -1
-        """What the broker knows of that."""
+        """What it has answered for."""
 
     def settle(self, offset: int) -> None:
         if offset < self.upto:
@@ -522,11 +531,8 @@ class _Held:
             self.upto = first + 1
 
 
-class _Mark(NamedTuple):
-    """An arrival's token."""
-
-    held: _Held
-    offset: int
+_Mark = tuple[_Held, int]
+"""An arrival's token: where it belongs, and its offset."""
 
 
 class _SessionOver(Exception):
@@ -537,7 +543,9 @@ class KafkaStream:
     """One consumer of a group, in a thread of its own, which alone polls it.
 
     The thread fetches while somebody asks. Else it only looks after its place in the group; what comes by that is bounded,
-    then the partitions are paused.
+    then the partitions are paused. Only one thread may use the client at a time, and a call of another one waits for as long as
+    this one polls; so this one commits too, without waiting for the answer. That of a commit in the background is read behind all
+    that was fetched ahead of it.
     """
 
     def __init__(
@@ -557,8 +565,9 @@ class KafkaStream:
         self._epochs = count(1)
         self._buffer: deque[Arrival] = deque()
         self._credit = 0
-        self._may_have_more = True
         """As much as the last one who received asked for: what may lie in the buffer."""
+        self._commit_at = self._look_at = 0.0
+        """When it is committed next, and looked after the place in the group though nobody asks; by the monotonic clock."""
         self._rewinds: list[asyncio.Future[None]] = []
         self._is_closing = False
         self._trouble: str | None = None
@@ -566,8 +575,6 @@ class KafkaStream:
         self._news = asyncio.Event()
         self._joined = asyncio.Event()
         self._ended = asyncio.Event()
-        self._settling: list[asyncio.Future[None]] = []
-        """Who waits for the next commit."""
         self._troubles = _Troubles()
         self._revoked: set[int] = set()
         """Partitions that were taken away during the call that is under way."""
@@ -601,27 +608,19 @@ class KafkaStream:
         raise BrokerUnreachable("This consumer was closed.", broker="kafka", topic=self.topic, group=self._group)
 
     def holds(self, arrival: Arrival) -> bool:
-        return _mark(arrival).held.is_held
+        return _mark(arrival)[0].is_held
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
-        """True: its offset is committed, or waits in this session for one before it."""
-        marks = [_mark(arrival) for arrival in arrivals]
-        needed: dict[_Held, int] = {}
-        answered: asyncio.Future[None] | None = None
+        """True: its offset is committed soon, behind those before it. A commit that fails is made again as long as the session
+        lasts; if it never comes about, so does the packet again."""
+        results: list[bool] = []
         with self._orders:
-            for held, offset in marks:
+            for arrival in arrivals:
+                held, offset = _mark(arrival)
                 if held.is_held:
                     held.settle(offset)
-            needed = {held: held.upto for held, _ in marks if held.is_held}
-            if any(held.committed < upto for held, upto in needed.items()):
-                answered = self._loop.create_future()
-                self._settling.append(answered)
-                self._orders.notify()
-        if answered is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SETTLE_S):
-                    await answered
-        return [held in needed and held.committed >= needed[held] for held, _ in marks]
+                results.append(held.is_held)
+        return results
 
     async def restart(self) -> None:
         rewound: asyncio.Future[None] = self._loop.create_future()
@@ -641,6 +640,7 @@ class KafkaStream:
                 self._topic_id = topic_id
                 for held in self._held.values():
                     held.is_held = False
+                self._buffer.clear()
                 self._orders.notify()
 
     async def close(self) -> None:
@@ -657,14 +657,9 @@ class KafkaStream:
 
     def _take(self, limit: int) -> list[Arrival]:
         """What is there, and an order for more. Raises BrokerUnreachable when nothing comes for a reason."""
-        found: list[Arrival] = []
         with self._orders:
-            while self._buffer and len(found) < limit:
-                arrival = self._buffer.popleft()
-                if _mark(arrival).held.is_held:
-                    found.append(arrival)
+            found = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
             self._credit = limit
-            self._may_have_more = True
             self._orders.notify()
             trouble, self._trouble = self._trouble, None
         if trouble is not None and not found:
@@ -673,27 +668,16 @@ class KafkaStream:
 
     # For either thread, under the lock
 
-    def _due(self, held: Iterable[_Held]) -> list[TopicPartition]:
-        return [
-            TopicPartition(self.topic, one.partition, one.upto, self._session_topic)
-            for one in held
-            if one.is_held and one.upto > one.committed
-        ]
-
-    def _note(self, answers: Iterable[TopicPartition]) -> None:
-        for answer in answers:
-            held = self._held.get(answer.partition)
-            if held is not None and answer.error is None:
-                held.committed = max(held.committed, min(answer.offset, held.upto))
+    def _offsets(self, held: Iterable[_Held]) -> list[TopicPartition]:
+        return [TopicPartition(self.topic, one.partition, one.upto, self._session_topic) for one in held]
 
     def _fence(self) -> None:
         for held in self._held.values():
             held.is_held = False
         self._held.clear()
         self._buffer.clear()
-        waiting = self._settling + self._rewinds
-        self._settling, self._rewinds = [], []
-        _tell(self._loop, _finish_all, waiting)
+        rewinds, self._rewinds = self._rewinds, []
+        _tell(self._loop, _finish_all, rewinds)
 
     # For the consumer's thread
 
@@ -719,7 +703,7 @@ class KafkaStream:
         settings = _consumer_settings(
             self._transport.settings, group_id(self.topic, self._group), protocol, self._instance
         )
-        consumer = Consumer({**settings, "error_cb": self._erred})
+        consumer = Consumer({**settings, "error_cb": self._erred, "on_commit": self._committed})
         self._is_paused = self._has_joined = False
         self._paused.clear()
         self._unread.clear()
@@ -729,7 +713,7 @@ class KafkaStream:
                 self._step(consumer)
                 if self._topic_id != self._session_topic:
                     raise _SessionOver("the topic was deleted")
-            self._commit_now(consumer, None)
+            self._commit_now(consumer, self._let_go(list(self._held)))
         finally:
             with self._orders:
                 # Whatever was not settled comes again by itself, in the next session or elsewhere.
@@ -737,51 +721,67 @@ class KafkaStream:
             consumer.close()
 
     def _step(self, consumer: Consumer) -> None:
-        """One round. Nothing wakes a thread that waits inside the client, and nobody else may use the client meanwhile: so it
-        waits there only while there is nothing that could be settled, and else for orders."""
-        wanted, is_idle = self._await_orders()
+        """One round. Nothing wakes a thread that waits inside the client, so it waits there only for packets, and not long."""
+        wanted, is_busy = self._await_orders()
         if self._rewinds:
             self._rewind(consumer)
-        self._commit(consumer)
+        now = time.monotonic()
+        if is_busy and now >= self._commit_at:
+            self._commit(consumer)
+        if not wanted and self._has_joined and now < self._look_at:
+            return
+        self._look_at = now + IDLE_S
         self._revoked.clear()
         if wanted > 0:
             if self._is_paused:
                 self._resume(consumer, consumer.assignment())
         elif not self._is_paused and len(self._buffer) >= AHEAD_MAX + self._credit:
             self._pause(consumer, consumer.assignment())
-        first = consumer.poll(POLL_S if is_idle and wanted else 0)
-        self._may_have_more = first is not None
+        wait_s = BUSY_S if is_busy else POLL_S
+        first = consumer.poll(wait_s if wanted else 0)
         if first is not None:
             # It waits until it has as many as it may bring, so it may only bring what is there.
             self._bring([first, *consumer.consume(wanted - 1, 0)] if wanted > 1 else [first])
 
     def _await_orders(self) -> tuple[int, bool]:
-        """How many packets are wanted now, and whether nothing but packets can come."""
+        """Waits a while for somebody who wants packets or something else. How many packets are wanted, and whether there may be
+        something to commit soon."""
         with self._orders:
-            is_idle = self._has_joined and not any(held.handed for held in self._held.values())
-            if not (is_idle and self._wanted() > 0):
-                wait_s = ORDERS_S if self._wanted() or not self._has_joined else IDLE_S
-                self._orders.wait_for(lambda: self._has_orders() or self._has_more(), wait_s)
-            return self._wanted(), is_idle and not self._has_orders()
-
-    def _has_more(self) -> bool:
-        """Whether it is worth to look for packets at once."""
-        return self._may_have_more and self._wanted() > 0
+            is_busy = any(held.handed or held.upto > held.asked for held in self._held.values())
+            self._orders.wait_for(self._has_orders, BUSY_S if is_busy or not self._has_joined else IDLE_S)
+            return self._wanted(), is_busy
 
     def _has_orders(self) -> bool:
-        return bool(self._settling) or bool(self._rewinds) or self._is_closing
+        return self._wanted() > 0 or bool(self._rewinds) or self._is_closing
 
     def _wanted(self) -> int:
         return max(0, self._credit - len(self._buffer))
 
     def _commit(self, consumer: Consumer) -> None:
-        """For all who settled meanwhile. It waits for the answer here: that of a commit in the background is read behind
-        all that was fetched ahead, and that of one from another thread never, while this one polls."""
+        """Tells the broker of everything that was settled, and waits for nothing."""
         with self._orders:
-            settling, self._settling = self._settling, []
-        if settling:
-            self._commit_now(consumer, None)
-            _tell(self._loop, _finish_all, settling)
+            due = [held for held in self._held.values() if held.is_held and held.upto > held.asked]
+            offsets = self._offsets(due)
+            for held in due:
+                held.asked = held.upto
+        if offsets:
+            self._commit_at = time.monotonic() + COMMIT_S
+            consumer.commit(offsets=offsets, asynchronous=True)
+
+    def _committed(self, error: KafkaError | None, answers: Sequence[TopicPartition]) -> None:
+        """The broker's answer to a commit, which is read behind all that was fetched before it came."""
+        with self._orders:
+            for answer in answers:
+                held = self._held.get(answer.partition)
+                if held is None:
+                    continue
+                if error is None and answer.error is None:
+                    held.committed = max(held.committed, min(answer.offset, held.upto))
+                else:
+                    held.asked = held.committed
+        if error is not None or any(answer.error is not None for answer in answers):
+            self._commit_at = time.monotonic() + COMMIT_AGAIN_S
+            log.info("kafka.not_committed", topic=self.topic, group=self._group, error=str(error))
 
     def _bring(self, messages: Sequence[Message]) -> None:
         arrivals: list[Arrival] = []
@@ -795,7 +795,7 @@ class KafkaStream:
             held = self._held.get(partition)
             if held is None:
                 continue
-            if partition in self._revoked:
+            if self._revoked and partition in self._revoked:
                 # It went and came back within one call: nobody can tell of which time this packet is.
                 raise _SessionOver("lanes moved twice at once")
             held.handed.append(offset)
@@ -872,34 +872,37 @@ class KafkaStream:
             for one in consumer.committed(list(partitions), ADMIN_S)
         ]
 
-    def _commit_now(self, consumer: Consumer, partitions: Sequence[TopicPartition] | None) -> None:
-        """Everything that is settled, of these partitions or all; what the broker does not take comes again."""
+    def _let_go(self, partitions: Iterable[int]) -> list[TopicPartition]:
+        """Nothing of these partitions is settled any more from now on; what is left to commit of them."""
         with self._orders:
-            mine = self._held if partitions is None else {one.partition for one in partitions}
-            offsets = self._due(held for held in self._held.values() if held.partition in mine)
+            gone = [held for one in partitions if (held := self._held.pop(one, None)) is not None]
+            due = self._offsets(held for held in gone if held.is_held and held.upto > held.committed)
+            for held in gone:
+                held.is_held = False
+            self._buffer = deque(arrival for arrival in self._buffer if self.holds(arrival))
+        return due
+
+    def _commit_now(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
+        """Waits for the answer, behind all commits that were made in the background. What the broker does not take comes
+        again."""
         if not offsets:
             return
         try:
-            answers = consumer.commit(offsets=offsets, asynchronous=False)
+            consumer.commit(offsets=offsets, asynchronous=False)
         except (KafkaException, RuntimeError) as error:
             log.info("kafka.not_committed", topic=self.topic, group=self._group, error=str(error))
-            return
-        with self._orders:
-            self._note(answers)
 
     def _taken(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         """What is settled is committed while it still counts; the rest comes again where the lanes go."""
-        self._commit_now(consumer, partitions)
-        self._lost(consumer, partitions)
+        self._commit_now(consumer, self._let_go(one.partition for one in partitions))
+        self._gone(consumer, partitions)
 
     def _lost(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
-        with self._orders:
-            for one in partitions:
-                self._revoked.add(one.partition)
-                held = self._held.pop(one.partition, None)
-                if held is not None:
-                    held.is_held = False
-            self._buffer = deque(arrival for arrival in self._buffer if _mark(arrival).held.is_held)
+        self._let_go(one.partition for one in partitions)
+        self._gone(consumer, partitions)
+
+    def _gone(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        self._revoked.update(one.partition for one in partitions)
         consumer.incremental_unassign(list(partitions))
 
     def _rewind(self, consumer: Consumer) -> None:
@@ -911,7 +914,7 @@ class KafkaStream:
             for one in old:
                 self._held[one.partition] = fresh = _Held(one.partition, next(self._epochs))
                 one.is_held = False
-                fresh.upto, fresh.committed = one.upto, one.committed
+                fresh.upto, fresh.asked, fresh.committed = one.upto, one.asked, one.committed
             self._buffer.clear()
         for one in old:
             if one.handed:
@@ -928,7 +931,7 @@ def _finish_all(futures: "list[asyncio.Future[None]]") -> None:
 
 
 def _mark(arrival: Arrival) -> _Mark:
-    if not isinstance(arrival.token, _Mark):
+    if not isinstance(arrival.token, tuple):
         raise InvariantBroken("A packet of another transport was settled here.", packet=arrival.packet.id)
     return arrival.token
 
@@ -937,9 +940,15 @@ def _arrival(message: Message, held: _Held, offset: int) -> Arrival:
     headers = _headers_in(message.headers())
     id = headers.get(ID) or headers.get("ce-id", "")
     kind, milliseconds = message.timestamp()
-    sent_at = None if kind == TIMESTAMP_NOT_AVAILABLE else datetime.fromtimestamp(milliseconds / 1000, UTC)
+    sent_at = None if kind == TIMESTAMP_NOT_AVAILABLE else _moment(milliseconds)
     packet = Packet(id, _text(message.key()), message.value() or b"", headers)
-    return Arrival(packet, 0, sent_at, _Mark(held, offset), held.epoch)
+    return Arrival(packet, 0, sent_at, (held, offset), held.epoch)
+
+
+@lru_cache(maxsize=1024)
+def _moment(milliseconds: int) -> datetime:
+    """Many packets have one time between them."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def _headers_in(pairs: Any) -> dict[str, str]:
@@ -948,11 +957,12 @@ def _headers_in(pairs: Any) -> dict[str, str]:
         return {}
     names, values = zip(*pairs, strict=True)
     try:
-        texts = [value.decode() for value in values]
-    except (UnicodeDecodeError, AttributeError):
+        # All at once; a zero byte is in no header that we leave as it came.
+        texts = b"\0".join(values).decode().split("\0")
+    except (UnicodeDecodeError, TypeError):
+        texts = []
+    if len(texts) != len(values):
         texts = [_text(value) for value in values]
-    if "\0" in "".join(texts):
-        texts = [_text(text) for text in texts]
     return dict(zip(_names_in(names), texts, strict=True))
 
 

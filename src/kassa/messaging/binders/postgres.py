@@ -190,6 +190,13 @@ class PostgresBinder:
         except _GONE as error:
             raise BrokerUnreachable(broker="postgres") from error
 
+    async def is_empty(self, topic: str, group: str) -> bool:
+        """Whether nothing at all waits in the group's queue, nor is in hand from there. Raises BrokerUnreachable."""
+        try:
+            return await self._work.is_empty(queue_name(topic, group))
+        except _GONE as error:
+            raise BrokerUnreachable(broker="postgres") from error
+
     async def is_paused(self, topic: str, group: str) -> bool:
         """Whether the group gets nothing for now. Raises BrokerUnreachable, QueueNotFound."""
         try:

@@ -86,6 +86,8 @@ RETRY_S = 0.5
 """Between two tries to connect or to consume, with jitter."""
 WINDOW_MIN = 100
 """What a lane may bring without being asked again, so that a consumer is not idle while its batch is settled."""
+WINDOW_ENVELOPES = 8
+"""The same where packets are envelopes of up to a hundred records: some megabytes of all lanes together."""
 HANDOVER_S = 5.0
 """A lane that goes to another consumer is kept as long as packets of it are in hand, at most this long."""
 ORPHANS_EVERY = 5
@@ -458,7 +460,7 @@ class RabbitStream:
                     going[number] = one
         await self._drop(going)
         missing = sorted(mine - self._lanes.keys())
-        window = max(WINDOW_MIN, 2 * CREDIT // max(1, len(mine)))
+        window = WINDOW_ENVELOPES if self.topic.envelopes else max(WINDOW_MIN, 2 * CREDIT // max(1, len(mine)))
         results = await asyncio.gather(
             *(self._take_lane(live, number, window) for number in missing), return_exceptions=True
         )
