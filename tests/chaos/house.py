@@ -25,8 +25,10 @@ from kassa.ids import new_id
 from kassa.journal.verify import verify
 from kassa.tables import TABLES
 
-PATIENCE_S = 60.0
-"""Far more than anything takes, however busy the machine is."""
+PATIENCE_S = 240.0
+"""Far more than anything takes: a machine with a tenfold load takes most of a minute to start a process."""
+REQUEST_S = 60.0
+"""A merchant whose request is not answered for so long sends it again."""
 CALLBACK_SPEED = 100
 """The provider calls back again after a sixth of a second, not fifteen, and after a quarter of an hour, not a day."""
 TESTS = Path(__file__).parent.parent
@@ -191,7 +193,7 @@ class Client:
         """What was answered with 201, whatever happened afterwards."""
 
     async def __aenter__(self) -> "Client":
-        self.http = httpx.AsyncClient(timeout=PATIENCE_S, trust_env=False)
+        self.http = httpx.AsyncClient(timeout=REQUEST_S, trust_env=False)
         await self.door("/settings", {"callback_speed": CALLBACK_SPEED})
         return self
 

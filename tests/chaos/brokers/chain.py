@@ -36,7 +36,7 @@ from servers.server import free_ports
 
 OTHERS = ("payments", "sweeper", "dispatcher", "webhooks", "holds", "retention", "orders")
 """All workers but the relay."""
-DRAIN_S = 90.0
+DRAIN_S = 240.0
 """The longest that effects may stand still before the chain counts as stuck."""
 ANSWER_S = 5.0
 """A program that got no answer for so long asks again."""
@@ -87,9 +87,9 @@ class Chain(House):
             "KASSA_ORDER_QUEUE": "durable",
         }
         self.parts = {
-            "api": Part(self, "api", "serve", "--port", str(port), environment=environment),
+            "api": Supervised(self, "api", "serve", "--port", str(port), environment=environment),
             "relay": Supervised(self, "relay", "worker", "relay", environment=environment),
-            "orders": Part(self, "orders", "worker", *OTHERS, environment=environment),
+            "orders": Supervised(self, "orders", "worker", *OTHERS, environment=environment),
             "books": Books(self, post.url, books_url, self.group),
         }
         self.before: set[str] = set()
