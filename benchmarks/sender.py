@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-LIMIT_S = 120.0
-"""For all of it. An answer that never comes shall be a failure and not a benchmark that stands still."""
+LIMIT_S = 1200.0
+"""For all of it, on the busiest machine. An answer that never comes shall be a failure and not a benchmark that stands still."""
 
 
 def raw_request(path: str, headers: dict[str, str], body: bytes) -> bytes:

@@ -587,6 +587,60 @@ async def test_channel_that_is_closed_in_the_middle_of_something_ends_no_other(t
     assert await transport.receiving.live() is live
 
 
+async def test_consumers_that_the_sender_does_not_know_get_all_after_their_exchange_was_deleted(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, database_url: str
+) -> None:
+    """Their bindings went with it. Until they are back nothing is confirmed, since the broker would throw it away."""
+    topic = await ready(transport)
+    stream = await transport.subscribe(topic, "shop")
+    async with open_transport(rabbitmq.url, database_url) as sender:
+        to_anybody = topic._replace(groups=())
+        await sender.provision([to_anybody], verify_only=False)
+        tries: list[str] = []
+
+        async def is_sent(name: str) -> bool:
+            receipts = await sender.send(to_anybody, [packet(name)], deadline_s=DEADLINE_S, must_arrive=False)
+            for receipt in receipts:
+                assert isinstance(receipt, Confirmed | Unknown) or receipt.is_retryable
+            tries.append(name)
+            return receipts == [Confirmed()]
+
+        await until(lambda: is_sent("r-1"))
+        async with stranger(rabbitmq.url) as channel:
+            await channel.exchange_delete(topic.name)
+        await until(lambda: is_sent("r-2"), 60)
+        await until(lambda: is_sent("r-3"))
+
+    assert len(tries) > 3
+    assert {"r-1", "r-2", "r-3"} <= set(ids(await take(stream, 3)))
+
+
+async def test_exchange_of_a_single_queue_is_made_again_by_who_receives(
+    transport: RabbitTransport, rabbitmq: RabbitMQ
+) -> None:
+    """Whoever asks need not know how."""
+    topic = Topic(new_topic().name, ("kassa",), "", lanes=1, keyed=False, exchange=new_id(), declaration="durable")
+    await transport.provision([topic], verify_only=False)
+    stream = await transport.subscribe(topic, "kassa")
+
+    async with stranger(rabbitmq.url) as channel:
+        await channel.exchange_delete(topic.exchange)
+    await asyncio.sleep(ours.ORPHANS_EVERY * ours.BEAT_S)
+
+    async def is_asked() -> bool:
+        async with stranger(rabbitmq.url) as channel:
+            try:
+                await channel.basic_publish(
+                    b"{}", exchange=topic.exchange or "", routing_key=topic.name, mandatory=True
+                )
+            except aiormq.exceptions.AMQPError:
+                return False
+        return True
+
+    await until(is_asked, 60)
+    assert len(await take(stream, 1)) == 1
+
+
 # A broker that does not take more
 
 

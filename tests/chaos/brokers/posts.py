@@ -13,8 +13,10 @@ from chaos.node import kill_family
 from kassa.db import embedded
 from kassa.ids import new_id
 from servers import RabbitMQ, RocketMQ, Server
+from servers.server import free_ports
 
 TESTS = Path(__file__).parent.parent.parent
+STARTS_MAX = 5
 
 
 class Post(ABC):
@@ -109,23 +111,27 @@ class HubPost(Post):
 
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
-        self._address = "zeromq://127.0.0.1:0?role=hub&lease_s=2"
+        # No port that the system gives to clients: one that connects again could get it, and be connected to itself.
+        (self.port,) = free_ports(1)
+        self.url = f"zeromq://127.0.0.1:{self.port}?role=peer"
         self._process: subprocess.Popen[str] | None = None
         self.start()
 
     def start(self) -> None:
+        """Again and again, as a process's supervisor does: it gives up when it is not answered in time."""
         if self._process is not None and self._process.poll() is None:
             return
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "brokers.zeromq_hub", self._database_url, self._address],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(TESTS)},
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        at = self._process.stdout.readline().strip()
-        assert at.startswith("zeromq://")
-        self._address = f"{at}?role=hub&lease_s=2"
-        self.port = urlsplit(at).port or 0
-        self.url = f"{at}?role=peer"
+        command = [sys.executable, "-m", "brokers.zeromq_hub", self._database_url]
+        address = f"zeromq://127.0.0.1:{self.port}?role=hub&lease_s=2"
+        for _ in range(STARTS_MAX):
+            self._process = subprocess.Popen(
+                [*command, address], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(TESTS)}
+            )
+            assert self._process.stdout is not None
+            if self._process.stdout.readline().startswith("zeromq://"):
+                return
+            self._process.communicate()
+        raise AssertionError(f"no hub in {STARTS_MAX} starts")
 
     def stop(self) -> None:
         assert self._process is not None

@@ -1,6 +1,7 @@
 """What somebody else may do to a broker that Kassa uses, with the broker's own means."""
 
 import asyncio
+import json
 from typing import Any
 
 import aiormq
@@ -11,9 +12,9 @@ from confluent_kafka.admin import AdminClient
 from brokers import kafka_house, rocketmq_client, rocketmq_house
 from chaos.brokers.chain import Chain
 from chaos.brokers.posts import KafkaPost, Post, Rabbit, Rocket
-from kassa.messaging.binders.rabbitmq import queues_of
+from kassa.messaging.binders.rabbitmq import exchange_of, lane_key, queues_of
 from kassa.messaging.binders.rocketmq import topic_name
-from kassa.messaging.topology import EVENTS
+from kassa.messaging.topology import EVENTS, PAYMENT_ORDERS
 
 GARBAGE = (b"", b"\xff\xfe\x00", b"[[[[", b'{"order_id": 1}', b'"text"')
 
@@ -45,6 +46,42 @@ def _delete_records(post: KafkaPost) -> None:
         future.result(10)
 
 
+async def delete_exchanges(rabbit: Rabbit) -> None:
+    """That of the events and that of the requests, with all their bindings."""
+    async with aiormq.connect(rabbit.url) as connection:
+        channel = await connection.channel()
+        for topic in (EVENTS, PAYMENT_ORDERS):
+            await channel.exchange_delete(exchange_of(topic))
+
+
+async def flood(post: Post, database_url: str, count: int) -> None:
+    """So many messages that are nobody's among the requests, and so many among the events (on RocketMQ only among the
+    requests)."""
+    pieces = [json.dumps({"reading": number, "of": "somebody else's"}).encode() for number in range(count)]
+    match post:
+        case Rabbit() as rabbit:
+            async with aiormq.connect(rabbit.url) as connection:
+                channel = await connection.channel(publisher_confirms=False)
+                for number, piece in enumerate(pieces):
+                    lane = lane_key(number % EVENTS.lanes)
+                    for exchange, key in ((EVENTS.name, lane), (exchange_of(PAYMENT_ORDERS), PAYMENT_ORDERS.name)):
+                        await channel.basic_publish(piece, exchange=exchange, routing_key=key)
+        case KafkaPost() as kafka:
+            for topic in (EVENTS.name, PAYMENT_ORDERS.name):
+                messages = [{"value": piece} for piece in pieces]
+                await asyncio.to_thread(kafka_house.publish, kafka.server.bootstrap, topic, *messages)
+        case Rocket() as rocket:
+            for piece in pieces:
+                await rocketmq_client.send(rocket.server.endpoint, topic_name(PAYMENT_ORDERS.name), piece)
+        case _:
+            connection_: Any = await asyncpg.connect(database_url)
+            for topic in (EVENTS.name, PAYMENT_ORDERS.name):
+                await connection_.executemany(
+                    "SELECT kassa_send($1, $2)", [(topic, piece.decode()) for piece in pieces]
+                )
+            await connection_.close()
+
+
 async def litter(post: Post, database_url: str) -> int:
     """Garbage among the events and the requests; says how many pieces of it."""
     match post:
@@ -52,7 +89,7 @@ async def litter(post: Post, database_url: str) -> int:
             async with aiormq.connect(rabbit.url) as connection:
                 channel = await connection.channel()
                 for piece in GARBAGE:
-                    for exchange, key in ((EVENTS.name, "0"), ("payment", "payment_order")):
+                    for exchange, key in ((EVENTS.name, lane_key(0)), ("payment", "payment_order")):
                         await channel.basic_publish(piece, exchange=exchange, routing_key=key)
         case KafkaPost() as kafka:
             for topic in (EVENTS.name, "payment_order"):

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.sender import raw_request, send_all
 
 import tally
-from chaos.brokers.chain import Chain, drained, judge_chain
-from chaos.brokers.posts import Post
+from chaos.brokers.chain import Asker, Chain, drained, judge_chain
+from chaos.brokers.posts import Post, Rabbit
 from chaos.house import Client, House, hurried, judge
 from kassa.ids import new_id
 
@@ -65,6 +65,36 @@ async def test_payments_do_not_notice_that_the_broker_is_away(chain: Chain, coun
         f"{chain.post.scheme} away for {count:,} payments: latency {worst['p50_ms'] / before['p50_ms']:.2f} × (p50), "
         f"{worst['p99_ms'] / before['p99_ms']:.2f} × (p99) of before; the backlog drained in {drained_s:.1f} s"
     )
+
+
+@pytest.mark.long
+@pytest.mark.brokers("amqp")
+@pytest.mark.parametrize("alarm", ["memory", "disk"])
+async def test_payments_do_not_notice_that_rabbitmq_is_short_of_something(chain: Chain, alarm: str) -> None:
+    """It blocks everybody who publishes, also the programs that ask for payments; theirs are answered afterwards."""
+    assert isinstance(chain.post, Rabbit)
+    server = chain.post.server
+    raise_alarm, clear_alarm = {
+        "memory": (server.raise_memory_alarm, server.clear_memory_alarm),
+        "disk": (server.raise_disk_alarm, server.clear_disk_alarm),
+    }[alarm]
+    async with chain.shop() as client, Asker(chain, client) as asker:
+        wallet = await client.wallet(1_000_000)
+        await pay_many(chain, client, wallet, BEFORE)
+        await drained(chain)
+        await asyncio.to_thread(raise_alarm)
+        try:
+            had = await chain.count_effects()
+            asked = asyncio.create_task(asker.pay(wallet))
+            await pay_many(chain, client, wallet, BEFORE)
+            async with httpx.AsyncClient(trust_env=False) as http:
+                assert (await http.get(f"{chain.api}/readyz")).status_code == 200
+            assert await chain.count_effects() == had and not asked.done()
+        finally:
+            await asyncio.to_thread(clear_alarm)
+        await asked
+        await judge_chain(chain, client, unnamed=2 * BEFORE)
+    tally.count(f"{alarm} alarms of RabbitMQ")
 
 
 @pytest.mark.long

@@ -1,4 +1,5 @@
-"""Somebody else empties what Kassa has sent, litters its topics, and repeats old messages under Kassa's own ids."""
+"""Somebody else empties what Kassa has sent, deletes where it sends to, litters and floods its topics, and repeats old
+messages under Kassa's own ids."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -7,8 +8,9 @@ import asyncpg
 import pytest
 
 import tally
-from chaos.brokers.chain import Asker, Chain, judge_chain
-from chaos.brokers.strangers import litter, take_events
+from chaos.brokers.chain import DRAIN_S, Asker, Chain, judge_chain, under_load
+from chaos.brokers.posts import Rabbit
+from chaos.brokers.strangers import delete_exchanges, flood, litter, take_events
 from chaos.house import hurried, until
 from kassa.messaging.log import EARLIEST, EventLog
 from kassa.messaging.model import Confirmed
@@ -18,6 +20,10 @@ from kassa.messaging.topology import EVENTS
 pytestmark = pytest.mark.long
 
 PAYMENTS = 200
+FLOOD = 3_000
+MORE = 25
+DELETIONS = 3
+DEAD_REQUESTS = "SELECT count(*) FROM dead_letter WHERE topic = 'payment_order:kassa' AND reason <> ''"
 BEHIND = """
 SELECT count(*) FROM event AS e LEFT JOIN cursor_position AS p ON p.group_name = $1 AND p.writer = e.writer
 WHERE (e.seq, e.ord) > (coalesce(p.seq, -1), coalesce(p.ord, -1::smallint))
@@ -97,3 +103,40 @@ async def repeat_all(asker: Asker) -> None:
     for start in range(0, len(forged), 50):
         receipts = await asker.binder.send(EVENTS.name, forged[start : start + 50], deadline_s=10.0)
         assert receipts == [Confirmed()] * len(receipts)
+
+
+async def test_payments_go_on_in_a_flood_of_foreign_messages(chain: Chain) -> None:
+    """Its own come through; those of the flood among the requests are dead letters, with a reason each."""
+    async with chain.shop() as client:
+        wallet = await client.wallet(1_000_000)
+        async with under_load(chain, client, wallet):
+            await chain.progress(MORE)
+            await flood(chain.post, chain.told["database"], FLOOD)
+            await chain.progress(MORE)
+        connection = await asyncpg.connect(chain.told["database"])
+
+        async def is_all_dead() -> bool:
+            return bool(await connection.fetchval(DEAD_REQUESTS) == FLOOD)
+
+        try:
+            await until(is_all_dead, f"{FLOOD} dead letters\n{chain.log()}", DRAIN_S)
+        finally:
+            await connection.close()
+        await judge_chain(chain, client)
+    tally.count(f"foreign messages on {chain.post.scheme}", FLOOD)
+
+
+@pytest.mark.brokers("amqp")
+async def test_exchanges_that_somebody_deletes_come_back_and_nothing_is_missing(chain: Chain) -> None:
+    """Time and again while payments go on: who sends and who receives make them again, with the bindings of everybody."""
+    assert isinstance(chain.post, Rabbit)
+    async with chain.shop() as client:
+        wallet = await client.wallet(1_000_000)
+        async with under_load(chain, client, wallet) as asker:
+            for _ in range(DELETIONS):
+                await chain.progress(MORE)
+                await delete_exchanges(chain.post)
+                await asker.pay(wallet)
+            await chain.progress(MORE)
+        await judge_chain(chain, client)
+    tally.count("deletions of both exchanges", DELETIONS)

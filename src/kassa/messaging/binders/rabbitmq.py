@@ -64,7 +64,7 @@ from kassa.messaging.binders.amqp import (
     why,
 )
 from kassa.messaging.members import BEAT_S, Member, Members, share
-from kassa.messaging.model import Arrival, Packet, Receipt, Traits
+from kassa.messaging.model import Arrival, Failed, Packet, Receipt, Traits
 from kassa.messaging.supplied import CREDIT, SuppliedBinder
 from kassa.messaging.topology import Topic, lane
 from kassa.supervisor import end_tasks
@@ -91,7 +91,9 @@ WINDOW_ENVELOPES = 8
 HANDOVER_S = 5.0
 """A lane that goes to another consumer is kept as long as packets of it are in hand, at most this long."""
 ORPHANS_EVERY = 5
-"""Beats between two looks for lanes that nobody consumes."""
+"""Beats between two looks for lanes that nobody consumes, and for bindings that are gone."""
+BINDING_S = 4 * ORPHANS_EVERY * BEAT_S
+"""An exchange that had to be made again gets nothing for so long: its consumers bind their queues again meanwhile."""
 
 
 def make_binder(url: str, resources: Resources) -> SuppliedBinder:
@@ -514,6 +516,8 @@ class RabbitTransport:
         self._lanes = count()
         self._made: set[Topic] = set()
         """What this process declared, and may declare again."""
+        self._binding_until: dict[str, float] = {}
+        """By topic: until when its consumers bind their queues again."""
         self._cluster = ""
         self._heart: asyncio.Task[None] | None = None
 
@@ -539,19 +543,26 @@ class RabbitTransport:
     ) -> list[Receipt]:
         letters = [self._letter(topic, packet, must_arrive) for packet in packets]
         began = asyncio.get_running_loop().time()
-        receipts = await self._publisher.send(exchange_of(topic), letters, deadline_s)
+        receipts = await self._publish(topic, letters, deadline_s)
         nowhere = [place for place, receipt in enumerate(receipts) if went_nowhere(receipt)]
         if nowhere and topic in self._made:
             left_s = deadline_s - (asyncio.get_running_loop().time() - began)
             if await self._make_again(topic, left_s):
                 left_s = deadline_s - (asyncio.get_running_loop().time() - began)
-                again = await self._publisher.send(exchange_of(topic), [letters[place] for place in nowhere], left_s)
+                again = await self._publish(topic, [letters[place] for place in nowhere], left_s)
                 for place, receipt in zip(nowhere, again, strict=True):
                     receipts[place] = receipt
         return receipts
 
+    async def _publish(self, topic: Topic, letters: Sequence[Letter], deadline_s: float) -> list[Receipt]:
+        if asyncio.get_running_loop().time() < self._binding_until.get(topic.name, 0.0):
+            reason = f"exchange {exchange_of(topic)} was deleted, and its consumers bind their queues again"
+            return [Failed(reason, is_retryable=True)] * len(letters)
+        return await self._publisher.send(exchange_of(topic), letters, deadline_s)
+
     async def _make_again(self, topic: Topic, within_s: float) -> bool:
-        """Somebody deleted what this process had declared: it is declared again, with its bindings."""
+        """Somebody deleted what this process had declared: it is declared again, with its bindings. Those of groups that this
+        process does not know are made by their consumers, and until then the broker would throw away what is theirs."""
         try:
             async with asyncio.timeout(within_s):
                 await self._declare_all(await self.receiving.live(), topic)
@@ -559,6 +570,8 @@ class RabbitTransport:
             log.warning("rabbitmq.topic_missing", topic=topic.name, reason=why(error))
             return False
         log.warning("rabbitmq.topic_made_again", topic=topic.name)
+        if not topic.groups:
+            self._binding_until[topic.name] = asyncio.get_running_loop().time() + BINDING_S
         return True
 
     async def reply(self, address: str, packets: Sequence[Packet], *, deadline_s: float) -> list[Receipt]:
@@ -660,9 +673,22 @@ class RabbitTransport:
                     for stream in list(self._streams):
                         with suppress(*LOST, BrokerUnreachable, SettingInvalid):
                             await stream.look_for_orphans()
+                        with suppress(*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch):
+                            await self._bind_again(stream.topic, stream.group)
             except Exception as error:
                 # The outermost loop: without it no lane would ever change hands again.
                 log.exception("rabbitmq.heart", reason=why(error))
+
+    async def _bind_again(self, topic: Topic, group: str) -> None:
+        """Somebody may have deleted the exchange, and the bindings with it. An exchange of several groups is made by who sends,
+        who then waits for all of them; that of a single queue is made here. Raises what aiormq raises."""
+        if topic.name not in {made.name for made in self._made}:
+            return
+        live = await self.receiving.live()
+        if topic.declaration == "kassa":
+            await ask(live, lambda channel: _bind(channel, topic, group))
+        else:
+            await self.declare(live, topic, group)
 
     # Topology
 
@@ -724,6 +750,11 @@ async def _has_queues(live: Live, topic: Topic, group: str) -> bool:
     return True
 
 
+async def _bind(channel: Channel, topic: Topic, group: str) -> None:
+    for number, queue in enumerate(queues_of(topic, group)):
+        await channel.queue_bind(queue, exchange_of(topic), lane_key(number))
+
+
 async def _declare(channel: Channel, topic: Topic, group: str) -> None:
     exchange = exchange_of(topic)
     match topic.declaration:
@@ -739,9 +770,9 @@ async def _declare(channel: Channel, topic: Topic, group: str) -> None:
             await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
             if group:
                 await channel.queue_declare(dead_queue(topic, group), durable=True, arguments=dict(_QUORUM))
-                for number, queue in enumerate(queues_of(topic, group)):
+                for queue in queues_of(topic, group):
                     await channel.queue_declare(queue, durable=True, arguments=_lane_arguments(topic, group))
-                    await channel.queue_bind(queue, exchange, lane_key(number))
+                await _bind(channel, topic, group)
 
 
 def _remedy(topic: Topic) -> str:

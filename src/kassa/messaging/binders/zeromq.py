@@ -654,6 +654,8 @@ class ZeroMQBinder:
             public, secret = _keys(self._address.secret)
             server = public if self._is_hub else _keys(self._address.server)[0]
             socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, server
+        # What cannot leave waits here, once, instead of piling up for the next hub each time that it is sent again.
+        socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.connect(f"tcp://{self._address.host}:{self._address.port}")
         self._socket = socket
         self._tasks = [asyncio.create_task(self._listen(socket), name="zeromq")]
