@@ -1,7 +1,7 @@
 """Kafka by confluent-kafka's synchronous clients, and by FastStream over aiokafka, the faster of its two Kafka clients.
 
-Both: idempotent producer, all replicas; one partition per lane; each batch committed before the next one is asked for. Kassa commits
-in the background, every ten milliseconds, and waits for the last commit when it closes, before the clock stops.
+Both: idempotent producer, all replicas; one partition per lane; each batch committed before the next one is asked for. Kassa
+commits in the background, every ten milliseconds, and waits for the last commit when it closes, before the clock stops.
 """
 
 import asyncio

@@ -35,7 +35,7 @@ from kassa.messaging.binders.rabbitmq import (
     lane_key,
     queues_of,
 )
-from kassa.messaging.members import GONE_S, Member, share
+from kassa.messaging.members import BEAT_S, GONE_S, Member, share
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, Packet, Receipt, Unknown
 from kassa.messaging.relay import send_surely
 from kassa.messaging.supplied import CREDIT
@@ -619,20 +619,19 @@ async def test_exchange_of_a_single_queue_is_made_again_by_who_receives(
     transport: RabbitTransport, rabbitmq: RabbitMQ
 ) -> None:
     """Whoever asks need not know how."""
-    topic = Topic(new_topic().name, ("kassa",), "", lanes=1, keyed=False, exchange=new_id(), declaration="durable")
+    exchange = new_id()
+    topic = Topic(new_topic().name, ("kassa",), "", lanes=1, keyed=False, exchange=exchange, declaration="durable")
     await transport.provision([topic], verify_only=False)
     stream = await transport.subscribe(topic, "kassa")
 
     async with stranger(rabbitmq.url) as channel:
-        await channel.exchange_delete(topic.exchange)
-    await asyncio.sleep(ours.ORPHANS_EVERY * ours.BEAT_S)
+        await channel.exchange_delete(exchange)
+    await asyncio.sleep(ours.ORPHANS_EVERY * BEAT_S)
 
     async def is_asked() -> bool:
         async with stranger(rabbitmq.url) as channel:
             try:
-                await channel.basic_publish(
-                    b"{}", exchange=topic.exchange or "", routing_key=topic.name, mandatory=True
-                )
+                await channel.basic_publish(b"{}", exchange=exchange, routing_key=topic.name, mandatory=True)
             except aiormq.exceptions.AMQPError:
                 return False
         return True
