@@ -45,7 +45,7 @@ log = structlog.get_logger("kassa.messaging.supplied")
 CREDIT = 100
 """Packets of one class that are asked for at once and kept until somebody wants them, at most; or as many as whoever receives
 asks for, if that is more."""
-CREDIT_FIRST, AHEAD_BYTES = 10, 512 * 1024
+CREDIT_FIRST, AHEAD_BYTES = 10, 1024 * 1024
 """Packets may be envelopes of many records, so what is fetched ahead is bounded in bytes, by the size of the last ones."""
 FRESH_S = 0.1
 """That our own queue is empty is believed for so long."""
@@ -224,12 +224,19 @@ class _Ahead:
         self.lost: BrokerUnreachable | None = None
 
     def bring(self, arrivals: Sequence[Arrival], limit: int, now: float) -> None:
-        """These came. limit: how many may come next."""
+        """These came. limit: how many may be ahead from now on."""
         self.arrivals.extend(arrivals)
         self.came_at = now
-        self.has_room.clear()
         size = sum([len(one.packet.body) for one in arrivals]) // len(arrivals)
         self.credit = max(1, min(limit, 2 * self.credit, AHEAD_BYTES // max(1, size)))
+        self.look_for_room()
+
+    def look_for_room(self) -> None:
+        """More is asked for once half of it was taken, so that who receives gets full batches."""
+        if len(self.arrivals) <= self.credit // 2:
+            self.has_room.set()
+        else:
+            self.has_room.clear()
 
 
 class SuppliedSubscription:
@@ -329,7 +336,7 @@ class SuppliedSubscription:
             # What waits for a paused group waits at the broker, where it is counted and may be purged.
             await self._resumed.wait()
             try:
-                arrivals = await ahead.stream.receive(ahead.credit, ASK_S)
+                arrivals = await ahead.stream.receive(ahead.credit - len(ahead.arrivals), ASK_S)
             except BrokerUnreachable as error:
                 ahead.lost = error
                 self._watch.nudge()
@@ -420,8 +427,7 @@ class SuppliedSubscription:
                 await self._finish([parcel])
             for record in records:
                 self._deliveries.append(Delivery(record, 0, arrival.sent_at, parcel, arrival.epoch))
-        if not ahead.arrivals:
-            ahead.has_room.set()
+        ahead.look_for_room()
 
     async def _past_parked(self, ready: list[Delivery], crashed: Sequence[Delivery]) -> list[Delivery]:
         """Those that nothing holds up. What is behind a parked record of its key is parked too, and so is what has ended

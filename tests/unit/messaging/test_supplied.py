@@ -23,6 +23,7 @@ async def test_small_packets_are_soon_asked_for_by_the_batch() -> None:
     one = await ahead()
     asked = [one.credit]
     while one.credit < CREDIT:
+        one.arrivals.clear()
         one.bring(arrivals(one.credit, 600), CREDIT, asyncio.get_running_loop().time())
         asked.append(one.credit)
 
@@ -35,5 +36,6 @@ async def test_envelopes_are_bounded_by_their_bytes() -> None:
 
     one.bring(arrivals(20, 64 * 1024), CREDIT, 0.0)
     assert one.credit == AHEAD_BYTES // (64 * 1024)
+    assert not one.has_room.is_set()
     one.bring(arrivals(1, 2 * AHEAD_BYTES), CREDIT, 0.0)
     assert one.credit == 1

@@ -766,22 +766,27 @@ class KafkaStream:
                 held.asked = held.upto
         if offsets:
             self._commit_at = time.monotonic() + COMMIT_S
-            consumer.commit(offsets=offsets, asynchronous=True)
+            try:
+                consumer.commit(offsets=offsets, asynchronous=True)
+            except KafkaException as error:
+                self._committed(error.args[0], offsets)
 
     def _committed(self, error: KafkaError | None, answers: Sequence[TopicPartition]) -> None:
-        """The broker's answer to a commit, which is read behind all that was fetched before it came."""
+        """The answer to a commit in the background, which is read behind all that was fetched before it came."""
+        refused: KafkaError | None = None
         with self._orders:
             for answer in answers:
                 held = self._held.get(answer.partition)
                 if held is None:
                     continue
-                if error is None and answer.error is None:
+                refusal = answer.error if error is None else error
+                if refusal is None:
                     held.committed = max(held.committed, min(answer.offset, held.upto))
                 else:
-                    held.asked = held.committed
-        if error is not None or any(answer.error is not None for answer in answers):
+                    held.asked, refused = held.committed, refusal
+        if refused is not None:
             self._commit_at = time.monotonic() + COMMIT_AGAIN_S
-            log.info("kafka.not_committed", topic=self.topic, group=self._group, error=str(error))
+            log.info("kafka.not_committed", topic=self.topic, group=self._group, error=str(refused))
 
     def _bring(self, messages: Sequence[Message]) -> None:
         arrivals: list[Arrival] = []
