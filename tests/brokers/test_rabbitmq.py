@@ -734,7 +734,7 @@ async def test_frozen_broker_is_left_by_the_deadline_and_found_again(own_server:
         await load.until(150)
         await load.stop()
 
-        await until(lambda: has_all(bench, len(load.confirmed)))
+        await until(lambda: has_all(bench, len(load.confirmed)), 180)
         assert load.doubts > 0
         assert_once_and_in_order(load.confirmed, await bench.effects())
 
@@ -782,7 +782,7 @@ async def test_connection_cut_in_the_middle_of_a_batch_leaves_doubt_and_no_loss(
             assert {type(one) for one in receipts} <= {Confirmed, Unknown, Failed}
             assert any(isinstance(one, Unknown) for one in receipts)
             assert again == [Confirmed()] * 300
-        await until(lambda: has_all(bench, 600))
+        await until(lambda: has_all(bench, 600), 180)
         assert sorted(await bench.effects()) == sorted(f"{i}-{n}" for i in range(2) for n in range(300))
     assert cutter.cuts == 2
     await cutter.stop()
@@ -834,7 +834,7 @@ async def test_broker_that_ends_under_load_and_comes_back(
         await load.until(before + 400)
         await load.stop()
 
-        await until(lambda: has_all(bench, len(load.confirmed)))
+        await until(lambda: has_all(bench, len(load.confirmed)), 180)
         effects = await bench.effects()
         assert_once_and_in_order(load.confirmed, effects)
         assert consumer.counts.handled == len(effects)
@@ -899,7 +899,7 @@ async def test_random_kills(own_server: RabbitMQ, database_url: str) -> None:
         await load.until(len(load.confirmed) + 500)
         await load.stop()
 
-        await until(lambda: has_all(bench, len(load.confirmed)))
+        await until(lambda: has_all(bench, len(load.confirmed)), 180)
         effects = await bench.effects()
         print(
             json.dumps(
