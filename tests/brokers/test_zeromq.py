@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
+import zmq.asyncio
 
 from brokers.load import under_load
 from conformance.journal.cutter import Cut, Cutter
@@ -19,12 +21,14 @@ from kassa.db.pool import connect, open_pool
 from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.journal.writer import PostgresJournal
 from kassa.messaging.binder import Resources
-from kassa.messaging.binders.zeromq import SILENCE_S, ZeroMQBinder, make_binder, make_keys, read_url
+from kassa.messaging.binders.zeromq import CALL_S, RESEND_S, SILENCE_S, ZeroMQBinder, make_binder, make_keys, read_url
 from kassa.messaging.model import Ack, Confirmed, Unknown
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters
+from kassa.supervisor import end_tasks
 from kassa.tables import TABLES
+from servers.server import free_ports
 
 TOPIC = Topic("orders", ("shop",), "Orders, for the tests.")
 
@@ -129,6 +133,31 @@ async def test_send_without_a_hub_is_unknown_by_its_deadline(database_url: str, 
             assert time.monotonic() - began < 30
             hub.start()
             assert await bench.binder.send(TOPIC.name, [record("r-1")], deadline_s=10) == [Confirmed()]
+
+
+async def test_nothing_piles_up_for_a_hub_that_is_away(parts: tuple[Any, Wakeups]) -> None:
+    """However often a call was repeated meanwhile: the next hub has its own call to answer, and shall not be late for it."""
+    (port,) = free_ports(1)
+    peer = ZeroMQBinder(read_url(f"zeromq://127.0.0.1:{port}?role=peer"), Resources(*parts))
+    opening = asyncio.create_task(peer.open())
+    await asyncio.sleep(CALL_S - RESEND_S)
+    context = zmq.asyncio.Context()
+    hub = context.socket(zmq.ROUTER)
+    hub.bind(f"tcp://127.0.0.1:{port}")
+    frames: list[list[bytes]] = []
+
+    async def listen() -> None:
+        while True:
+            frames.append(await hub.recv_multipart())
+
+    listening = asyncio.create_task(listen())
+    with pytest.raises(BrokerUnreachable):
+        await opening
+    await end_tasks(listening)
+    await peer.close()
+    context.destroy(linger=0)
+
+    assert len(frames) <= 2
 
 
 async def test_what_a_vanished_peer_had_goes_to_another(database_url: str, parts: tuple[Any, Wakeups]) -> None:

@@ -219,7 +219,7 @@ class Client:
                     self.acknowledged.append(made)
                     tally.count("acknowledged requests")
                     return made
-                assert answer.status_code in (409, 503), answer.text
+                assert answer.status_code in (408, 409, 503), answer.text
                 assert answer.json()["retryable"], answer.text
             await asyncio.sleep(0.1)
         raise AssertionError(f"POST {path} was never acknowledged")
