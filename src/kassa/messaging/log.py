@@ -32,6 +32,8 @@ log = structlog.get_logger("kassa.messaging.log")
 
 PAGE = 500
 """Events per writer and reading: about a megabyte."""
+PAGE_MIN = 10
+"""Where a destination does not take a page in time, the next is half as large, down to this: so a slow one, too, gets on."""
 SKIM_PAGE = 5000
 """Events per writer that are looked over at a time, for a reader that can tell by the home whether it needs them."""
 HOLD_S = 15.0
@@ -426,7 +428,7 @@ class GroupReader:
         self._group = group
         self._handler = handler
         self._wait = wait
-        self._page = page
+        self._page = self._page_max = page
         self._concern = concern
         self._held_at = float("-inf")
         self._is_behind = False
@@ -473,11 +475,16 @@ class GroupReader:
     async def step(self) -> bool:
         """One page, and what is parked and due; whether there was anything. Raises Halt, LostGroup."""
         try:
-            return await self._step()
-        except BaseException:
+            worked = await self._step()
+        except BaseException as error:
             # Also when it is cancelled: what was read ahead belongs to a page that is not handled now.
             await self._look_again()
+            if isinstance(error, Halt):
+                # What it took of the page is sent again, so pages that it never takes whole would go on for ever.
+                self._page = min(self._page, max(self._page // 2, PAGE_MIN))
             raise
+        self._page = min(self._page * 2, self._page_max)
+        return worked
 
     async def _step(self) -> bool:
         now = asyncio.get_running_loop().time()

@@ -16,7 +16,7 @@ from chaos.house import Client, House, hurried, judge
 from kassa.ids import new_id
 
 BEFORE = 1_000
-AT_ONCE = 5_000
+AT_ONCE = 10_000
 """So many are made beforehand and sent in one go."""
 
 

@@ -25,11 +25,15 @@ class Seen:
         self.records: list[LogRecord] = []
         self.fails: dict[tuple[Id, int], int] = {}
         self.is_away = False
+        self.most = 10_000
+        """More at once takes too long."""
 
     async def handle(self, records: Sequence[LogRecord]) -> list[str | None]:
         """The log's Handler."""
         if self.is_away:
             raise Halt("away")
+        if len(records) > self.most:
+            raise Halt("not in time")
         answers: list[str | None] = []
         for record in records:
             left = self.fails.get((record.root, record.sequence), 0)
@@ -235,6 +239,22 @@ async def test_record_that_is_given_up_lets_its_root_go_on_and_can_be_replayed(h
 
     assert seen.order() == {root: [2, 1]}
     assert await group.parked() == []
+
+
+async def test_destination_that_takes_few_at_a_time_gets_fewer_and_then_all(house: House) -> None:
+    roots = [await house.root(house.one) for _ in range(40)]
+    for root in roots:
+        await house.happen(house.one, root)
+    seen = Seen()
+    seen.most = 12
+    log = await reader(house, seen)
+
+    for _ in range(40):
+        with suppress(Halt):
+            await log.step()
+
+    assert seen.order().keys() == set(roots)
+    assert all(order == sorted(set(order)) for order in seen.order().values())
 
 
 async def test_destination_that_is_away_stops_the_reader_and_parks_nothing(house: House) -> None:
