@@ -45,7 +45,7 @@ log = structlog.get_logger("kassa.messaging.supplied")
 CREDIT = 100
 """Packets of one class that are asked for at once and kept until somebody wants them, at most; or as many as whoever receives
 asks for, if that is more."""
-CREDIT_FIRST, AHEAD_BYTES = 10, 1024 * 1024
+CREDIT_FIRST, AHEAD_BYTES = 20, 1024 * 1024
 """Packets may be envelopes of many records, so what is fetched ahead is bounded in bytes, by the size of the last ones."""
 FRESH_S = 0.1
 """That our own queue is empty is believed for so long."""

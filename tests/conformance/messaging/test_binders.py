@@ -137,9 +137,9 @@ async def test_failed_record_parks_its_key_only(bench: Bench) -> None:
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
     first = {delivery.record.id: delivery for delivery in await collect(subscription, 3)}
     ends: list[tuple[Delivery, Settlement]] = [
-        (first["a-1"], RetryAfter(0.6, "no")),
+        (first["a-1"], RetryAfter(3.0, "no")),
         (first["b-1"], Ack()),
-        (first["a-2"], RetryAfter(0.6, None, counts=False)),
+        (first["a-2"], RetryAfter(3.0, None, counts=False)),
     ]
     await subscription.settle(ends)
     await send(bench, record("a-3", key="a"), record("b-2", key="b"))

@@ -27,7 +27,7 @@ async def test_small_packets_are_soon_asked_for_by_the_batch() -> None:
         one.bring(arrivals(one.credit, 600), CREDIT, asyncio.get_running_loop().time())
         asked.append(one.credit)
 
-    assert asked == [CREDIT_FIRST, 20, 40, 80, CREDIT]
+    assert asked == [CREDIT_FIRST, 40, 80, CREDIT]
 
 
 async def test_envelopes_are_bounded_by_their_bytes() -> None:

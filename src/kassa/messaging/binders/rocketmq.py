@@ -1118,7 +1118,8 @@ class RocketTransport:
                 if name not in known or not types:
                     said.append((topic.name, group))
                 if name not in known and not verify_only:
-                    await self._begin(topic, name)
+                    # Whatever comes to a topic that has just been made is for the groups that it was made with.
+                    await (self._begin(topic, name) if types else self._create_group(topic, name))
             if not verify_only:
                 self._made[topic_name(topic.name)] = topic
         return said
