@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -339,6 +340,7 @@ async def test_commit_that_the_broker_did_not_take_is_made_again(own_server: Own
         forbid(own_server, topic, "READ")
 
         assert await stream.settle(arrivals) == [True]
+        # Time for several commits, each of which is refused.
         await asyncio.sleep(1.0)
         assert await everybody.depth(topic, "shop") == 1
         allow(own_server, topic, "READ")
@@ -569,7 +571,7 @@ async def test_rounds_of_kills_stops_and_freezes(own_server: OwnKafka, database_
     async def trouble() -> None:
         for _ in range(8):
             wanted = len(await bench.effects()) + random.randint(100, 400)
-            await until(lambda wanted=wanted: _has_effects(bench, wanted))  # type: ignore[misc]
+            await until(partial(_has_effects, bench, wanted))
             end = random.choice(["kill", "stop", "freeze"])
             await asyncio.to_thread(getattr(own_server, end))
             await asyncio.sleep(random.uniform(0.0, 3.0))
@@ -592,7 +594,7 @@ async def test_connection_cut_in_the_middle_of_a_batch(own_server: OwnKafka, dat
                 for cuts in range(CUTS):
                     # A batch of records carries their headers.
                     cutter.arm(b"kassa-id", cut)
-                    await until(lambda cuts=cuts: _is_cut(cutter, cuts))  # type: ignore[misc]
+                    await until(partial(_is_cut, cutter, cuts))
 
             await under_load(bench, 1200, trouble)
             assert cutter.cuts == CUTS

@@ -713,6 +713,7 @@ async def test_frozen_broker_keeps_nobody_from_closing(own_server: RabbitMQ, dat
         try:
             large = [packet(f"r-{n}", body=bytes(5_000_000)) for n in range(10)]
             sending = asyncio.create_task(transport.send(topic, large, deadline_s=200, must_arrive=True))
+            # By now the frozen broker's line is full.
             await asyncio.sleep(1)
             async with asyncio.timeout(60):
                 await transport.close()

@@ -97,7 +97,7 @@ async def test_task_that_takes_its_cancellation_for_something_else_is_cancelled_
 ) -> None:
     monkeypatch.setattr(module, "AGAIN_S", 0.01)
     deaf = asyncio.create_task(_deaf(times=2))
-    plain = asyncio.create_task(asyncio.sleep(60))
+    plain = asyncio.create_task(asyncio.Event().wait())
     await asyncio.sleep(0)
 
     await end_tasks(deaf, plain)
@@ -112,7 +112,7 @@ async def test_loop_that_turns_its_cancellation_into_an_error_is_not_started_aga
         nonlocal starts
         starts += 1
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             raise BrokerUnreachable("The connection was lost.", broker="here") from None
 
@@ -127,5 +127,5 @@ async def test_loop_that_turns_its_cancellation_into_an_error_is_not_started_aga
 async def _deaf(times: int) -> None:
     for _ in range(times):
         with suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
-    await asyncio.sleep(60)
+            await asyncio.Event().wait()
+    await asyncio.Event().wait()

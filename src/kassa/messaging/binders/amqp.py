@@ -462,6 +462,7 @@ async def uncancelled(call: Awaitable[T]) -> T:
             raise
         raise refused.ConnectionClosed(0, "lost") from None
     except Exception as error:
+        # Nothing is swallowed: a lost cancellation is raised, a bare `Exception` gets its name, all else goes on as it is.
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError from error
         if type(error) is Exception:

@@ -489,6 +489,7 @@ class ZeroMQBinder:
             self._connect()
             await self.call("ping", None, CALL_S)
         except BaseException:
+            # Also when it is cancelled: a context with an open socket never ends.
             await self.close()
             raise
         self._tasks.append(asyncio.create_task(self._beat(), name="zeromq"))
