@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kassa.messaging.binder import REGISTRY
+from kassa.messaging.registry import REGISTRY
 from servers import KINDS, ServerUnavailable, install
 
 SERVERS = {"amqp": "rabbitmq", "kafka": "kafka", "rocketmq": "rocketmq"}

@@ -27,7 +27,8 @@ from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
 from kassa.journal.change import Change, Event
 from kassa.journal.writer import PostgresJournal
-from kassa.messaging.binder import Resources, make_binder
+from kassa.messaging.binder import Resources
+from kassa.messaging.registry import make_binder
 from kassa.messaging.wake import Wakeups
 from kassa.payments.records import Wallet
 from kassa.tables import TABLES

@@ -21,10 +21,11 @@ from kassa.journal.change import Change
 from kassa.journal.writer import PostgresJournal
 from kassa.ledger import chart
 from kassa.ledger.model import single
-from kassa.messaging.binder import Binder, Resources, make_binder
+from kassa.messaging.binder import Binder, Resources
 from kassa.messaging.consumer import Consumer
 from kassa.messaging.log import GroupReader, LogGroup
 from kassa.messaging.model import Record
+from kassa.messaging.registry import make_binder
 from kassa.messaging.relay import EventRelay
 from kassa.messaging.topology import EVENT_BATCHES, Topic
 from kassa.messaging.wake import EVENTS, Wakeups

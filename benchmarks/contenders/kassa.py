@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager, suppress
 
 from benchmarks.contenders.shape import BATCH, BATCH_OF_ENVELOPES, GROUP, Failure, in_batches
 from kassa.db.pool import connect, open_pool
-from kassa.messaging.binder import Binder, Resources, make_binder
+from kassa.messaging.binder import Binder, Resources
 from kassa.messaging.model import Ack, Confirmed, Record
+from kassa.messaging.registry import make_binder
 from kassa.messaging.topology import EVENTS, Topic
 from kassa.messaging.wake import Wakeups
 from kassa.observability.meters import Meters

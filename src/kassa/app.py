@@ -13,7 +13,7 @@ from kassa.clock import Clock, SystemClock
 from kassa.db.pool import close_pool, connect, open_pool
 from kassa.errors import KassaError, SettingInvalid
 from kassa.ids import Id
-from kassa.journal.writer import PostgresJournal
+from kassa.journal.writer import ANSWER_S, PostgresJournal
 from kassa.ledger.store import LedgerStore
 from kassa.merchants.directory import CHANGES, Directory
 from kassa.merchants.service import Merchants
@@ -90,7 +90,7 @@ class App:
             self.database_url, application="kassa", size_min=settings.pool_min, size_max=settings.pool_max
         )
         self.journal = PostgresJournal(
-            lambda: connect(self.database_url, application="kassa journal"),
+            lambda: connect(self.database_url, application="kassa journal", answer_s=ANSWER_S),
             TABLES,
             clock=self.clock,
             lanes=settings.journal_lanes,

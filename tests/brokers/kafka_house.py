@@ -13,9 +13,10 @@ from conformance.messaging.house import Bench
 from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
 from kassa.journal.writer import PostgresJournal
-from kassa.messaging.binder import Resources, make_binder
+from kassa.messaging.binder import Resources
 from kassa.messaging.binders.kafka import KafkaStream, KafkaTransport, read_url
 from kassa.messaging.model import Arrival, Packet
+from kassa.messaging.registry import make_binder
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters

@@ -9,12 +9,13 @@ from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
 from kassa.journal.change import Change
 from kassa.journal.writer import PostgresJournal
-from kassa.messaging.binder import Resources, make_binder
+from kassa.messaging.binder import Resources
 from kassa.messaging.binders.amqp import read_url
 from kassa.messaging.binders.rabbitmq import RabbitTransport
 from kassa.messaging.consumer import Consumer
 from kassa.messaging.members import Members
 from kassa.messaging.model import Confirmed, Failed, Packet, Record
+from kassa.messaging.registry import make_binder
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters

@@ -9,10 +9,11 @@ from kassa.db.pool import connect, open_pool
 from kassa.errors import BrokerUnreachable
 from kassa.ids import new_id
 from kassa.journal.writer import PostgresJournal
-from kassa.messaging.binder import Resources, make_binder
+from kassa.messaging.binder import Resources
 from kassa.messaging.binders import rocketmq_wire as wire
 from kassa.messaging.binders.rocketmq import RocketStream, RocketTransport
 from kassa.messaging.model import Arrival, Packet
+from kassa.messaging.registry import make_binder
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters

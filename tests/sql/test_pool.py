@@ -21,6 +21,15 @@ async def test_a_session_has_kassas_settings(database_url: str) -> None:
     await pool.close()
 
 
+async def test_a_connection_notices_that_the_servers_machine_is_gone(database_url: str) -> None:
+    connection = await connect(database_url, application="kassa test")
+    one = connection._transport.get_extra_info("socket")
+
+    assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == ours.SILENCE_S * 1000
+    assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    await connection.close()
+
+
 async def test_a_connection_that_nobody_gives_back_keeps_no_pool_open(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

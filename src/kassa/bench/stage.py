@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 from kassa.errors import BrokerUnreachable, KassaError
-from kassa.messaging.binder import Binder, Resources, Subscription, make_binder
+from kassa.messaging.binder import Binder, Resources, Subscription
 from kassa.messaging.model import Ack, Confirmed, Record
+from kassa.messaging.registry import make_binder
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 

@@ -4,6 +4,7 @@ Nothing here retries: whoever asks knows whether a repeat is safe.
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,16 @@ CONNECT_TIMEOUT_S = 10.0
 CLOSE_S = 10.0
 """For statements that are under way when everything ends; what was not committed by then has not happened."""
 
+SILENCE_S = 20
+"""A server whose machine does not answer for so long is lost. By itself a system waits a quarter of an hour, or for ever."""
+_KEEPALIVE = {
+    "TCP_KEEPIDLE": SILENCE_S // 2,
+    "TCP_KEEPINTVL": SILENCE_S // 4,
+    "TCP_KEEPCNT": 2,
+    "TCP_USER_TIMEOUT": SILENCE_S * 1000,
+}
+"""Where a system has no such option, it keeps its own time."""
+
 log = structlog.get_logger("kassa.db.pool")
 
 _REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
@@ -31,15 +42,34 @@ _UNREACHABLE = (
 )
 
 
-async def connect(dsn: str, *, application: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
+class _Connection(asyncpg.Connection):  # type: ignore[misc]
+    """One that notices when the way to the server is gone without a word (a failover, a firewall that forgot us)."""
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *rest: Any) -> None:
+        super().__init__(protocol, transport, *rest)
+        one = transport.get_extra_info("socket")
+        if one is not None and one.family in (socket.AF_INET, socket.AF_INET6):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEPALIVE.items():
+                if hasattr(socket, name):
+                    one.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def connect(
+    dsn: str, *, application: str, timeout_s: float = CONNECT_TIMEOUT_S, answer_s: float | None = None
+) -> Any:
     """One asyncpg connection.
 
     application: shown in pg_stat_activity, e.g. "kassa writer 3".
+    answer_s: how long each statement may take, then it raises TimeoutError; None: as long as it likes.
     Raises DatabaseRefused when the database is one that Kassa may not use (credentials, version, standby, isolation),
     DatabaseUnreachable when no connection comes about in `timeout_s`.
     """
     with _told(dsn):
-        connection = await asyncpg.connect(dsn, timeout=timeout_s, server_settings=_settings(application))
+        connection = await asyncpg.connect(
+            dsn, timeout=timeout_s, command_timeout=answer_s, connection_class=_Connection,
+            server_settings=_settings(application),
+        )  # fmt: skip
     try:
         await _assert_usable(connection, dsn)
     except BaseException:
@@ -75,6 +105,7 @@ async def open_pool(
             min_size=size_min,
             max_size=size_max,
             timeout=timeout_s,
+            connection_class=_Connection,
             server_settings=_settings(application),
             init=first,
             reset=_leave_as_it_is,

@@ -59,6 +59,9 @@ AWAY_S = 1.0
 """How long callers wait while the database is known to be away: nothing of theirs was sent, so they may be told soon."""
 SETTLE_S = 8.0
 """How long callers wait for the truth about a commit in the middle of which the connection died."""
+ANSWER_S = 15.0
+"""How long a statement may take (`connect` sees to it), longer than one waits for locks. Who does not answer by then is frozen or
+out of reach without a word, and the connection counts as lost."""
 END_TRIES_MAX = 200
 """Looks for the end of a server process that was told to end, 20 ms apart: four seconds."""
 CAUTION_MAX = 63
@@ -76,6 +79,8 @@ _TRY_ROOM = (
 )
 """Takes two megabytes of the disk and gives them back; rows of 1.8 kB are not compressed."""
 
+_SETTLE = "SELECT pg_logical_emit_message(true, 'kassa', 'settled')"
+"""A commit of no content. Where commits wait for a standby, what was committed before is there too when this one is."""
 _END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2"
 
 log = structlog.get_logger("kassa.journal")
@@ -267,7 +272,7 @@ class PostgresJournal:
                 raise DatabaseUnreachable(f"The journal cannot reach the database: {error}") from error
 
     async def stop(self) -> None:
-        """Write what waits, then let go of the slots."""
+        """Write what waits, then let go of the slots. What cannot be written, since the database is away, is refused."""
         self.is_stopping = True
         self.arrived.set()
         for lane in self._lanes:
@@ -330,6 +335,9 @@ class _Lane:
                 await self.journal.arrived.wait()
                 continue
             taken = self._take()
+            if self.journal.is_stopping and not self.is_writable:
+                self._fail(taken, DatabaseUnreachable())
+                continue
             self.in_flight = len(taken)
             try:
                 await self._commit_all(taken)
@@ -373,7 +381,8 @@ class _Lane:
                 self.journal.watched(len(taken), time.perf_counter() - started)
                 return
             except _InDoubt as doubt:
-                if await self._find_truth(doubt, deadline):
+                # It may have taken all the time to notice that nobody answers.
+                if await self._find_truth(doubt, max(deadline, time.monotonic() + self.journal.settle_s / 2)):
                     return
             except (*_AGAIN, _NameWent):
                 await self._roll_back()
@@ -982,6 +991,7 @@ class _Lane:
             stored = await self._connection.fetchval(
                 "SELECT digest FROM chain WHERE writer = $1 AND batch = $2", slot, batch
             )
+            await self._connection.execute(_SETTLE)
         except (*_CONNECTION_LOST, asyncpg.PostgresError, KassaError):
             self._drop_connection()
             self._fail(callers, OutcomeUnknown())

@@ -1,19 +1,15 @@
 """The port to a broker: provision, send a batch with a receipt per record, receive by pull, settle each delivery.
 
-A binder is one file in `binders/` and one line in `REGISTRY`. It translates and says honestly what it can do; retries,
+A binder is one file in `binders/` and one line in `registry.py`. It translates and says honestly what it can do; retries,
 dead letters, inbox, order after failure, circuit breakers and metrics live above it and are the same for all.
 """
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self, runtime_checkable
-from urllib.parse import urlsplit
 
 import asyncpg
 
-from kassa.errors import SettingInvalid
-from kassa.messaging.metered import MeteredBinder
 from kassa.messaging.model import Delivery, Depth, Receipt, Record, Settlement, Traits
 from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import Wakeups
@@ -120,32 +116,3 @@ class Elsewhere(Protocol):
         """Forgets what waits there and is in nobody's hands; says how many records. What a consumer holds, or fetched ahead,
         stays his; what there was no time for stays too. Raises QueueNotFound, BrokerUnreachable."""
         ...
-
-
-REGISTRY = {
-    "amqp": "kassa.messaging.binders.rabbitmq",
-    "amqps": "kassa.messaging.binders.rabbitmq",
-    "kafka": "kassa.messaging.binders.kafka",
-    "kafka+ssl": "kassa.messaging.binders.kafka",
-    "memory": "kassa.messaging.binders.memory",
-    "postgres": "kassa.messaging.binders.postgres",
-    "rocketmq": "kassa.messaging.binders.rocketmq",
-    "zeromq": "kassa.messaging.binders.zeromq",
-}
-"""URL scheme, or its bare name, to the module whose `make_binder(url, resources)` makes the binder. One file that speaks a
-broker's protocol (`transport.py`) and one line here are a broker; everything else is the same for all."""
-
-
-def make_binder(url: str, resources: Resources) -> Binder:
-    """The binder for `postgres`, `amqp://…`, `kafka://…`. `resources`: what it needs of this process.
-
-    Raises SettingInvalid for a broker that Kassa does not know, or a URL that its file cannot read.
-    """
-    scheme = urlsplit(url).scheme or url
-    module = REGISTRY.get(scheme)
-    if module is None:
-        known = ", ".join(sorted(REGISTRY))
-        raise SettingInvalid(f"There is no broker {scheme!r}; these are: {known}.", broker=scheme)
-    make: Callable[[str, Resources], Binder] = import_module(module).make_binder
-    binder = make(url, resources)
-    return binder if resources.meters is None else MeteredBinder(binder, resources.meters)

@@ -14,7 +14,8 @@ import structlog
 
 from kassa.db.queries import load
 from kassa.errors import BrokerUnreachable, SettingInvalid
-from kassa.messaging.binder import REGISTRY, Binder, Resources, make_binder
+from kassa.messaging.binder import Binder, Resources
+from kassa.messaging.registry import REGISTRY, make_binder
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS, Topic
 from kassa.messaging.wake import Wakeups
 from kassa.observability.meters import Meters

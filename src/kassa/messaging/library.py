@@ -33,10 +33,11 @@ from kassa.db.pool import close_pool, connect, open_pool
 from kassa.errors import InvariantBroken, KassaError, Retry, SettingInvalid
 from kassa.ids import Id, new_id
 from kassa.messaging import outbox
-from kassa.messaging.binder import Binder, Resources, Subscription, make_binder
+from kassa.messaging.binder import Binder, Resources, Subscription
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, Record, RetryAfter, Settlement
 from kassa.messaging.order import in_waves
+from kassa.messaging.registry import make_binder
 from kassa.messaging.relay import MessageRelay
 from kassa.messaging.replies import CORRELATION, REPLY_TO, ReplyRelay, reply_queue
 from kassa.messaging.tables import make_tables, with_schema

@@ -6,8 +6,9 @@ Relays, consumers, the queue door and the library all go through it, so none of 
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
+from kassa.messaging.binder import Binder, Subscription
 from kassa.messaging.model import (
     Ack,
     Confirmed,
@@ -24,9 +25,6 @@ from kassa.messaging.model import (
 from kassa.messaging.topology import Topic
 from kassa.observability.meters import Meters, Passage, Sending
 
-if TYPE_CHECKING:
-    from kassa.messaging.binder import Binder, Subscription
-
 REPLIES = "replies"
 """Answers go to addresses that others name, which are without number: counted together under this topic."""
 
@@ -34,7 +32,7 @@ REPLIES = "replies"
 class MeteredBinder:
     """A binder, counted."""
 
-    def __init__(self, inner: "Binder", meters: Meters) -> None:
+    def __init__(self, inner: Binder, meters: Meters) -> None:
         self.inner = inner
         self.name = inner.name
         self.traits = inner.traits
@@ -68,7 +66,7 @@ class MeteredBinder:
         _count_receipts(self._meters.sending(REPLIES), receipts)
         return receipts
 
-    async def subscribe(self, topic: str, group: str) -> "Subscription":
+    async def subscribe(self, topic: str, group: str) -> Subscription:
         subscription = await self.inner.subscribe(topic, group)
         return MeteredSubscription(subscription, self._meters.passage(topic, group))
 
@@ -85,7 +83,7 @@ class MeteredBinder:
 class MeteredSubscription:
     """A subscription, counted."""
 
-    def __init__(self, inner: "Subscription", passage: Passage) -> None:
+    def __init__(self, inner: Subscription, passage: Passage) -> None:
         self._inner = inner
         self._passage = passage
 

@@ -6,6 +6,7 @@ that dies in between is found by the attempt's or refund's timer, which asks the
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
@@ -61,8 +62,11 @@ from kassa.payments.draft import (
 from kassa.payments.model import Order, Way
 from kassa.payments.records import ATTEMPT, PAYMENT, REFUND, Attempt, Exchange, Payment, Refund, Wallet
 from kassa.payments.refusals import refusal
+from kassa.supervisor import end_tasks
 
 KEYS_APART = timedelta(minutes=1)
+STOP_S = 30.0
+"""More than any conversation takes whose parties answer."""
 ACTS_MAX = 4
 """What one drive says to a channel at most (query, send again, close, query); the timer goes on from there."""
 
@@ -158,9 +162,12 @@ class Payments:
         self._keys_asked_at: dict[tuple[int, str], datetime] = {}
 
     async def stop(self) -> None:
-        """Waits for the conversations that are under way; the timers would find them otherwise."""
-        while self._running:
-            await asyncio.wait(self._running)
+        """Waits for the conversations that are under way, but not for ever: the database may be frozen. What is left of them the
+        timers find."""
+        deadline = time.monotonic() + STOP_S
+        while self._running and (left_s := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self._running, timeout=left_s)
+        await end_tasks(*self._running)
 
     # Payments and top-ups
 

@@ -28,8 +28,9 @@ from kassa.db.away import AWAY
 from kassa.db.pool import connect, open_pool
 from kassa.errors import KassaError
 from kassa.ids import event_name, new_id
-from kassa.messaging.binder import Resources, make_binder
+from kassa.messaging.binder import Resources
 from kassa.messaging.model import Ack, Confirmed, Record
+from kassa.messaging.registry import make_binder
 from kassa.messaging.topology import EVENTS, PAYMENT_ORDERS, Topic
 from kassa.messaging.wake import Wakeups
 from servers.server import free_ports

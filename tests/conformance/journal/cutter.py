@@ -13,6 +13,8 @@ class Cut(Enum):
     """… and never reaches the server."""
     ANSWER_LOST = "answer_lost"
     """… reaches the server, which does it; its answer never comes back."""
+    SILENT = "silent"
+    """… reaches nobody, and nobody says so: the connection stands, and nothing passes any more."""
 
 
 class Cutter:
@@ -73,6 +75,9 @@ class Cutter:
                         up_writer.write(data)
                         await up_writer.drain()
                         await up_reader.read(1)  # The server has done it and says so; nobody hears it.
+                    if cut is Cut.SILENT:
+                        while await reader.read(65536):
+                            pass
                     return
                 up_writer.write(data)
                 await up_writer.drain()

@@ -11,6 +11,8 @@ import pytest
 
 from conformance.journal.cutter import Cut, Cutter
 from conformance.journal.house import HOME, TABLES, committed, funded, paid, payment, refunded, wallet
+from conformance.messaging.house import until
+from kassa.db.pool import connect
 from kassa.errors import Busy, DatabaseFull, DatabaseUnreachable, InvariantBroken, KassaError, OutcomeUnknown
 from kassa.journal.change import (
     AccountOpen,
@@ -179,6 +181,64 @@ async def test_a_cut_connection_leads_to_the_truth(
     assert await pool.fetchval("SELECT count(*) FROM payment") == 5
     assert await pool.fetchval("SELECT count(DISTINCT sequence) FROM event WHERE type = 'payment.succeeded'") == 1
     await journal.stop()
+    await cutter.stop()
+
+
+async def _patient(url: str, answer_s: float) -> PostgresJournal:
+    """A writer for which a statement may take so long."""
+    journal = PostgresJournal(lambda: connect(url, application="test writer", answer_s=answer_s), TABLES)
+    await journal.start()
+    return journal
+
+
+@pytest.mark.parametrize("statement", [b"BEGIN", b"INSERT INTO payment", b"COMMIT\0"])
+async def test_a_database_that_says_nothing_any_more_is_left_for_a_new_connection(
+    database_url: str, pool: asyncpg.Pool, statement: bytes
+) -> None:
+    """The way to it is gone without a word, or its process is frozen: nobody waits for ever, and each is told the truth."""
+    cutter = Cutter(database_url)
+    journal = await _patient(await cutter.start(), answer_s=2.0)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    cutter.arm(statement, Cut.SILENT)
+
+    verdicts = await asyncio.gather(
+        *(journal.submit(paid(payment(f"o-{number}", 100, purse.id), f"k-{number}")) for number in range(5))
+    )
+
+    assert cutter.cuts == 1
+    assert all(isinstance(verdict, Committed) for verdict in verdicts)
+    assert await _balances(pool) == (0, 500)
+    assert await pool.fetchval("SELECT count(*) FROM payment") == 5
+    await journal.stop()
+    await cutter.stop()
+
+
+async def until_cut(cutter: Cutter) -> None:
+    async def is_cut() -> bool:
+        return cutter.cuts > 0
+
+    await until(is_cut)
+
+
+async def test_stopping_ends_though_the_database_says_nothing_any_more(database_url: str, pool: asyncpg.Pool) -> None:
+    cutter = Cutter(database_url)
+    journal = await _patient(await cutter.start(), answer_s=2.0)
+    purse = wallet()
+    committed(await journal.commit(funded(purse, 1000)))
+    cutter.arm(b"COMMIT\0", Cut.SILENT)
+    cutter.is_refusing = True
+    first = journal.submit(paid(payment("o-1", 100, purse.id)))
+    await until_cut(cutter)
+    second = journal.submit(paid(payment("o-2", 100, purse.id)))
+
+    await journal.stop()
+
+    with pytest.raises(OutcomeUnknown):
+        await first
+    with pytest.raises(DatabaseUnreachable):
+        await second
+    assert await _balances(pool) == (0, 1000)
     await cutter.stop()
 
 

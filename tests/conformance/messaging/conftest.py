@@ -12,7 +12,8 @@ from conformance.messaging.house import SERVERS, Bench
 from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
 from kassa.journal.writer import PostgresJournal
-from kassa.messaging.binder import REGISTRY, Resources, make_binder
+from kassa.messaging.binder import Resources
+from kassa.messaging.registry import REGISTRY, make_binder
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from kassa.messaging.binder import REGISTRY
 from kassa.messaging.model import Traits
+from kassa.messaging.registry import REGISTRY
 from servers import is_installed
 from servers.installation import rabbitmq, versions
 

@@ -7,7 +7,7 @@ import pytest
 from flows.api.support import House, running
 from flows.queues.house import SERVERS, Till, client_of
 from flows.wechat_sandbox import SandboxProcess
-from kassa.messaging.binder import REGISTRY
+from kassa.messaging.registry import REGISTRY
 
 
 def schemes() -> list[object]:

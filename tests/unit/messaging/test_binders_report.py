@@ -3,7 +3,7 @@
 from datetime import date
 
 from conformance.messaging import report
-from kassa.messaging.binder import REGISTRY
+from kassa.messaging.registry import REGISTRY
 
 SUITE = "tests/conformance/messaging/test_binders.py::"
 

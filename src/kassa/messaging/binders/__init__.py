@@ -1,4 +1,4 @@
-"""One file per broker; `binder.REGISTRY` names them."""
+"""One file per broker; `registry.py` names them."""
 
 import os
 

@@ -20,7 +20,7 @@ Who sends chooses the partition: crc32 of the key modulo the lanes; so a topic h
 producer is idempotent and wants all replicas. Offsets are committed after packets are settled: of each partition up to the
 first one that is not, in the background, a few milliseconds later and for all of them together; a lane that goes and a consumer
 that is closed wait for the answer. What was settled a moment before a process dies may so come again. A group is new while
-nothing is committed for it: `provision` commits the end of what is there.
+nothing is committed for it: `provision` commits the end of what is there, and the beginning of a topic that it makes.
 
 Kafka forgets: packets after the topic's `retention.ms`, and a group that nobody received for after the server's
 `offsets.retention.minutes` (a week each, if nobody changed it).
@@ -685,10 +685,16 @@ class KafkaStream:
         while not self._is_closing:
             try:
                 self._session()
-            except (KafkaException, RuntimeError, _SessionOver) as error:
-                self._fail(str(error))
-                log.warning("kafka.session_over", topic=self.topic, group=self._group, error=str(error))
+            except Exception as error:
+                # Whatever it is, the thread goes on: without it nobody would receive here any more, and nothing would say so.
+                self._fail(str(error) or type(error).__name__)
+                is_known = isinstance(error, (KafkaException, RuntimeError, _SessionOver))
+                log.warning(
+                    "kafka.session_over", topic=self.topic, group=self._group, error=str(error), exc_info=not is_known
+                )
                 with self._orders:
+                    # Who waits to begin again has what he wants when there is no session.
+                    self._fence()
                     self._orders.wait_for(lambda: self._is_closing, PAUSE_S)
         _tell(self._loop, self._ended.set)
         _tell(self._loop, self._news.set)
@@ -1123,6 +1129,7 @@ class KafkaTransport:
                     f"declare it with {seen.partitions}, or let it run empty, delete it and provision again.",
                     topic=topic.name,
                 )  # fmt: skip
+            is_new = seen is None
             if seen is None:
                 _require_name(topic.name)
                 if not topic.groups:
@@ -1132,7 +1139,7 @@ class KafkaTransport:
                     continue
                 seen = await self._create(topic)
             for group in topic.groups:
-                if await self._begin(topic.name, seen, group, verify_only=verify_only):
+                if await self._begin(topic.name, seen, group, is_new=is_new, verify_only=verify_only):
                     said.append((topic.name, group))
         return said
 
@@ -1158,11 +1165,12 @@ class KafkaTransport:
         await stream.joined(JOIN_S)
         return stream
 
-    async def _begin(self, topic: str, seen: "_Seen", group: str, *, verify_only: bool) -> bool:
-        """Whether a group is new; it then gets what is sent from now on."""
+    async def _begin(self, topic: str, seen: "_Seen", group: str, *, is_new: bool, verify_only: bool) -> bool:
+        """Whether a group is new; it then gets what is sent from now on. The first groups of a new topic get all of it: somebody
+        may send as soon as the topic is there."""
         partitions = seen.partitions
         # The ends first: whatever is sent after somebody else has made the group is behind what is read here.
-        ends = await self._patiently(partial(self._offsets, topic, partitions, _LATEST))
+        ends = await self._patiently(partial(self._offsets, topic, partitions, _EARLIEST if is_new else _LATEST))
         if await self._patiently(partial(self._committed, topic, group, partitions)):
             return False
         if not verify_only:
