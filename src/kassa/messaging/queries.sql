@@ -109,17 +109,19 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
 -- name: claim_messages
 -- Due messages of one topic, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
 -- only if nobody holds an earlier one: a key has one holder. The candidates are bounded, so that a long queue behind one key
--- costs no more than a short one; what was only sent with a delay and never handed out holds up nothing; `$5` is how many candidates to pass over because they waited behind a held key.
+-- costs no more than a short one; what was only sent with a delay and never handed out holds up nothing; `$5` is how many candidates
+-- to pass over because they waited behind a held key. Rows are found again by their place (ctid): heads are locked until the end,
+-- and followers stand still while their head is.
 WITH lazy AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
      WHERE NOT EXISTS (SELECT 1 FROM subscription WHERE queue = $1 AND paused)
 ),
 candidate AS MATERIALIZED (
-    SELECT c.id, row_number() OVER () AS rank
+    SELECT c.place, row_number() OVER () AS rank
       FROM lazy
      CROSS JOIN generate_series(9, 0, -1) AS p (priority)
      CROSS JOIN LATERAL (
-           SELECT id
+           SELECT ctid AS place
              FROM message
             WHERE topic = $1
               AND priority = p.priority
@@ -130,9 +132,9 @@ candidate AS MATERIALIZED (
      LIMIT $4 OFFSET $5
 ),
 head AS MATERIALIZED (
-    SELECT m.id, m.key, m.position, c.rank
+    SELECT m.ctid AS place, m.key, m.position, c.rank
       FROM candidate AS c
-      JOIN message AS m ON m.id = c.id
+      JOIN message AS m ON m.ctid = c.place
      WHERE (m.leased_until IS NULL OR m.leased_until <= clock_timestamp())
        AND (m.key = '' OR NOT EXISTS (
             SELECT 1
@@ -146,10 +148,11 @@ head AS MATERIALIZED (
        FOR UPDATE OF m SKIP LOCKED
 ),
 follower AS MATERIALIZED (
-    SELECT f.id, h.rank, f.position
+    SELECT f.place, h.rank, f.position
       FROM (SELECT *, count(*) OVER () AS heads FROM head) AS h
      CROSS JOIN LATERAL (
-           SELECT id, position, bool_and(due <= clock_timestamp() AND leased_until IS NULL) OVER (ORDER BY position) AS free
+           SELECT ctid AS place, position,
+                  bool_and(due <= clock_timestamp() AND leased_until IS NULL) OVER (ORDER BY position) AS free
              FROM message
             WHERE topic = $1
               AND key = h.key
@@ -157,23 +160,24 @@ follower AS MATERIALIZED (
             ORDER BY position
             LIMIT ($2::bigint - h.heads) / h.heads) AS f
      WHERE h.key <> ''
+       AND h.heads < $2::bigint
        AND f.free
 ),
 picked AS MATERIALIZED (
-    SELECT id, rank, position FROM head
+    SELECT place, rank, position FROM head
      UNION ALL
-    SELECT id, rank, position FROM follower
+    SELECT place, rank, position FROM follower
 ),
 leased AS (
     UPDATE message
        SET leased_until = clock_timestamp() + $3,
            lease = lease + 1
-     WHERE id = ANY(ARRAY(SELECT id FROM picked))
-    RETURNING id, home, key, priority, created_at, due, attempts, lease, headers, body
+     WHERE ctid = ANY(ARRAY(SELECT place FROM picked))
+    RETURNING id, home, key, priority, created_at, due, attempts, lease, headers, body, position
 )
 SELECT seen.candidates, taken.*
   FROM (SELECT count(*) AS candidates FROM candidate) AS seen
-  LEFT JOIN (SELECT leased.*, picked.rank, picked.position FROM leased JOIN picked USING (id)) AS taken ON true
+  LEFT JOIN (SELECT leased.*, picked.rank FROM leased JOIN picked USING (position)) AS taken ON true
  ORDER BY taken.rank, taken.position;
 
 -- name: send_messages
