@@ -67,7 +67,7 @@ async def test_the_document_tells_the_truth(
         "--phases", "examples,coverage,fuzzing", cwd=tmp_path,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    told, _ = await asyncio.wait_for(process.communicate(), 240)
+    told, _ = await asyncio.wait_for(process.communicate(), 500)
 
     assert process.returncode == 0, told.decode()[-6000:]
 
