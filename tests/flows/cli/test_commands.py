@@ -2,6 +2,7 @@
 
 import json
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,26 @@ def test_queues_are_listed_and_wrong_uses_are_told(place: tuple[str, str]) -> No
     assert "There is no queue orders" in kassa("queue", "replay", "orders", "--all", *place, expect=1).stderr
     assert "Say which" in kassa("queue", "replay", "orders", *place, expect=2).stderr
     assert "payment.not_found" in kassa("payment", "show", "pay_1", *place, expect=1).stderr
+
+
+def test_a_second_up_on_the_same_directory_is_refused_and_disturbs_nothing(up: Up, place: tuple[str, str]) -> None:
+    refused = kassa_process("up", *place, "--port", "0", "--json", expect=1)
+
+    assert refused.stdout == ""
+    assert f"pid {up.process.pid}" in refused.stderr
+    assert up.waiting("beside").state == "processing"
+
+
+def test_keys_and_books_are_for_their_owner_alone(up: Up) -> None:
+    directory, secret = Path(up.said["dir"]), up.said["api_key"]
+    files = [file for file in directory.rglob("*") if file.is_file() and "data" not in file.parts]
+
+    open_to_others = [file for file in files if stat.S_IMODE(file.stat().st_mode) & 0o077]
+
+    assert [file for file in open_to_others if secret in file.read_text(errors="replace")] == []
+    assert stat.S_IMODE((directory / "up.json").stat().st_mode) == 0o600
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (directory / "sandboxes" / "wechat").iterdir()} == {0o600}
+    assert secret not in up.errors.read_text()
 
 
 def test_what_is_not_there_is_told_with_the_exit_code_for_it(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.cli.house import ANSWER_S, PROGRAM, Up, environment, kassa_process, sandbox_pid, set_up, wait_until
+from flows.cli.house import ANSWER_S, PROGRAM, Up, environment, sandbox_pid, set_up, wait_until
 from kassa.cli.sandboxes import is_alive
 from kassa.db import embedded
 
@@ -102,33 +101,6 @@ def test_a_start_that_is_killed_is_no_hindrance(directory: Path) -> None:
 
     assert run.waiting("1").state == "processing"
     assert run.stop() == (0, b"")
-
-
-def test_two_on_one_directory_do_not_fight(directory: Path) -> None:
-    first = Up(directory)
-
-    refused = kassa_process("up", "--dir", str(directory), "--port", "0", "--json", expect=1)
-
-    assert refused.stdout == ""
-    assert f"pid {first.process.pid}" in refused.stderr
-    with first.client() as client:
-        assert client.balances.get() == ()
-    assert first.stop()[0] == 0
-
-
-def test_keys_and_books_are_for_their_owner_alone(directory: Path) -> None:
-    run = Up(directory)
-    files = [file for file in directory.rglob("*") if file.is_file() and "data" not in file.parts]
-    open_to_others = [str(file) for file in files if stat.S_IMODE(file.stat().st_mode) & 0o077]
-    secret = run.said["api_key"]
-    run.stop()
-
-    readable = [file for file in open_to_others if secret in Path(file).read_text(errors="replace")]
-    assert readable == []
-    assert stat.S_IMODE((directory / "up.json").stat().st_mode) == 0o600
-    assert {stat.S_IMODE(file.stat().st_mode) for file in (directory / "sandboxes" / "wechat").iterdir()} == {0o600}
-    log = run.errors.read_text()
-    assert secret not in log
 
 
 def test_a_database_of_ones_own_is_remembered(directory: Path, empty_database_url: str) -> None:
