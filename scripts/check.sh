@@ -2,6 +2,7 @@
 # Every gate that needs no more than a minute. All of them run, and the first that fails does not hide the next.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE
 
 failed=()
 gate() {

@@ -148,7 +148,7 @@ def _genuine(shop: Shop) -> list[Received]:
 
 
 async def _until_final(wire: Wire, number: str) -> Outcome:
-    for _ in range(200):
+    for _ in range(1200):
         outcome = await wire.query_refund(number)
         if not isinstance(outcome, Pending):
             return outcome

@@ -56,7 +56,7 @@ async def serve_one(bench: Bench) -> Record:
     if address := asked.headers.get("reply-to"):
         headers = {"content-type": "application/json", "correlation-id": asked.headers["correlation-id"]}
         answer = Record(new_id(), "", b'{"state": "processing"}', headers)
-        assert await bench.binder.reply(address, [answer], deadline_s=5) == [Confirmed()]
+        assert await bench.binder.reply(address, [answer], deadline_s=60) == [Confirmed()]
     assert await subscription.settle([(delivery, Ack())]) == [True]
     await subscription.close(1)
     return asked
@@ -103,7 +103,7 @@ async def test_listener_gets_cloud_events_by_type(place: str, database_url: str)
     async with open_bench(place, database_url, topic) as bench, running("listener.py", place, topic.name) as process:
         assert await line_of(process) == "listening"
         sent = [an_event("refund.created"), an_event("payment.succeeded")]
-        assert await bench.binder.send(topic.name, sent, deadline_s=5) == [Confirmed()] * 2
+        assert await bench.binder.send(topic.name, sent, deadline_s=60) == [Confirmed()] * 2
         message = json.loads(await line_of(process))
 
     event = from_rabbitmq_event(RabbitMQMessage(message["headers"], message["type"], message["body"].encode()))

@@ -12,7 +12,7 @@ import httpx
 import pika
 import pytest
 
-from flows.cli.house import Up, kassa, set_up
+from flows.cli.house import Up, kassa_process, set_up
 
 pytestmark = pytest.mark.needs("rabbitmq")
 
@@ -26,7 +26,7 @@ channel.queue_bind("payment_order", "payment", "payment_order")
 answers = channel.queue_declare("", exclusive=True).method.queue
 properties = pika.BasicProperties(reply_to=answers, correlation_id="42")
 channel.basic_publish("payment", "payment_order", json.dumps({"order_id": "123456", "amount": 100}), properties)
-method, properties, body = next(channel.consume(answers, inactivity_timeout=30))
+method, properties, body = next(channel.consume(answers, inactivity_timeout=100))
 print(properties.correlation_id, properties.content_type, body.decode())
 """
 
@@ -47,7 +47,7 @@ def run(program: str, url: str, tmp_path: Path) -> str:
     """What the program says."""
     file = tmp_path / "program.py"
     file.write_text(program)
-    done = subprocess.run([sys.executable, str(file), url], capture_output=True, text=True, timeout=60, env=os.environ)
+    done = subprocess.run([sys.executable, str(file), url], capture_output=True, text=True, timeout=120, env=os.environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -55,7 +55,7 @@ def run(program: str, url: str, tmp_path: Path) -> str:
 def rest(up: Up, path: str) -> Any:
     """What the REST API says."""
     headers = {"Authorization": f"Bearer {up.said['api_key']}"}
-    return httpx.get(up.said["api"] + path, headers=headers, trust_env=False).json()
+    return httpx.get(up.said["api"] + path, headers=headers, trust_env=False, timeout=60).json()
 
 
 def test_a_program_of_ten_lines_gets_its_answer(url: str, up: Up, tmp_path: Path) -> None:
@@ -83,9 +83,10 @@ def test_a_plain_consumer_hears_events(url: str, up: Up, tmp_path: Path) -> None
     channel.queue_bind(queue, "kassa.events", "payment.*")
 
     payment = json.loads(run(PROGRAM, url, tmp_path).split(" ", 2)[2])
-    up.pay(payment["next_action"]["code_url"])
+    with up.client() as client:
+        up.pay(client.payments.get(payment["id"]))
     heard: list[tuple[str, dict[str, Any]]] = []
-    for method, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=30):
+    for method, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=100):
         heard.append((method.routing_key, json.loads(body)))
         assert properties.headers["ce-subject"] == payment["id"]
         if method.routing_key == "payment.succeeded":
@@ -98,7 +99,9 @@ def test_a_plain_consumer_hears_events(url: str, up: Up, tmp_path: Path) -> None
 
 def test_a_broker_that_cannot_be_reached_is_told_at_once() -> None:
     with set_up() as directory:
-        done = kassa("up", "--dir", str(directory), "--port", "0", "--broker", "amqp://guest:pw@127.0.0.1:1", expect=3)
+        done = kassa_process(
+            "up", "--dir", str(directory), "--port", "0", "--broker", "amqp://guest:pw@127.0.0.1:1", expect=3
+        )
 
     assert "amqp://guest:***@127.0.0.1:1 cannot be reached" in done.stderr
     assert "Start it, or correct its URL" in done.stderr

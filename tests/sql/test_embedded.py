@@ -43,7 +43,7 @@ def kill(home: Path, sign: signal.Signals) -> None:
     pid = int(pid_file(home).read_text().split("\n")[0])
     try:
         os.kill(pid, sign)
-        for _ in range(1000):
+        for _ in range(6000):
             os.kill(pid, 0)
             time.sleep(0.01)
     except ProcessLookupError:

@@ -24,7 +24,7 @@ async def test_a_loop_that_crashes_is_counted_and_started_again(monkeypatch: pyt
 
     running = Supervisor({"one": loop})
     running.start()
-    await asyncio.wait_for(steady.wait(), 5)
+    await asyncio.wait_for(steady.wait(), 60)
 
     assert (len(starts), running.crashes, running.idle) == (3, 2, [])
     assert running.workers[0].last_error == "ZeroDivisionError: once more"
@@ -45,7 +45,7 @@ async def test_a_database_that_is_away_is_waited_for_and_is_no_crash(monkeypatch
 
     running = Supervisor({"one": loop})
     running.start()
-    await asyncio.wait_for(steady.wait(), 5)
+    await asyncio.wait_for(steady.wait(), 60)
 
     assert running.crashes == 0
     await running.stop()
@@ -63,7 +63,7 @@ async def test_a_loop_that_ends_by_itself_is_a_fault(monkeypatch: pytest.MonkeyP
 
     running = Supervisor({"one": loop})
     running.start()
-    await asyncio.wait_for(thrice.wait(), 5)
+    await asyncio.wait_for(thrice.wait(), 60)
 
     assert running.crashes >= 2
     await running.stop()
@@ -86,7 +86,7 @@ async def test_a_cancellation_that_was_not_meant_for_the_loop_does_not_end_it(mo
 
     running = Supervisor({"one": loop})
     running.start()
-    await asyncio.wait_for(steady.wait(), 5)
+    await asyncio.wait_for(steady.wait(), 60)
 
     assert (len(starts), running.crashes, running.idle) == (2, 1, [])
     await running.stop()

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
-from kassa.api import asyncapi
-from kassa.api.server import RAW
 from kassa.cli.directory import recall
 from kassa.cli.options import Command, Result, broker_option, opened, place_options, run, settings_of
 from kassa.cli.output import encoded, json_option, note, show, table, when
@@ -24,7 +22,6 @@ from kassa.messaging.activity import PUBLISH_S, Flows, counted
 from kassa.messaging.brokers import Brokers, Named, read_brokers
 from kassa.messaging.queues import Dead, Peeked, Purged, Queue, Queues, Waiting
 from kassa.messaging.topology import PAYMENT_ORDERS
-from kassa.workers.relay import listen
 
 UNREAD_S = 10.0
 """Events that wait so long and have no reader are worth a word."""
@@ -391,6 +388,7 @@ def subscribe(
 
     On PostgreSQL a group that nobody reads for grows for ever.
     """
+    from kassa.workers.relay import listen
 
     async def work() -> list[str]:
         async with opened(directory, database_url) as app:
@@ -416,6 +414,9 @@ def subscribe(
 @place_options
 def print_asyncapi(brokers: tuple[str, ...], directory: str | None, database_url: str | None) -> None:
     """The AsyncAPI 3 document of what travels over the brokers, as GET /asyncapi.json has it."""
+    from kassa.api import asyncapi
+    from kassa.api.server import RAW
+
     named = _brokers(directory, database_url, brokers)
     document = asyncapi.document(named, version=version("kassa"), raw=RAW)
     print(msgspec.json.format(msgspec.json.encode(document)).decode())

@@ -2,9 +2,10 @@
 
 import base64
 import itertools
+import random
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -32,7 +33,8 @@ def settings_for(database_url: str, **given: Any) -> Settings:
         "secrets_key": key,
         "webhook_allow_private": True,
         "idempotency_wait_s": 0.3,
-        "channel_wait_s": 3.0,
+        # A channel that is slow on a busy machine is waited for as long as can be.
+        "channel_wait_s": 30.0,
         "stop_grace_s": 2.0,
         "pool_min": 1,
     }
@@ -40,10 +42,16 @@ def settings_for(database_url: str, **given: Any) -> Settings:
 
 
 def _free_port() -> int:
-    """A port that is free now: the callbacks' address must be known before the server listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free now: the callbacks' address must be known before the server listens.
+
+    Below those that the system gives to connections, so that none of these takes it meanwhile.
+    """
+    for _ in range(100):
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a hundred ports are taken")
 
 
 class Shop:
@@ -105,7 +113,7 @@ class House:
     async def shop_of(self, merchant: Merchant, *, scopes: str = "all") -> Shop:
         """One more key of a merchant."""
         made = await self.app.merchants.create_key(merchant.id, scopes=scopes)
-        client = httpx.AsyncClient(base_url=self.api.url, headers={"Authorization": f"Bearer {made.key}"}, timeout=20.0)
+        client = httpx.AsyncClient(base_url=self.api.url, headers={"Authorization": f"Bearer {made.key}"}, timeout=60.0)
         self._clients.append(client)
         return Shop(self.app, merchant, made.key, client)
 
@@ -125,7 +133,7 @@ async def running(database_url: str, **given: Any) -> AsyncIterator[House]:
     api = Api(app, idle_workers=lambda: idle_workers(workers))
     workers.start()
     await api.start()
-    async with httpx.AsyncClient(base_url=api.url, timeout=20.0) as http:
+    async with httpx.AsyncClient(base_url=api.url, timeout=60.0) as http:
         house = House(app, api, http)
         try:
             yield house

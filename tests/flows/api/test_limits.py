@@ -13,10 +13,10 @@ async def test_a_merchant_with_all_its_places_taken_is_told_429_and_others_go_on
     async with running(database_url, merchant_requests_max=2) as house:
         shop, other = await house.shop(), await house.shop()
         await house.app.merchants.set_channel(shop.merchant.id, "wechat", sandbox.credentials)
-        await asyncio.to_thread(sandbox.fault, "create", "delay", times=2, delay_ms=2500)
+        await asyncio.to_thread(sandbox.fault, "create", "delay", times=2, delay_ms=6000)
         slow = [asyncio.create_task(shop.post("/v1/payments", {"order_id": f"o-{n}", **order})) for n in range(2)]
         # Both have their places once their payments are stored; the channel holds them there.
-        for _ in range(200):
+        for _ in range(6000):
             if await house.app.pool.fetchval("SELECT count(*) FROM payment") == 2:
                 break
             await asyncio.sleep(0.01)
@@ -33,7 +33,7 @@ async def test_a_merchant_with_all_its_places_taken_is_told_429_and_others_go_on
 
 
 async def test_a_key_that_asks_too_fast_is_told_when_to_come_again(database_url: str) -> None:
-    async with running(database_url, key_requests_per_s_max=0.5) as house:
+    async with running(database_url, key_requests_per_s_max=0.02) as house:
         shop = await house.shop()
         wallet = await shop.wallet(1000)
 
@@ -43,7 +43,7 @@ async def test_a_key_that_asks_too_fast_is_told_when_to_come_again(database_url:
         seen = (await house.http.get("/metrics")).text
 
     assert (refused.status_code, refused.json()["code"]) == (429, "system.too_many")
-    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    assert 1 <= int(refused.headers["retry-after"]) <= 50
     assert paid.status_code == 201
     assert 'status="429"' in seen
 

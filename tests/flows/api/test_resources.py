@@ -201,7 +201,7 @@ async def test_deliveries_are_listed_and_sent_again(shop: Shop) -> None:
     path = f"/v1/webhook_endpoints/{made.json()['id']}"
     paid = (await shop.pay(await shop.wallet(1000), 100)).json()
     (event,) = (await shop.get("/v1/events", type="payment.succeeded")).json()["data"]
-    for _ in range(200):
+    for _ in range(2400):
         deliveries = (await shop.get(f"{path}/deliveries")).json()["data"]
         if deliveries and deliveries[0]["tries"]:
             break

@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from flows.cli.house import kassa
 from kassa.bench.removal import remove
 from kassa.bench.stage import GROUP, Stage
 from kassa.db.pool import connect, open_pool
@@ -192,8 +193,11 @@ async def _exists(url: str, queue: str) -> bool:
         (["--runs", "pigeons"], "--runs knows postgres"),
     ],
 )  # fmt: skip
-def test_wrong_options_are_told(options: list[str], words: str, tmp_path: Path) -> None:
-    done = subprocess.run([*PROGRAM, *options], capture_output=True, text=True, check=False, cwd=tmp_path)
+def test_wrong_options_are_told(
+    options: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
 
-    assert done.returncode == 2
+    done = kassa("bench", "brokers", *options, expect=2)
+
     assert words in re.sub(r"\s+", " ", done.stderr)

@@ -2,12 +2,22 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import psycopg
+import pytest
 
-from flows.cli.house import PROGRAM, Up, environment, kassa, set_up, wait_until
+from flows.cli.house import ANSWER_S, PROGRAM, Up, environment, kassa, kassa_process, set_up, wait_until
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    with set_up() as directory:
+        run = Up(directory, "--port", "0", "--broker", "postgres")
+        yield run
+        assert run.stop()[0] == 0
 
 
 def test_up_with_brokers_names_them_and_takes_requests_from_them() -> None:
@@ -31,50 +41,47 @@ def test_up_with_brokers_names_them_and_takes_requests_from_them() -> None:
 
 def test_a_broker_that_does_not_exist_is_refused() -> None:
     with set_up() as directory:
-        refused = kassa("up", "--dir", str(directory), "--broker", "carrier-pigeon://loft", expect=1)
+        refused = kassa_process("up", "--dir", str(directory), "--broker", "carrier-pigeon://loft", expect=1)
 
     assert "There is no broker 'carrier-pigeon://loft'" in refused.stderr
 
 
-def test_queues_are_operated_from_the_command_line() -> None:
-    with set_up() as directory:
-        up = Up(directory, "--port", "0", "--broker", "postgres")
-        place = ["--dir", str(directory)]
-        name = "payment_order:kassa"
+def test_queues_are_operated_from_the_command_line(up: Up) -> None:
+    place = ["--dir", str(up.said["dir"])]
+    name = "payment_order:kassa"
 
-        def read(*arguments: str) -> Any:
-            return json.loads(kassa("queue", *arguments, *place, "--json").stdout)
+    def read(*arguments: str) -> Any:
+        return json.loads(kassa("queue", *arguments, *place, "--json").stdout)
 
-        def queue() -> Any:
-            return next(one for one in read("list")["data"] if one["name"] == name)
+    def queue() -> Any:
+        return next(one for one in read("list")["data"] if one["name"] == name)
 
-        assert {one["kind"] for one in read("list")["data"]} == {"group", "outbox", "log"}
-        assert read("pause", name) == {"name": name, "paused": True}
-        assert queue()["paused"] is True
-        send(up.said["database"], '{"order_id": "waits", "amount": 100}')
-        (record,) = read("peek", name)["data"]
-        assert json.loads(record["body"]) == {"order_id": "waits", "amount": 100}
-        assert "waits" in kassa("queue", "peek", name, *place).stdout
+    assert {one["kind"] for one in read("list")["data"]} == {"group", "outbox", "log"}
+    assert read("pause", name) == {"name": name, "paused": True}
+    assert queue()["paused"] is True
+    send(up.said["database"], '{"order_id": "waits", "amount": 100}')
+    (record,) = read("peek", name)["data"]
+    assert json.loads(record["body"]) == {"order_id": "waits", "amount": 100}
+    assert "waits" in kassa("queue", "peek", name, *place).stdout
 
-        assert "--yes" in kassa("queue", "purge", name, *place, expect=2).stderr
-        assert queue()["waiting"] == 1
-        assert read("purge", name, "--yes") == {"gone": 1, "left": 0}
-        assert read("resume", name) == {"name": name, "paused": False}
+    assert "--yes" in kassa("queue", "purge", name, *place, expect=2).stderr
+    assert queue()["waiting"] == 1
+    assert read("purge", name, "--yes") == {"gone": 1, "left": 0}
+    assert read("resume", name) == {"name": name, "paused": False}
 
-        send(up.said["database"], '{"order_id": "", "amount": 100}')
-        dead = wait_until(lambda: read("dead", name)["data"])
-        assert "order_id" in dead[0]["reason"]
-        assert "order_id" in kassa("queue", "dead", name, *place).stdout
-        assert read("replay", name, dead[0]["id"]) == {"replayed": 1}
-        watched = wait_until(lambda: handled(read("watch", "--once")["data"]))
-        assert watched["dead"] == 1
-        assert name in kassa("queue", "watch", "--once", *place).stdout
+    send(up.said["database"], '{"order_id": "", "amount": 100}')
+    dead = wait_until(lambda: read("dead", name)["data"])
+    assert "order_id" in dead[0]["reason"]
+    assert "order_id" in kassa("queue", "dead", name, *place).stdout
+    assert read("replay", name, dead[0]["id"]) == {"replayed": 1}
+    watched = wait_until(lambda: handled(read("watch", "--once")["data"]))
+    assert watched["dead"] == 1
+    assert name in kassa("queue", "watch", "--once", *place).stdout
 
-        told = kassa("queue", "peek", "payment_orders", *place, expect=1).stderr
-        assert f"There are: {name}" in told
-        assert "kassa worker relay" in kassa("queue", "pause", "replies:postgres", *place, expect=1).stderr
-        assert "webhooks" in kassa("queue", "purge", "webhooks", "--yes", *place, expect=1).stderr
-        assert up.stop()[0] == 0
+    told = kassa("queue", "peek", "payment_orders", *place, expect=1).stderr
+    assert f"There are: {name}" in told
+    assert "kassa worker relay" in kassa("queue", "pause", "replies:postgres", *place, expect=1).stderr
+    assert "webhooks" in kassa("queue", "purge", "webhooks", "--yes", *place, expect=1).stderr
 
 
 def handled(lines: Any) -> Any:
@@ -88,35 +95,42 @@ def send(database_url: str, body: str) -> None:
         connection.execute("SELECT kassa_send('payment_order', %s)", (body,))
 
 
-def test_operators_have_keys_of_their_own_and_workers_tell_their_numbers() -> None:
-    with set_up() as directory:
-        up = Up(directory, "--port", "0", "--broker", "postgres")
-        place = ["--dir", str(directory)]
-        made = json.loads(kassa("key", "create", "--operator", "--label", "night", *place, "--json").stdout)
-        assert made["scopes"] == "operator"
-        (listed,) = json.loads(kassa("key", "list", "--operator", *place, "--json").stdout)["data"]
-        assert listed["id"] == made["id"]
-        queues = httpx.get(f"{up.said['api']}/v1/queues", headers={"Authorization": f"Bearer {made['key']}"})
-        assert queues.status_code == 200 and queues.json()["data"]
-        theirs = httpx.get(f"{up.said['api']}/v1/queues", headers={"Authorization": f"Bearer {up.said['api_key']}"})
-        assert theirs.status_code == 403
-        assert kassa("key", "create", "--operator", "--merchant", up.said["merchant"], *place, expect=2).returncode == 2
+def asked(up: Up, key: str) -> httpx.Response:
+    """The queues over HTTP."""
+    return httpx.get(
+        f"{up.said['api']}/v1/queues",
+        headers={"Authorization": f"Bearer {key}"},
+        trust_env=False,
+        timeout=ANSWER_S,
+    )
 
-        worker = subprocess.Popen(
-            [*PROGRAM, "worker", "relay", "orders", "--broker", "postgres", "--metrics-port", "0", *place],
-            stderr=subprocess.PIPE, text=True, env=environment(),
-        )  # fmt: skip
-        try:
-            assert worker.stderr is not None
-            said = next(line for line in worker.stderr if "/metrics" in line)
-            page = httpx.get(said.split()[-1]).text
-            assert 'kassa_broker_up{broker="postgres"} 1.0' in page
-            assert 'kassa_queue_length{group="kassa",topic="payment_order"} 0.0' in page
-        finally:
-            worker.terminate()
-            assert worker.wait(timeout=20) == 0
-            if worker.stderr is not None:
-                worker.stderr.close()
-        revoked = json.loads(kassa("key", "revoke", made["id"], *place, "--json").stdout)
-        assert revoked["state"] == "revoked"
-        assert up.stop()[0] == 0
+
+def test_operators_have_keys_of_their_own_and_workers_tell_their_numbers(up: Up) -> None:
+    place = ["--dir", str(up.said["dir"])]
+    made = json.loads(kassa("key", "create", "--operator", "--label", "night", *place, "--json").stdout)
+    assert made["scopes"] == "operator"
+    (listed,) = json.loads(kassa("key", "list", "--operator", *place, "--json").stdout)["data"]
+    assert listed["id"] == made["id"]
+    queues = asked(up, made["key"])
+    assert queues.status_code == 200 and queues.json()["data"]
+    theirs = asked(up, up.said["api_key"])
+    assert theirs.status_code == 403
+    assert kassa("key", "create", "--operator", "--merchant", up.said["merchant"], *place, expect=2).returncode == 2
+
+    worker = subprocess.Popen(
+        [*PROGRAM, "worker", "relay", "orders", "--broker", "postgres", "--metrics-port", "0", *place],
+        stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    try:
+        assert worker.stderr is not None
+        said = next(line for line in worker.stderr if "/metrics" in line)
+        page = httpx.get(said.split()[-1], timeout=ANSWER_S).text
+        assert 'kassa_broker_up{broker="postgres"} 1.0' in page
+        assert 'kassa_queue_length{group="kassa",topic="payment_order"} 0.0' in page
+    finally:
+        worker.terminate()
+        assert worker.wait(timeout=ANSWER_S) == 0
+        if worker.stderr is not None:
+            worker.stderr.close()
+    revoked = json.loads(kassa("key", "revoke", made["id"], *place, "--json").stdout)
+    assert revoked["state"] == "revoked"

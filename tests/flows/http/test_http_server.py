@@ -672,7 +672,7 @@ async def test_stopping_finishes_what_is_running_and_takes_nothing_new() -> None
         await busy.send(post("/gated", b"kept") + post("/echo", b"never begun"))
         await asyncio.sleep(0.05)
 
-        stopping = asyncio.create_task(place.server.stop(5))
+        stopping = asyncio.create_task(place.server.stop(WAIT_S))
         assert await idle.end() == b""
         with pytest.raises(OSError):
             await asyncio.open_connection("127.0.0.1", place.server.port)
@@ -695,7 +695,7 @@ async def test_stopping_waits_for_handlers_whose_client_is_gone() -> None:
         await until(lambda: place.server.connections == 1)
         asyncio.get_running_loop().call_later(0.1, place.gate.set)
 
-        await place.server.stop(5)
+        await place.server.stop(WAIT_S)
 
         assert place.finished == ["kept"]
 

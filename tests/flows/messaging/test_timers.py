@@ -98,7 +98,7 @@ async def test_loop_acts_at_the_due_time_puts_off_and_goes_on_after_a_crash(hous
     await set_timer(house, "plain", 0.3)
     await set_timer(house, "not_yet")
     await set_timer(house, "crash")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while len(acted) < 3:
             await asyncio.sleep(0.1)
             # What crashed waits some seconds; the test does not.
@@ -118,13 +118,13 @@ async def test_postponed_timers_come_again_later_and_count_no_try(house: House) 
     entities = {await set_timer(house, "a") for _ in range(3)}
     replaced = await set_timer(house, "a")
     fired = await work.claim_timers(["a"], 10)
-    await set_timer(house, "a", 3600, replaced)
+    await set_timer(house, "a", 86_400, replaced)
 
-    await work.postpone_timers(fired, 0.05)
+    await work.postpone_timers(fired, 600.0)
     due_s = await work.next_due(["a"])
-    await asyncio.sleep(0.11)
+    await house.pool.execute("UPDATE timer SET due = due - interval '1200 seconds'")
 
-    assert due_s is not None and 0 < due_s <= 0.1
+    assert due_s is not None and 0 < due_s <= 1200
     again = await work.claim_timers(["a"], 10)
     assert {one.entity for one in again} == entities
     assert {one.tries for one in again} == {0}

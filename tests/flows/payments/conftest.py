@@ -23,7 +23,7 @@ async def sandbox(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
     """A provider's credentials; it runs in this process, on a port of its own."""
     ready: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(wechat.serve(tmp_path / "sandbox", 0, ready=ready.set_result))
-    yield await asyncio.wait_for(ready, timeout=10)
+    yield await asyncio.wait_for(ready, timeout=60)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task

@@ -235,8 +235,8 @@ def sandbox_account(sandbox: Mapping[str, str]) -> dict[str, str]:
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Returns as soon as it holds. Fails after ten seconds."""
-    for _ in range(500):
+    """Returns as soon as it holds. Fails after a minute."""
+    for _ in range(3000):
         if await holds():
             return
         await asyncio.sleep(0.02)

@@ -16,7 +16,7 @@ from kassa.messaging.work import DeadLetter, DeadLetters
 
 SERVERS = {"amqp": "rabbitmq", "kafka": "kafka", "rocketmq": "rocketmq"}
 """The fixture of the real server that a scheme needs; the others need none."""
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 async def until(claim: Callable[[], Awaitable[Any]], what: str) -> Any:
@@ -55,7 +55,7 @@ class Client:
         headers = {"correlation-id": correlation_id} | ({} if address is None else {"reply-to": address})
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         record = Record(id or new_id(), "", raw, headers)
-        (receipt,) = await self.binder.send(PAYMENT_ORDERS.name, [record], deadline_s=10.0)
+        (receipt,) = await self.binder.send(PAYMENT_ORDERS.name, [record], deadline_s=60.0)
         assert type(receipt).__name__ == "Confirmed", receipt
         return correlation_id
 

@@ -103,7 +103,7 @@ async def test_what_another_version_says_is_read_as_far_as_it_is_understood(till
         return [Change(home=7) for _ in records]
 
     consumer = Consumer(await binder.subscribe(topic.name, "books"), "books", till.house.app.journal, handler)
-    receipts = await binder.send(topic.name, [known, unknown], deadline_s=10)
+    receipts = await binder.send(topic.name, [known, unknown], deadline_s=60)
     assert [type(one).__name__ for one in receipts] == ["Confirmed"] * 2
     await _as_it_is(till, binder, topic, raw)
     async with asyncio.timeout(PATIENCE_S):
@@ -124,9 +124,9 @@ async def _as_it_is(till: Till, binder: Binder, topic: Topic, raw: Record) -> No
         record = Record(
             item["id"], "k", json.dumps(item["data"]).encode(), {"ce-type": item["type"], "ce-colour": "red"}
         )
-        await binder.send(topic.name, [record], deadline_s=10)
+        await binder.send(topic.name, [record], deadline_s=60)
         return
-    await transport.send(foreign, [Packet(raw.id, "", raw.body, raw.headers)], deadline_s=10, must_arrive=True)
+    await transport.send(foreign, [Packet(raw.id, "", raw.body, raw.headers)], deadline_s=60, must_arrive=True)
 
 
 async def test_while_a_broker_is_away_payments_are_taken_and_afterwards_every_event_arrives(till: Till) -> None:

@@ -102,4 +102,4 @@ async def test_events_are_read_like_answers(house: House, program: Any) -> None:
 
 async def test_a_topic_that_nobody_receives_is_refused(program: Any) -> None:
     with pytest.raises(asyncpg.RaiseError, match="nobody receives nowhere"):
-        await asyncio.wait_for(program.execute("SELECT kassa_send('nowhere', '{}')"), 10)
+        await asyncio.wait_for(program.execute("SELECT kassa_send('nowhere', '{}')"), 60)

@@ -65,7 +65,7 @@ def free_port() -> int:
         return port
 
 
-async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
+async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 120.0) -> None:
     """Returns once the claim is true."""
     async with asyncio.timeout(timeout_s):
         is_true = False

@@ -206,7 +206,7 @@ async def test_message_waits_in_the_outbox_while_the_service_is_down(shop: Shop)
 async def test_delayed_message_waits(shop: Shop) -> None:
     messaging = taking_orders(shop)
     async with running(messaging):
-        await messaging.send(shop.topic.name, {"number": "later"}, key="k", delay_s=3.0)
+        await messaging.send(shop.topic.name, {"number": "later"}, key="k", delay_s=6.0)
         await messaging.send(shop.topic.name, {"number": "sooner"}, key="k")
         await until(lambda: is_true(shop, ["later", "sooner"]))
 

@@ -33,7 +33,13 @@ async def shop() -> AsyncIterator[Shop]:
 
 
 @pytest.fixture
-async def kassa(database_url: str) -> AsyncIterator[Kassa]:
+def answer_s() -> float:
+    """How long a shop may take to answer."""
+    return 30.0
+
+
+@pytest.fixture
+async def kassa(database_url: str, answer_s: float) -> AsyncIterator[Kassa]:
     pool = await open_pool(database_url, application="test")
     journal = PostgresJournal(lambda: connect(database_url, application="test writer"), TABLES)
     await journal.start()
@@ -41,7 +47,7 @@ async def kassa(database_url: str) -> AsyncIterator[Kassa]:
     wakeups.follow(journal)
     store, events, vault = WebhookStore(pool), EventLog(pool), Vault(bytes(32))
     webhooks = Webhooks(journal, store, events, vault, SystemClock(), allow_private=True)
-    sender = Sender(allow_private=True, timeout_s=1.0)
+    sender = Sender(allow_private=True, timeout_s=answer_s)
     await sender.start()
     yield Kassa(database_url, pool, journal, store, events, webhooks, wakeups, sender)
     await sender.close()

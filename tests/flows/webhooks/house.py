@@ -90,12 +90,10 @@ class Kassa:
     sender: Sender
 
     @asynccontextmanager
-    async def running(
-        self, *, dead_after: timedelta = timedelta(days=5), lease_s: float = 60.0, turn_s: float = 0.5
-    ) -> AsyncIterator[None]:
+    async def running(self, *, dead_after: timedelta = timedelta(days=5), turn_s: float = 0.5) -> AsyncIterator[None]:
         """With the workers at work."""
         clock = SystemClock()
-        work = TimerWork(self.pool, lease_s=lease_s)
+        work = TimerWork(self.pool)
         worker = WebhookWorker(
             self.journal, self.store, self.events, self.webhooks, self.sender, work, clock, dead_after=dead_after,
             turn_s=turn_s,

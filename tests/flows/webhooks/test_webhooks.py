@@ -12,7 +12,9 @@ from flows.webhooks.house import HOME, Kassa, Shop, Taken, until
 from kassa.errors import EventNotFound, IdempotencyKeyReused, RequestInvalid, WebhookEndpointNotFound
 from kassa.ids import Id, new_id
 from kassa.journal.change import OnceKey
+from kassa.notifications import model
 from kassa.notifications.records import WebhookDelivery
+from kassa.workers import webhooks
 
 
 async def status(code: int) -> web.StreamResponse:
@@ -98,7 +100,11 @@ async def test_events_of_one_object_arrive_in_order_even_when_the_first_fails(ka
             await kassa.happen(wallet, "wallet.paid", number)
         await shop.wait(1)
         other = await kassa.open_wallet()
-        await shop.wait(2)
+
+        async def other_is_told() -> bool:
+            return any(taken.event["root"] == f"wal_{other}" for taken in shop.taken)
+
+        await until(other_is_told)
         found = await settled(kassa, made.endpoint.id, "due", 4)
         tried = {delivery.event_sequence: delivery for delivery in found if delivery.event_root == wallet}
         assert (tried[2].tries, tried[3].tries) == (0, 0)
@@ -110,8 +116,8 @@ async def test_events_of_one_object_arrive_in_order_even_when_the_first_fails(ka
         await settled(kassa, made.endpoint.id, "delivered", 4)
 
     told = [taken.event["sequence"] for taken in shop.taken if taken.event["root"] == f"wal_{wallet}"]
-    assert told == [1, 1, 2, 3]
-    assert any(taken.event["root"] == f"wal_{other}" for taken in shop.taken[:2])
+    # The first may have been tried once more by itself meanwhile.
+    assert told[:2] == [1, 1] and told[-3:] == [1, 2, 3] and set(told[:-2]) == {1}
 
 
 async def test_event_that_came_while_the_one_before_was_on_its_way_follows_at_once(kassa: Kassa, shop: Shop) -> None:
@@ -149,7 +155,7 @@ async def test_no_event_waits_for_a_look_when_many_objects_have_several(kassa: K
         wallets = [await kassa.open_wallet() for _ in range(6)]
         for number in range(2, 12):
             await asyncio.gather(*(kassa.happen(wallet, "wallet.paid", number) for wallet in wallets))
-        await shop.wait(66, timeout_s=30.0)
+        await shop.wait(66, timeout_s=300.0)
 
     for wallet in wallets:
         told = [taken.event["sequence"] for taken in shop.taken if taken.event["root"] == f"wal_{wallet}"]
@@ -177,6 +183,7 @@ async def test_anything_but_2xx_is_tried_again(kassa: Kassa, shop: Shop, code: i
     assert 4.4 < (delivery.next_at - delivery.last_at).total_seconds() < 5.6
 
 
+@pytest.mark.parametrize("answer_s", [1.0])
 async def test_slow_receiver_is_cut_off_and_tried_again(kassa: Kassa, shop: Shop) -> None:
     async def answer(taken: Taken) -> web.StreamResponse:
         await asyncio.sleep(3 if len(shop.taken) == 1 else 0)
@@ -274,24 +281,29 @@ async def test_redelivering_another_merchants_event_is_not_found(kassa: Kassa, s
         await kassa.webhooks.redeliver(HOME, "evt_nonsense")
 
 
-async def test_replay_of_a_time_sends_all_its_events_again_in_order(kassa: Kassa, shop: Shop) -> None:
+async def test_replay_of_a_time_sends_all_its_events_again_in_order(
+    kassa: Kassa, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three pages, the last one not full."""
+    for module in (model, webhooks):
+        monkeypatch.setattr(module, "REPLAY_PAGE", 20)
     wallet = await kassa.open_wallet()
-    for number in range(2, 231):
+    for number in range(2, 47):
         await kassa.happen(wallet, "wallet.paid", number)
     made = await kassa.webhooks.create(HOME, shop.url, ["*"])
     now, hour = datetime.now(UTC), timedelta(hours=1)
     async with kassa.running():
         replay = await kassa.webhooks.replay(HOME, made.endpoint.id, now - hour, now + hour)
-        await shop.wait(230, 30)
-        await settled(kassa, made.endpoint.id, "delivered", 100)
+        await shop.wait(46, 300)
+        await settled(kassa, made.endpoint.id, "delivered", 46)
 
         async def is_done() -> bool:
             done = await kassa.store.replay(HOME, replay.id)
-            return done is not None and done.state == "done" and done.deliveries == 230
+            return done is not None and done.state == "done" and done.deliveries == 46
 
         await until(is_done)
 
-    assert [taken.event["sequence"] for taken in shop.taken] == list(range(1, 231))
+    assert [taken.event["sequence"] for taken in shop.taken] == list(range(1, 47))
 
 
 async def test_dead_endpoint_is_paused_and_reported_to_the_others(kassa: Kassa, shop: Shop) -> None:
@@ -328,11 +340,13 @@ async def test_a_delivery_whose_worker_died_is_sent_again_and_counted_once(kassa
         return web.Response()
 
     shop.answer = answer
-    async with kassa.running(lease_s=0.5):
+    async with kassa.running():
         await kassa.open_wallet()
         await shop.wait(1)
     hanging.set()
-    async with kassa.running(lease_s=0.5):
+    # As if the time had passed for which the worker had it.
+    await kassa.pool.execute("UPDATE timer SET leased_until = clock_timestamp()")
+    async with kassa.running():
         (delivery,) = await settled(kassa, made.endpoint.id, "delivered")
 
     assert len(shop.taken) == 2
