@@ -8,7 +8,7 @@ import pytest
 
 from conformance.messaging.house import HOME, PATIENCE_S, Bench, collect, key_of_another_lane, record, until
 from kassa.db.pool import connect
-from kassa.errors import KassaError, QueueNotFound, RequestInvalid
+from kassa.errors import BrokerUnreachable, KassaError, QueueNotFound, RequestInvalid
 from kassa.journal.change import Change, InboxDone
 from kassa.messaging import breaker, supplied
 from kassa.messaging.binder import Elsewhere, Subscription
@@ -345,14 +345,19 @@ async def test_depth_counts_what_waits(bench: Bench) -> None:
 async def test_purge_throws_away_what_nobody_holds_and_the_topic_goes_on(bench: Bench) -> None:
     await send(bench, *(record(f"r-{number}", f"k{number}", priority=number % 10) for number in range(30)))
 
+    is_interrupted = False
     gone = await MessageWork(bench.pool).purge(queue_name(bench.topic.name, "shop"))
     if isinstance(bench.binder, Elsewhere):
         async with asyncio.timeout(FIRST_S):
-            # A broker that is slow to hand out what it has is asked again, as by an operator.
-            while gone < 30:
-                gone += await bench.binder.purge_elsewhere(bench.topic.name, "shop", FIRST_S)
+            # A broker that is slow, or for a moment does not answer, is asked again, as by an operator.
+            while gone < 30 and not (is_interrupted and await is_empty(bench)):
+                try:
+                    gone += await bench.binder.purge_elsewhere(bench.topic.name, "shop", FIRST_S)
+                except BrokerUnreachable:
+                    is_interrupted = True
 
-    assert gone == 30
+    # Of a purge that was interrupted nobody says how many it has thrown away.
+    assert gone == 30 or (is_interrupted and gone < 30)
     await until(lambda: is_empty(bench))
     await send(bench, record("after", "k1"))
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
