@@ -88,6 +88,16 @@ async def take(stream: KafkaStream, wanted: int) -> list[Arrival]:
     return found
 
 
+async def see(stream: KafkaStream, *names: str) -> None:
+    """Takes and settles until each of these has come, however often and with whatever else."""
+    missing = set(names)
+    async with asyncio.timeout(WAIT_S):
+        while missing:
+            arrivals = await take(stream, 1)
+            missing.difference_update(ids(arrivals))
+            await stream.settle(arrivals)
+
+
 @asynccontextmanager
 async def open_bench(url: str, database_url: str, topic: Topic) -> AsyncIterator[Bench]:
     """A binder with its topic, a journal and wake-ups."""
@@ -137,7 +147,7 @@ def read(bootstrap: str, topic: str, wanted: int) -> list[Any]:
         consumer.close()
 
 
-def _until(more: Callable[[], list[Any]], wanted: int, rounds: int = 100) -> list[Any]:
+def _until(more: Callable[[], list[Any]], wanted: int, rounds: int = 300) -> list[Any]:
     found: list[Any] = []
     for _ in range(rounds):
         found += more()

@@ -50,7 +50,7 @@ async def under_load(bench: Bench, total: int, trouble: Callable[[], Awaitable[N
         return len(await bench.effects()) >= total
 
     try:
-        await until(is_complete, 120)
+        await until(is_complete, 300)
     finally:
         for task in working:
             task.cancel()

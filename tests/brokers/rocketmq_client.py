@@ -128,5 +128,5 @@ async def _stub(endpoint: str) -> AsyncIterator[tuple[MessagingServiceStub, tupl
         ("x-mq-client-version", "5.0.0"),
     )
     async with grpc.aio.insecure_channel(endpoint) as channel:
-        await asyncio.wait_for(channel.channel_ready(), 30)
+        await asyncio.wait_for(channel.channel_ready(), 60)
         yield MessagingServiceStub(channel), about_us

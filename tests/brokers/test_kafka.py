@@ -27,6 +27,7 @@ from brokers.kafka_house import (
     packet,
     publish,
     read,
+    see,
     take,
 )
 from brokers.load import under_load
@@ -68,7 +69,7 @@ async def transport(kafka: Kafka) -> AsyncIterator[KafkaTransport]:
 
 
 async def send(transport: KafkaTransport, topic: Topic, *packets: Packet) -> None:
-    receipts = await transport.send(topic, packets, deadline_s=DEADLINE_S, must_arrive=True)
+    receipts = await transport.send(topic, packets, deadline_s=WAIT_S, must_arrive=True)
     assert receipts == [Confirmed()] * len(packets)
 
 
@@ -375,11 +376,12 @@ async def test_consumer_that_nobody_asks_keeps_its_place_and_a_bounded_lot(trans
         await send(transport, topic, *(packet(f"r-{start + number}", "k") for number in range(1000)))
     stream = await transport.subscribe(topic, "shop")
     first = await take(stream, 10)
+    began = time.monotonic()
     # Longer than the group waits for a consumer that is dead.
     await asyncio.sleep(SESSION_S + 1.0)
 
     assert all(stream.holds(arrival) for arrival in first)
-    assert len(stream._buffer) <= 10 + (SESSION_S + 1) / 0.5 + 1
+    assert len(stream._buffer) <= 10 + (time.monotonic() - began) / 0.5 + 1
     rest = await take(stream, 4990)
     assert ids([*first, *rest]) == [f"r-{number}" for number in range(5000)]
 
@@ -441,7 +443,8 @@ async def test_killed_consumers_lanes_go_to_the_other_within_seconds(kafka: Kafk
 
     arrivals += await take(mine, 201 - len(arrivals))
 
-    assert time.monotonic() - began < SESSION_S + 10
+    # Kafka's own choice would be 45 seconds.
+    assert time.monotonic() - began < SESSION_S + 30
     assert sorted(ids(arrivals)) == sorted(["first", *(f"{number % 20}-{number}" for number in range(200))])
     for key in range(20):
         numbers = [int(id.split("-")[1]) for id in ids(arrivals) if id.startswith(f"{key}-")]
@@ -526,10 +529,7 @@ async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own
 
         await until(is_taken)
         stream = await transport.subscribe(topic, "shop")
-        arrivals = await take(stream, 51)
-        assert {"before", *(f"again-{number}" for number in range(50))} <= {
-            *ids(arrivals), *ids(await stream.receive(1000, 1.0)),
-        }  # fmt: skip
+        await see(stream, "before", *(f"again-{number}" for number in range(50)))
 
 
 async def test_what_a_stopped_broker_did_not_get_by_the_deadline_never_comes(own_server: OwnKafka) -> None:
@@ -648,7 +648,7 @@ async def test_wrong_password_is_refused_at_once_and_not_shown(own_server: OwnKa
         async with open_transport(own_server.safe_url.replace(own_server.password, "wrong-one")):
             raise AssertionError("it opened")
 
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert "wrong-one" not in str(refused.value)
 
 

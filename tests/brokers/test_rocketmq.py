@@ -18,6 +18,7 @@ from brokers.rocketmq_house import (
     open_bench,
     open_transport,
     packet,
+    see,
     take,
     tell_broker,
 )
@@ -37,7 +38,7 @@ from servers import RocketMQ
 
 pytestmark = pytest.mark.needs("rocketmq")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +303,7 @@ async def test_started_again_it_gives_the_same_in_order_and_the_broker_counts_no
     again = await take(stream, 3)
     assert [(arrival.packet.id, arrival.redeliveries) for arrival in again] == [("r-1", 0), ("r-2", 0), ("r-3", 0)]
     assert await stream.settle(again) == [True] * 3
-    assert await transport.depth(topic, "shop") == 0
+    await until_depth(transport, topic, 0)
 
 
 async def test_what_is_settled_out_of_order_is_acknowledged_in_order(transport: RocketTransport) -> None:
@@ -314,7 +315,7 @@ async def test_what_is_settled_out_of_order_is_acknowledged_in_order(transport: 
     assert await stream.settle([arrivals[1], arrivals[4]]) == [True, True]
     assert await transport.depth(topic, "shop") == 6
     assert await stream.settle([arrivals[1], arrivals[0]]) == [False, True]
-    assert await transport.depth(topic, "shop") == 4
+    await until_depth(transport, topic, 4)
     await stream.close()
 
     again = await take(await transport.subscribe(topic, "shop"), 4)
@@ -322,23 +323,32 @@ async def test_what_is_settled_out_of_order_is_acknowledged_in_order(transport: 
     assert all(arrival.redeliveries >= 1 for arrival in again)
 
 
-@pytest.mark.parametrize("keyed", [True, False])
-async def test_what_is_held_for_long_stays_ours(
-    transport: RocketTransport, monkeypatch: pytest.MonkeyPatch, keyed: bool
-) -> None:
-    monkeypatch.setattr(ours, "INVISIBLE_S", 3.0)
-    monkeypatch.setattr(ours, "MARGIN_S", 0.3)
+async def test_what_is_held_for_long_stays_ours(transport: RocketTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for anew each second of ten, so that a machine that stands still for some of them loses nothing."""
+    monkeypatch.setattr(ours, "INVISIBLE_S", 10.0)
+    monkeypatch.setattr(ours, "MARGIN_S", 9.0)
     monkeypatch.setattr(ours, "LOOK_S", 0.2)
-    topic = await ready(transport, keyed=keyed)
-    await send(transport, topic, *(packet(f"r-{number}", key="k") for number in range(3)))
-    holder, other = [await transport.subscribe(topic, "shop") for _ in range(2)]
-    arrivals = await take(holder, 3)
 
-    assert await other.receive(10, 5.0) == []
+    async def hold(keyed: bool) -> None:
+        topic = await ready(transport, keyed=keyed)
+        await send(transport, topic, *(packet(f"r-{number}", key="k") for number in range(3)))
+        holder, other = [await transport.subscribe(topic, "shop") for _ in range(2)]
+        arrivals = await take(holder, 3)
 
-    assert await holder.settle(arrivals) == [True] * 3
-    assert await other.receive(10, 1.0) == []
-    assert await transport.depth(topic, "shop") == 0
+        assert await other.receive(10, 12.0) == []
+
+        assert await holder.settle(arrivals) == [True] * 3
+        assert await other.receive(10, 1.0) == []
+        await until_depth(transport, topic, 0)
+
+    await asyncio.gather(hold(True), hold(False))
+
+
+async def until_depth(transport: RocketTransport, topic: Topic, expected: int) -> None:
+    async def is_there() -> bool:
+        return await transport.depth(topic, "shop") == expected
+
+    await until(is_there)
 
 
 async def test_what_a_dead_consumer_held_goes_to_another_and_is_not_its_any_more(
@@ -353,6 +363,7 @@ async def test_what_a_dead_consumer_held_goes_to_another_and_is_not_its_any_more
         arrivals = await take(dead, 2)
         for task in (*dead._fetchers, *dead._keepers):
             task.cancel()
+        monkeypatch.setattr(ours, "INVISIBLE_S", 30.0)
 
         again = await take(await transport.subscribe(topic, "shop"), 2)
 
@@ -395,7 +406,7 @@ async def test_consumer_goes_on_after_its_topic_was_deleted(
         return receipts == [Confirmed()] * 8
 
     await until(is_made_again)
-    assert {f"r-{number}" for number in range(8)} <= set(ids(await take(stream, 8)))
+    await see(stream, *(f"r-{number}" for number in range(8)))
     assert await stream.settle([stale]) == [False]
 
 
@@ -423,12 +434,7 @@ async def test_consumer_goes_on_after_its_group_was_deleted(
     await tell_broker(rocketmq, DELETE_GROUP, {"groupName": group_name(topic.name, "shop"), "cleanOffset": "true"})
     await send(transport, topic, packet("r-1", key="k"))
 
-    seen: set[str] = set()
-    async with asyncio.timeout(60):
-        while "r-1" not in seen:
-            arrivals = await take(stream, 1)
-            seen.update(ids(arrivals))
-            await stream.settle(arrivals)
+    await see(stream, "r-1")
 
 
 @pytest.mark.parametrize("cut", Cut)
@@ -487,7 +493,7 @@ async def has_cut(cutter: Cutter, times: int) -> bool:
     return cutter.cuts >= times
 
 
-@pytest.mark.parametrize("deadline_s", [1.0, 30.0])
+@pytest.mark.parametrize("deadline_s", [1.0, 15.0])
 async def test_who_only_sends_leaves_a_line_that_is_open_at_his_end_alone(
     rocketmq: RocketMQ, deadline_s: float
 ) -> None:
@@ -527,11 +533,7 @@ async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own
         assert {type(receipt) for receipt in receipts} == {Unknown, Failed}
         assert all(receipt.is_retryable for receipt in receipts if isinstance(receipt, Failed))
         assert await send(transport, topic, *sent) == [Confirmed()] * 200
-        seen: set[str] = set()
-        while len(seen) < 200:
-            arrivals = await take(stream, 1)
-            seen.update(ids(arrivals))
-            await stream.settle(arrivals)
+        await see(stream, *(one.id for one in sent))
 
 
 async def test_broker_killed_under_load_loses_and_repeats_nothing(own_server: RocketMQ, database_url: str) -> None:

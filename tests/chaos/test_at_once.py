@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,24 @@ async def test_a_hundred_refunds_of_one_channel_payment(house: House) -> None:
         payment = await client.order(100)
         await client.pay(payment)
         await client.until(f"/v1/payments/{payment['id']}", "succeeded")
+        began = time.monotonic()
+
+        def sent_max() -> int:
+            """One, unless the machine is so slow that a minute is over."""
+            return 1 + int((time.monotonic() - began) / 60)
 
         answers = await _refunds(client, payment, 1)
 
         assert Counter(answer.status_code for answer in answers) == {201: 50, 409: MANY - 50}
-        assert (await client.get(f"/v1/payments/{payment['id']}"))["amount_refunding"] in (49, 50)
+        refunding = (await client.get(f"/v1/payments/{payment['id']}"))["amount_refunding"]
+        assert 50 - sent_max() <= refunding <= 50
         await settle(house)
         states = Counter(refund["state"] for refund in (await client.get("/v1/refunds?limit=100"))["data"])
-        assert states == {"succeeded": 1, "reserved": 49}
+        assert 1 <= states["succeeded"] <= sent_max()
+        assert states == {"succeeded": states["succeeded"], "reserved": 50 - states["succeeded"]}
         books = await client.door("/books", method="GET")
-        assert [refund["state"] for refund in books["refunds"]] == ["SUCCESS"]
+        assert {refund["state"] for refund in books["refunds"]} == {"SUCCESS"}
+        assert states["succeeded"] <= len(books["refunds"]) <= sent_max()
 
 
 async def test_one_key_from_everywhere_has_one_effect(house: House) -> None:

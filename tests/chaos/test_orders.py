@@ -68,7 +68,7 @@ async def ask_and_die(house: House, connection: Any, order_id: str, plan: str) -
     async def is_dead() -> bool:
         return not house.is_alive
 
-    await until(is_dead, f"to die at {plan}", 15)
+    await until(is_dead, f"to die at {plan}")
     house.kill()
 
 

@@ -10,7 +10,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from servers import Kafka
 
-WAIT_S = 30
+WAIT_S = 60
 
 
 def test_a_message_goes_in_and_comes_out_with_its_headers(kafka: Kafka) -> None:

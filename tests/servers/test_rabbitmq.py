@@ -80,6 +80,6 @@ async def _echo(connection: AbstractConnection, body: bytes) -> bytes:
     channel = await connection.channel()
     queue = await channel.declare_queue(uuid4().hex, exclusive=True)
     await channel.default_exchange.publish(aio_pika.Message(body), queue.name)
-    message = await queue.get(no_ack=True)
+    message = await queue.get(no_ack=True, timeout=60)
     assert message is not None
     return message.body

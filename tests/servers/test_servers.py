@@ -38,7 +38,7 @@ async def _put_rabbitmq(server: Server, name: str, body: bytes) -> None:
 async def _take_rabbitmq(server: Server, name: str) -> bytes:
     async with await aio_pika.connect(server.url) as connection:
         queue = await (await connection.channel()).declare_queue(name, passive=True)
-        message = await queue.get(no_ack=True)
+        message = await queue.get(no_ack=True, timeout=60)
         assert message is not None
         return message.body
 
@@ -64,7 +64,7 @@ def _produce(bootstrap: str, name: str, body: bytes) -> None:
 def _consume(bootstrap: str, name: str) -> bytes:
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": name, "enable.auto.commit": False})
     consumer.assign([TopicPartition(name, 0, 0)])
-    message = consumer.poll(30)
+    message = consumer.poll(60)
     consumer.close()
     assert message is not None and not message.error()
     body = message.value()

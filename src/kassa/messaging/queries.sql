@@ -191,9 +191,10 @@ ON CONFLICT (id) DO NOTHING;
 
 -- name: park_messages
 -- Records that came from a broker and could not be handled now, and those that came behind them in their key. They count as
--- handed out (lease), so that they hold up what comes later in their key. One that is there already stays as it is.
+-- handed out (lease), so that they hold up what comes later in their key. Those that wait equally long are due at the same
+-- moment: a key comes back as a whole. One that is there already stays as it is.
 INSERT INTO message (id, home, topic, key, priority, due, created_at, attempts, lease, first_error, last_error, headers, body)
-SELECT id, home, $2, key, priority, clock_timestamp() + delay, clock_timestamp(), attempts, 1, error, error, headers, body
+SELECT id, home, $2, key, priority, statement_timestamp() + delay, statement_timestamp(), attempts, 1, error, error, headers, body
   FROM unnest($1::uuid[], $3::bigint[], $4::text[], $5::smallint[], $6::interval[], $7::integer[], $8::text[], $9::text[],
               $10::bytea[])
        WITH ORDINALITY AS m (id, home, key, priority, delay, attempts, error, headers, body, place)
@@ -247,11 +248,11 @@ RETURNING message.id;
 
 -- name: retry_messages
 -- Again later, only under the lease that was given. What waits behind it in its key waits as long, so that a parked key is
--- not looked at again before its time.
+-- not looked at again before its time. Those that wait equally long are due at the same moment: a key comes back as a whole.
 WITH failed AS MATERIALIZED (
     UPDATE message AS m
        SET attempts = m.attempts + d.counted,
-           due = clock_timestamp() + d.delay,
+           due = statement_timestamp() + d.delay,
            leased_until = NULL,
            first_error = COALESCE(m.first_error, d.error),
            last_error = COALESCE(d.error, m.last_error)

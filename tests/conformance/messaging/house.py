@@ -20,6 +20,8 @@ from kassa.messaging.work import DeadLetters
 from kassa.payments.records import Wallet
 
 HOME = 7
+PATIENCE_S = 180.0
+"""Far more than anything takes, also on a machine with a tenfold load."""
 
 SERVERS = {"amqp": "rabbitmq", "kafka": "kafka", "rocketmq": "rocketmq"}
 """The fixture of the real server that a scheme needs; the others need none."""
@@ -52,7 +54,7 @@ class Bench:
         return Change(home=HOME, new=(wallet,), root=id, events=(told,))
 
 
-async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 60.0) -> None:
+async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = PATIENCE_S) -> None:
     """Returns once the claim is true."""
     async with asyncio.timeout(timeout_s):
         is_true = False
@@ -61,7 +63,7 @@ async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 60.0) -
             is_true = await claim()
 
 
-async def collect(subscription: Subscription, count: int, wait_s: float = 60.0) -> list[Delivery]:
+async def collect(subscription: Subscription, count: int, wait_s: float = PATIENCE_S) -> list[Delivery]:
     """At least so many deliveries, however the broker batches them."""
     found: list[Delivery] = []
     async with asyncio.timeout(wait_s):

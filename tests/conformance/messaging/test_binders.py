@@ -2,27 +2,31 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from conformance.messaging.house import HOME, Bench, collect, key_of_another_lane, record, until
+from conformance.messaging.house import HOME, PATIENCE_S, Bench, collect, key_of_another_lane, record, until
 from kassa.db.pool import connect
-from kassa.errors import KassaError, QueueNotFound, RequestInvalid
+from kassa.errors import BrokerUnreachable, KassaError, QueueNotFound, RequestInvalid
 from kassa.journal.change import Change, InboxDone
+from kassa.messaging import breaker, supplied
 from kassa.messaging.binder import Elsewhere, Subscription
+from kassa.messaging.binders import postgres
 from kassa.messaging.binders.postgres import PostgresBinder, queue_name
-from kassa.messaging.consumer import Consumer, Unavailable
+from kassa.messaging.consumer import Consumer, Handler, Unavailable
 from kassa.messaging.model import Ack, Confirmed, Dead, Delivery, Failed, Record, RetryAfter, Settlement
 from kassa.messaging.relay import send_surely
-from kassa.messaging.supplied import CREDIT
+from kassa.messaging.supplied import CREDIT, SuppliedSubscription
 from kassa.messaging.topology import CLASSES, class_of
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import MessageWork
 
-DEADLINE_S = 10.0
-FIRST_S = 60.0
+DEADLINE_S = 60.0
+FIRST_S = 120.0
 """Until a new consumer has its first record: Kafka's and RocketMQ's groups take their time."""
+HOUR_S = 3600.0
+"""What is put off for so long does not come by itself."""
 
 
 async def send(bench: Bench, *records: Record) -> None:
@@ -51,16 +55,47 @@ async def is_empty(bench: Bench) -> bool:
     return (await bench.binder.depth(bench.topic.name, "shop")).waiting == 0
 
 
-async def drain(bench: Bench, handler: object, rounds: int = 1, batch: int = 100) -> Consumer:
-    """A consumer that takes a few batches."""
+async def has_effects(bench: Bench, count: int) -> bool:
+    return len(await bench.effects()) >= count
+
+
+async def has_dead(bench: Bench, count: int) -> bool:
+    return (await bench.binder.depth(bench.topic.name, "shop")).dead >= count
+
+
+async def drain(bench: Bench, handler: Handler, is_done: Callable[[], Awaitable[bool]] | None = None) -> Consumer:
+    """A consumer that takes batches until the claim is true, or one. The first may take a broker some seconds: its consumers
+    have to find together."""
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
-    consumer = Consumer(subscription, "shop", bench.journal, handler, batch=batch)  # type: ignore[arg-type]
-    # The first batch may take a broker some seconds: its consumers have to find together.
-    await consumer.step(FIRST_S)
-    for _ in range(rounds - 1):
-        await consumer.step(0.3)
+    consumer = Consumer(subscription, "shop", bench.journal, handler, batch=100)
+    await step_until(consumer, is_done)
     await subscription.close(1.0)
     return consumer
+
+
+async def step_until(consumer: Consumer, is_done: Callable[[], Awaitable[bool]] | None) -> None:
+    await consumer.step(FIRST_S)
+    async with asyncio.timeout(FIRST_S):
+        while is_done is not None and not await is_done():
+            await consumer.step(0.1)
+
+
+class Gathered:
+    """A subscription whose first batch has so many records, so that what comes of it does not hang on how they travelled."""
+
+    def __init__(self, inner: Subscription, count: int) -> None:
+        self._inner = inner
+        self._count = count
+
+    async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
+        count, self._count = self._count, 0
+        return await collect(self._inner, count) if count else await self._inner.receive(limit, wait_s)
+
+    async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
+        return await self._inner.settle(settled)
+
+    async def close(self, drain_s: float) -> None:
+        await self._inner.close(drain_s)
 
 
 async def test_record_arrives_as_it_was_sent(bench: Bench) -> None:
@@ -108,9 +143,11 @@ async def test_records_of_one_key_come_in_order(bench: Bench) -> None:
 
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
     seen: list[Delivery] = []
-    while deliveries := await subscription.receive(7, 0.3):
-        seen += deliveries
-        await subscription.settle([(delivery, Ack()) for delivery in deliveries])
+    async with asyncio.timeout(FIRST_S):
+        while len(seen) < 30:
+            deliveries = await subscription.receive(7, FIRST_S)
+            seen += deliveries
+            await subscription.settle([(delivery, Ack()) for delivery in deliveries])
 
     for key in ("k0", "k1", "k2"):
         numbers = [int(delivery.record.id[2:]) for delivery in seen if delivery.record.key == key]
@@ -118,16 +155,25 @@ async def test_records_of_one_key_come_in_order(bench: Bench) -> None:
 
 
 async def test_a_key_has_one_holder(bench: Bench) -> None:
+    """Who had it while the group was still finding together has it no more once another has it."""
     other = key_of_another_lane("k", bench.topic.lanes)
     await send(bench, *(record(f"r-{number}", key="k") for number in range(4)), record("other", key=other))
 
     subscriptions = [await bench.binder.subscribe(bench.topic.name, "shop") for _ in range(2)]
+    in_hand: list[list[Delivery]] = [[], []]
     holders: dict[str, set[int]] = {}
     async with asyncio.timeout(FIRST_S):
         while len(holders) < 2:
             for number, subscription in enumerate(subscriptions):
-                for delivery in await subscription.receive(10, 0.1):
-                    holders.setdefault(delivery.record.key, set()).add(number)
+                in_hand[number] += await subscription.receive(10, 0.1)
+            if len({delivery.record.key for hand in in_hand for delivery in hand} | holders.keys()) < 2:
+                continue
+            for number, subscription in enumerate(subscriptions):
+                ends: list[tuple[Delivery, Settlement]] = [(delivery, Ack()) for delivery in in_hand[number]]
+                for delivery, is_ours in zip(in_hand[number], await subscription.settle(ends), strict=True):
+                    if is_ours:
+                        holders.setdefault(delivery.record.key, set()).add(number)
+                in_hand[number] = []
 
     assert {key: len(numbers) for key, numbers in holders.items()} == {"k": 1, other: 1}
 
@@ -137,17 +183,42 @@ async def test_failed_record_parks_its_key_only(bench: Bench) -> None:
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
     first = {delivery.record.id: delivery for delivery in await collect(subscription, 3)}
     ends: list[tuple[Delivery, Settlement]] = [
-        (first["a-1"], RetryAfter(3.0, "no")),
+        (first["a-1"], RetryAfter(HOUR_S, "no")),
         (first["b-1"], Ack()),
-        (first["a-2"], RetryAfter(3.0, None, counts=False)),
+        (first["a-2"], RetryAfter(HOUR_S, None, counts=False)),
     ]
     await subscription.settle(ends)
     await send(bench, record("a-3", key="a"), record("b-2", key="b"))
 
     assert ids(await collect(subscription, 1)) == ["b-2"]
-    again = await collect(subscription, 3)
+    assert await subscription.receive(10, 0.3) == []
+    await bench.pool.execute("UPDATE message SET due = now()")
+    again: list[Delivery] = []
+    async with asyncio.timeout(FIRST_S):
+        # What came late waits until those before it are settled.
+        while len(again) < 3:
+            deliveries = await subscription.receive(10, FIRST_S)
+            again += deliveries
+            await subscription.settle([(delivery, Ack()) for delivery in deliveries])
     assert ids(again) == ["a-1", "a-2", "a-3"]
     assert [delivery.attempts for delivery in again] == [1, 0, 0]
+
+
+async def test_records_of_a_key_that_failed_together_are_due_together(bench: Bench) -> None:
+    """However long their rows take to be written: else the first would come back alone, and be one batch of its own."""
+    await bench.pool.execute(
+        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END $$;"
+        " CREATE TRIGGER slowly BEFORE INSERT OR UPDATE ON message FOR EACH ROW EXECUTE FUNCTION slowly();"
+    )
+    await send(bench, *(record(f"a-{number}", key="a") for number in range(5)))
+    subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+    deliveries = await collect(subscription, 5)
+
+    await subscription.settle([(delivery, RetryAfter(HOUR_S, "no")) for delivery in deliveries])
+
+    assert await bench.pool.fetchval("SELECT count(*) FROM message") == 5
+    assert await bench.pool.fetchval("SELECT count(DISTINCT due) FROM message") == 1
 
 
 async def test_record_waits_behind_what_another_consumer_has_just_parked(bench: Bench) -> None:
@@ -179,26 +250,36 @@ async def test_dead_record_lets_its_key_go_on_and_is_kept_with_its_reason(bench:
 
 async def test_delays_are_kept_however_they_are_mixed(bench: Bench) -> None:
     subscription = await warm(bench)
-    await send(bench, record("late", delay_s=3.0), record("soon", delay_s=1.5), record("now"))
     began = time.monotonic()
+    await send(
+        bench,
+        record("next hour", delay_s=HOUR_S),
+        record("late", delay_s=3.0),
+        record("soon", delay_s=1.5),
+        record("now"),
+    )
 
     came: dict[str, float] = {}
-    while len(came) < 3:
-        for delivery in await subscription.receive(10, FIRST_S):
-            came[delivery.record.id] = time.monotonic() - began
-            await subscription.settle([(delivery, Ack())])
+    async with asyncio.timeout(FIRST_S):
+        while len(came) < 3:
+            for delivery in await subscription.receive(10, FIRST_S):
+                came[delivery.record.id] = time.monotonic() - began
+                await subscription.settle([(delivery, Ack())])
 
-    assert list(came) == ["now", "soon", "late"]
-    assert 1.4 <= came["soon"] < 8
-    assert 2.9 <= came["late"] < 8
+    assert came.keys() == {"now", "soon", "late"}
+    assert came["soon"] >= 1.5 and came["late"] >= 3.0
+    assert came["soon"] < came["late"]
+    assert (await bench.binder.depth(bench.topic.name, "shop")).delayed == 1
 
 
 async def test_urgent_record_overtakes_ten_thousand_that_wait(bench: Bench) -> None:
-    """At once on PostgreSQL; on a broker after what was fetched ahead, which is one batch at most."""
+    """At once on PostgreSQL; on a broker, once that has handed it over, after what was fetched ahead, which is one batch at
+    most."""
     subscription = await warm(bench)
     await send(bench, *(record(f"r-{number}", key=f"k{number % 50}") for number in range(10_000)))
     await send(bench, record("urgent", key="vip", priority=9), record("whenever", key="low", priority=0))
 
+    await until(lambda: has_fetched(subscription, "urgent"))
     seen: list[str] = []
     async with asyncio.timeout(FIRST_S):
         while "urgent" not in seen:
@@ -211,6 +292,13 @@ async def test_urgent_record_overtakes_ten_thousand_that_wait(bench: Bench) -> N
 
     assert len(seen) <= CREDIT + 10
     assert "whenever" not in seen[:-1]
+
+
+async def has_fetched(subscription: Subscription, id: str) -> bool:
+    """Whether it is up to us when it comes."""
+    return not isinstance(subscription, SuppliedSubscription) or any(
+        one.packet.id == id for ahead in subscription._ahead for one in ahead.arrivals
+    )
 
 
 async def test_long_queue_behind_one_held_key_does_not_hide_the_others(bench: Bench) -> None:
@@ -239,7 +327,7 @@ async def test_paused_group_gets_nothing_and_loses_nothing(bench: Bench) -> None
 
 
 async def test_depth_counts_what_waits(bench: Bench) -> None:
-    await send(bench, record("r-1"), record("r-2"), record("r-3", delay_s=60))
+    await send(bench, record("r-1"), record("r-2"), record("r-3", delay_s=HOUR_S))
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
     await collect(subscription, 2)
 
@@ -251,21 +339,29 @@ async def test_depth_counts_what_waits(bench: Bench) -> None:
     if bench.binder.traits.acknowledges_in_change:
         depth = await bench.binder.depth(bench.topic.name, "shop")
         assert depth.in_flight == 2
-        assert depth.oldest_s is not None and 0 < depth.oldest_s < 5
+        assert depth.oldest_s is not None and 0 < depth.oldest_s < HOUR_S
 
 
 async def test_purge_throws_away_what_nobody_holds_and_the_topic_goes_on(bench: Bench) -> None:
     await send(bench, *(record(f"r-{number}", f"k{number}", priority=number % 10) for number in range(30)))
 
+    is_interrupted = False
     gone = await MessageWork(bench.pool).purge(queue_name(bench.topic.name, "shop"))
     if isinstance(bench.binder, Elsewhere):
-        gone += await bench.binder.purge_elsewhere(bench.topic.name, "shop", 60.0)
+        async with asyncio.timeout(FIRST_S):
+            # A broker that is slow, or for a moment does not answer, is asked again, as by an operator.
+            while gone < 30 and not (is_interrupted and await is_empty(bench)):
+                try:
+                    gone += await bench.binder.purge_elsewhere(bench.topic.name, "shop", FIRST_S)
+                except BrokerUnreachable:
+                    is_interrupted = True
 
-    assert gone == 30
+    # Of a purge that was interrupted nobody says how many it has thrown away.
+    assert gone == 30 or (is_interrupted and gone < 30)
     await until(lambda: is_empty(bench))
     await send(bench, record("after", "k1"))
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
-    assert ids(await collect(subscription, 1, wait_s=30.0)) == ["after"]
+    assert ids(await collect(subscription, 1)) == ["after"]
 
 
 async def test_record_that_is_sent_again_has_its_effect_once(bench: Bench) -> None:
@@ -276,7 +372,7 @@ async def test_record_that_is_sent_again_has_its_effect_once(bench: Bench) -> No
 
     await send(bench, record("r-1"))
     assert await send_surely(bench.binder, bench.topic.name, [record("r-1")], DEADLINE_S) == [Confirmed()]
-    consumer = await drain(bench, handler, rounds=3)
+    consumer = await drain(bench, handler, lambda: is_empty(bench))
 
     assert await bench.effects() == ["r-1"]
     assert consumer.counts.repeated == (0 if bench.binder.traits.deduplicates else 1)
@@ -360,7 +456,7 @@ async def test_consumer_that_dies_after_its_commit_repeats_nothing(bench: Bench)
     await drain(bench, handler)
 
     assert await bench.effects() == ["r-1"]
-    assert (await bench.binder.depth(bench.topic.name, "shop")).waiting == 0
+    await until(lambda: is_empty(bench))
 
 
 async def test_poison_among_a_hundred_dies_alone(bench: Bench) -> None:
@@ -375,9 +471,10 @@ async def test_poison_among_a_hundred_dies_alone(bench: Bench) -> None:
     consumer = Consumer(await warm(bench), "shop", bench.journal, handler)
     await send(bench, *(record(f"r-{number}", key=f"k{number % 100}") for number in range(100)))
     batches = handled = 0
-    while handled < 100:
-        handled += await consumer.step(0.3)
-        batches += 1
+    async with asyncio.timeout(FIRST_S):
+        while handled < 100:
+            handled += await consumer.step(FIRST_S)
+            batches += 1
 
     assert sorted(await bench.effects()) == sorted(f"r-{number}" for number in range(100) if number != 57)
     (letter,) = await bench.letters.browse(f"{bench.topic.name}:shop")
@@ -396,7 +493,8 @@ async def test_order_of_a_key_holds_when_one_of_it_fails(bench: Bench) -> None:
         return [bench.effect(one) for one in records]
 
     await send(bench, *(record(f"{key}-{number}", key=key) for number in range(6) for key in ("a", "b")))
-    await drain(bench, handler, rounds=8)
+    together = Gathered(await bench.binder.subscribe(bench.topic.name, "shop"), 12)
+    await step_until(Consumer(together, "shop", bench.journal, handler), lambda: has_effects(bench, 12))
 
     effects = await bench.effects()
     for key in ("a", "b"):
@@ -411,9 +509,13 @@ async def test_record_that_keeps_failing_climbs_the_ladder_and_dies_with_its_his
         raise ValueError(f"failure {next(errors)}")
 
     await send(bench, record("r-1", key="k"))
-    for _ in range(8):
-        await bench.pool.execute("UPDATE message SET due = clock_timestamp()")
-        await drain(bench, handler)
+    for _ in range(2):
+        subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+        consumer = Consumer(subscription, "shop", bench.journal, handler)
+        for _ in range(4):
+            await bench.pool.execute("UPDATE message SET due = clock_timestamp()")
+            await consumer.step(FIRST_S)
+        await subscription.close(1.0)
 
     (letter,) = await bench.letters.browse(f"{bench.topic.name}:shop")
     assert letter.attempts == 8
@@ -430,13 +532,13 @@ async def test_replay_of_dead_letters_changes_nothing_twice(bench: Bench) -> Non
         return [bench.effect(one) for one in records]
 
     await send(bench, *(record(f"r-{number}", key="k") for number in range(5)))
-    await drain(bench, handler, rounds=3)
+    await drain(bench, handler, lambda: has_dead(bench, 5))
     is_mended = True
     assert await bench.letters.replay(f"{bench.topic.name}:shop", per_second=1000) == 5
-    await drain(bench, handler, rounds=3)
+    await drain(bench, handler, lambda: has_effects(bench, 5))
     await bench.pool.execute("UPDATE dead_letter SET replayed_at = NULL")
     assert await bench.letters.replay(f"{bench.topic.name}:shop", per_second=1000) == 5
-    await drain(bench, handler, rounds=3)
+    await drain(bench, handler, lambda: is_empty(bench))
 
     assert await bench.effects() == [f"r-{number}" for number in range(5)]
     assert await bench.letters.browse(f"{bench.topic.name}:shop") == []
@@ -458,7 +560,9 @@ async def test_refusal_that_no_repeat_can_mend_is_dead_at_once(bench: Bench) -> 
     assert letter.attempts == 1 and "no such order" in letter.reason
 
 
-async def test_destination_that_is_away_fills_no_dead_letters(bench: Bench) -> None:
+async def test_destination_that_is_away_fills_no_dead_letters(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "OPEN_S", HOUR_S)
+    monkeypatch.setattr(breaker, "OPEN_MAX_S", HOUR_S)
     tries = 0
 
     async def handler(records: Sequence[Record]) -> list[Change]:
@@ -469,9 +573,14 @@ async def test_destination_that_is_away_fills_no_dead_letters(bench: Bench) -> N
     await send(bench, *(record(f"r-{number}") for number in range(50)))
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
     consumer = Consumer(subscription, "shop", bench.journal, handler, destination=lambda _: "bank", batch=10)
+
+    async def is_all_put_off() -> bool:
+        return bool(await bench.pool.fetchval("SELECT count(*) = 50 AND min(due) > clock_timestamp() FROM message"))
+
+    await step_until(consumer, is_all_put_off)
     for _ in range(8):
         await bench.pool.execute("UPDATE message SET due = clock_timestamp()")
-        await consumer.step(0.3)
+        assert await consumer.step(FIRST_S) > 0
 
     depth = await bench.binder.depth(bench.topic.name, "shop")
     assert (depth.waiting, depth.dead) == (50, 0)
@@ -484,35 +593,50 @@ async def test_several_consumers_share_the_work_and_keep_each_keys_order(bench: 
         await asyncio.sleep(0.001)
         return [bench.effect(one) for one in records]
 
-    for start in range(0, 1000, 200):
+    sent = 0
+
+    async def send_more() -> None:
+        nonlocal sent
         await send(
-            bench, *(record(f"{number % 20}-{number}", key=str(number % 20)) for number in range(start, start + 200))
+            bench, *(record(f"{number % 20}-{number}", key=str(number % 20)) for number in range(sent, sent + 200))
         )
+        sent += 200
+
+    while sent < 600:
+        await send_more()
     consumers = [
         Consumer(await bench.binder.subscribe(bench.topic.name, "shop"), "shop", bench.journal, handler, batch=25)
         for _ in range(4)
     ]
     running = [asyncio.create_task(consumer.run()) for consumer in consumers]
 
+    async with asyncio.timeout(2 * PATIENCE_S):
+        # Who comes first may have done all of it before the group has found together.
+        while sum(consumer.counts.handled > 0 for consumer in consumers) < 2:
+            await until(lambda: is_empty(bench))
+            await send_more()
     await until(lambda: is_empty(bench))
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
 
     effects = await bench.effects()
-    assert len(effects) == len(set(effects)) == 1000
+    assert len(effects) == len(set(effects)) == sent
     for key in range(20):
         numbers = [int(one.split("-")[1]) for one in effects if one.split("-")[0] == str(key)]
         assert numbers == sorted(numbers)
-    assert sum(consumer.counts.handled > 0 for consumer in consumers) > 1
 
 
-async def test_waiting_consumer_is_woken_at_once(bench: Bench) -> None:
-    """The quickest of five, since one may meet a busy machine."""
+async def test_waiting_consumer_is_woken_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not because it looks by itself. The quickest of some, since one may meet a busy machine."""
+    monkeypatch.setattr(postgres, "POLL_S", HOUR_S)
+    monkeypatch.setattr(supplied, "POLL_S", HOUR_S)
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
-    took_s = []
-    for number in range(5):
-        waiting = asyncio.create_task(subscription.receive(10, 5))
+    took_s = [FIRST_S]
+    for number in range(30):
+        if min(took_s) < 0.1:
+            break
+        waiting = asyncio.create_task(subscription.receive(10, FIRST_S))
         await asyncio.sleep(0.1)
         began = time.monotonic()
         await send(bench, record(f"r-{number}"))

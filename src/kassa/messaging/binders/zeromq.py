@@ -356,11 +356,17 @@ class Hub:
             return _Answer(call.number, _NOTHING, "system.unexpected", type(error).__name__)
 
     async def _watch(self) -> None:
-        """Ends the sessions of peers that fell silent."""
+        """Ends the sessions of peers that fell silent. While this process stood still it heard nobody, so that time does not
+        count."""
+        clock = asyncio.get_running_loop().time
+        looked_at = clock()
         while True:
             await asyncio.sleep(SILENCE_S / 5)
-            now = asyncio.get_running_loop().time()
+            now = clock()
+            late_s = now - looked_at - SILENCE_S / 5
+            looked_at = now
             for name, session in list(self._sessions.items()):
+                session.heard_at = min(now, session.heard_at + late_s)
                 if not session.running and now - session.heard_at > SILENCE_S:
                     del self._sessions[name]
                     await self._end(session)
