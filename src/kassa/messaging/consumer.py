@@ -29,6 +29,7 @@ BATCH = 500
 WAIT_S = 5.0
 PAUSE_S = 1.0
 """While the broker or the journal is away."""
+AWAY = "its destination is away"
 
 Handler = Callable[[Sequence[Record]], Awaitable[Sequence[Change]]]
 """Decides what records mean: one Change each, in order; an empty Change for one that means nothing. It is given
@@ -109,18 +110,9 @@ class Consumer:
 
     async def _handle(self, wave: Sequence[Delivery]) -> list[Settlement]:
         """Records of different keys: decided together, committed side by side, each answered for itself."""
-        now = asyncio.get_running_loop().time()
         ends: dict[int, Settlement] = {}
-        ready: list[int] = []
-        for place, delivery in enumerate(wave):
-            wait_s = self._breaker.wait_s(self._destination(delivery.record), now)
-            if wait_s > 0:
-                ends[place] = RetryAfter(wait_s, "its destination is away", counts=False)
-            else:
-                ready.append(place)
-        decided = await self._decide([wave[place] for place in ready]) if ready else []
         waiting: dict[int, asyncio.Future[Verdict]] = {}
-        for place, change in zip(ready, decided, strict=True):
+        for place, change in enumerate(await self._decide(wave)):
             if isinstance(change, Change):
                 try:
                     waiting[place] = self._journal.submit(self._with_done(wave[place], change))
@@ -133,7 +125,14 @@ class Consumer:
         return [ends[place] for place in range(len(wave))]
 
     async def _decide(self, wave: Sequence[Delivery]) -> list[Change | Settlement]:
-        """A Change or an end for each; what the handler cannot take together it is given in halves."""
+        """A Change or an end for each; what the handler cannot take together it is given in halves. A destination that is away by
+        then is not tried again: one try tells for all that wait for it."""
+        now = asyncio.get_running_loop().time()
+        waits = [self._breaker.wait_s(self._destination(delivery.record), now) for delivery in wave]
+        if any(waits):
+            ready = [delivery for delivery, wait_s in zip(wave, waits, strict=True) if not wait_s]
+            decided = iter(await self._decide(ready) if ready else ())
+            return [RetryAfter(wait_s, AWAY, counts=False) if wait_s else next(decided) for wait_s in waits]
         try:
             changes = await self._handler([delivery.record for delivery in wave])
         except Unavailable as away:

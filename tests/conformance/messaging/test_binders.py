@@ -587,6 +587,14 @@ async def test_destination_that_is_away_fills_no_dead_letters(bench: Bench, monk
     assert tries < 30
     assert await bench.pool.fetchval("SELECT max(attempts) FROM message") == 0
 
+    circuits = consumer._breaker._circuits
+    circuits["bank"] = circuits["bank"]._replace(open_until=0.0)
+    tries = 0
+    await bench.pool.execute("UPDATE message SET due = clock_timestamp()")
+    assert await consumer.step(FIRST_S) > 2
+    # The pause is over, and one record tells for all that it is still away: the batch was halved until it stood alone.
+    assert 0 < tries <= 5
+
 
 async def test_several_consumers_share_the_work_and_keep_each_keys_order(bench: Bench) -> None:
     async def handler(records: Sequence[Record]) -> list[Change]:
