@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from brokers.kafka_house import (
@@ -37,7 +38,7 @@ from kassa.db import embedded
 from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import Id
 from kassa.messaging.binder import Binder
-from kassa.messaging.binders.kafka import SESSION_S, KafkaTransport, read_url
+from kassa.messaging.binders.kafka import SESSION_S, KafkaStream, KafkaTransport, read_url
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, LogRecord, Packet, Place, Unknown
 from kassa.messaging.packing import single
 from kassa.messaging.relay import event_record
@@ -503,6 +504,32 @@ async def test_topic_deleted_under_a_consumer_and_made_again(kafka: Kafka, trans
             except BrokerUnreachable:
                 await asyncio.sleep(0.1)
     assert found == {f"new-{number}" for number in range(40)}
+
+
+async def test_consumer_goes_on_after_nobody_answered_when_its_lanes_came(
+    transport: KafkaTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks in a callback of the client, which makes of an exception there one that ends the thread."""
+    topic = await provision(transport, new_topic())
+    await send(transport, topic, packet("r-1"))
+    ask, unanswered = KafkaStream._beginnings, [KafkaException(KafkaError(KafkaError._TIMED_OUT))]
+
+    def beginnings(stream: KafkaStream, consumer: Any, partitions: Any) -> Any:
+        if unanswered:
+            raise unanswered.pop()
+        return ask(stream, consumer, partitions)
+
+    monkeypatch.setattr(KafkaStream, "_beginnings", beginnings)
+    stream = await transport.subscribe(topic, "shop")
+    found: list[str] = []
+    async with asyncio.timeout(WAIT_S):
+        while not found:
+            try:
+                found = ids(await stream.receive(10, 1.0))
+            except BrokerUnreachable:
+                await asyncio.sleep(0.1)
+
+    assert found == ["r-1"] and not unanswered
 
 
 async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own_server: OwnKafka) -> None:

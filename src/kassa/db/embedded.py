@@ -288,10 +288,12 @@ def _prepare(place: Place, binaries: Binaries) -> list[str]:
     if place.log.stat().st_size > _LOG_BYTES_MAX:
         place.log.replace(place.base / "log.1")
         _give(place.account, place.log, is_directory=False)
+    for left in place.base.glob("data.unfinished*"):
+        shutil.rmtree(left, ignore_errors=True)
     if place.data.exists():
         return []
-    unfinished = place.base / "data.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
+    # A name of its own: what made the last one may live on for a moment after its parent was killed, and still write there.
+    unfinished = place.base / f"data.unfinished-{secrets.token_hex(4)}"
     _give(place.account, unfinished, is_directory=True)
     made = run_as(
         place.account,

@@ -149,6 +149,7 @@ _TO_KAFKA = {"reply-to": "reply-topic"}
 _FROM_KAFKA = {"reply-topic": "reply-to"}
 
 T = TypeVar("T")
+_Rebalance = Callable[[Consumer, list[TopicPartition]], None]
 Headers = list[tuple[str, str | bytes | None]]
 
 
@@ -578,6 +579,8 @@ class KafkaStream:
         self._troubles = _Troubles()
         self._revoked: set[int] = set()
         """Partitions that were taken away during the call that is under way."""
+        self._crash: Exception | None = None
+        """What went wrong in a callback of the call that is under way."""
         self._is_paused = self._has_joined = False
         self._paused: set[int] = set()
         """Partitions that the client has paused, also such as went away since."""
@@ -710,11 +713,15 @@ class KafkaStream:
             self._transport.settings, group_id(self.topic, self._group), protocol, self._instance
         )
         consumer = Consumer({**settings, "error_cb": self._erred, "on_commit": self._committed})
+        self._crash = None
         self._is_paused = self._has_joined = False
         self._paused.clear()
         self._unread.clear()
         try:
-            consumer.subscribe([self.topic], on_assign=self._assigned, on_revoke=self._taken, on_lost=self._lost)
+            consumer.subscribe(
+                [self.topic], on_assign=self._kept(self._assigned), on_revoke=self._kept(self._taken),
+                on_lost=self._kept(self._lost),
+            )  # fmt: skip
             while not self._is_closing:
                 self._step(consumer)
                 if self._topic_id != self._session_topic:
@@ -745,9 +752,14 @@ class KafkaStream:
             self._pause(consumer, consumer.assignment())
         wait_s = BUSY_S if is_busy else POLL_S
         first = consumer.poll(wait_s if wanted else 0)
-        if first is not None:
+        found = [] if first is None else [first]
+        if first is not None and wanted > 1:
             # It waits until it has as many as it may bring, so it may only bring what is there.
-            self._bring([first, *consumer.consume(wanted - 1, 0)] if wanted > 1 else [first])
+            found += consumer.consume(wanted - 1, 0)
+        if self._crash is not None:
+            raise self._crash
+        if found:
+            self._bring(found)
 
     def _await_orders(self) -> tuple[int, bool]:
         """Waits a while for somebody who wants packets or something else. How many packets are wanted, and whether there may be
@@ -846,6 +858,18 @@ class KafkaStream:
 
     def _erred(self, error: KafkaError) -> None:
         self._troubles.tell("kafka.consumer_erred", error, topic=self.topic, group=self._group)
+
+    def _kept(self, callback: _Rebalance) -> _Rebalance:
+        """The client makes of its own exception, raised in a callback, one that no `except` can catch; so it is raised behind the
+        call in which the callback ran."""
+
+        def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            try:
+                callback(consumer, partitions)
+            except Exception as error:
+                self._crash = error
+
+        return call
 
     def _assigned(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         with self._orders:
