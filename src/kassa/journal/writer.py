@@ -378,7 +378,9 @@ class _Lane:
                 started = time.perf_counter()
                 later = await (self._write_plain(taken) if self._is_plain(taken) else self._write_under_locks(taken))
                 self.journal.queue.extendleft(reversed(later))
-                self.journal.watched(len(taken), time.perf_counter() - started)
+                if answered := len(taken) - len(later):
+                    # What only goes to the next batch is no progress: readiness looks at what is counted here.
+                    self.journal.watched(answered, time.perf_counter() - started)
                 return
             except _InDoubt as doubt:
                 # It may have taken all the time to notice that nobody answers.
