@@ -88,16 +88,6 @@ async def take(stream: KafkaStream, wanted: int) -> list[Arrival]:
     return found
 
 
-async def see(stream: KafkaStream, *names: str) -> None:
-    """Takes and settles until each of these has come, however often and with whatever else."""
-    missing = set(names)
-    async with asyncio.timeout(WAIT_S):
-        while missing:
-            arrivals = await take(stream, 1)
-            missing.difference_update(ids(arrivals))
-            await stream.settle(arrivals)
-
-
 @asynccontextmanager
 async def open_bench(url: str, database_url: str, topic: Topic) -> AsyncIterator[Bench]:
     """A binder with its topic, a journal and wake-ups."""

@@ -76,16 +76,6 @@ async def take(stream: RocketStream, count: int, within_s: float = 60) -> list[A
     return found
 
 
-async def see(stream: RocketStream, *names: str) -> None:
-    """Takes and settles until each of these has come, however often and with whatever else."""
-    missing = set(names)
-    async with asyncio.timeout(60):
-        while missing:
-            arrivals = await take(stream, 1)
-            missing.difference_update(ids(arrivals))
-            await stream.settle(arrivals)
-
-
 def ids(arrivals: Sequence[Arrival]) -> list[str]:
     return [arrival.packet.id for arrival in arrivals]
 

@@ -28,10 +28,10 @@ from brokers.kafka_house import (
     packet,
     publish,
     read,
-    see,
     take,
 )
 from brokers.load import under_load
+from brokers.streams import see
 from conformance.journal.cutter import Cut, Cutter
 from conformance.messaging.house import Bench, collect, until
 from kassa.db import embedded

@@ -22,6 +22,7 @@ from brokers.rabbit_house import (
     open_transport,
     packet,
 )
+from brokers.streams import see
 from conformance.journal.cutter import Cut, Cutter
 from conformance.messaging.house import collect, record, until
 from kassa.db import embedded
@@ -100,16 +101,6 @@ async def take(stream: RabbitStream, count: int) -> list[Arrival]:
 
 def ids(arrivals: list[Arrival]) -> list[str]:
     return [arrival.packet.id for arrival in arrivals]
-
-
-async def see(stream: RabbitStream, *names: str) -> None:
-    """Takes and settles until each of these has come, however often and with whatever else."""
-    missing = set(names)
-    async with asyncio.timeout(60):
-        while missing:
-            arrivals = await take(stream, 1)
-            missing.difference_update(ids(arrivals))
-            await stream.settle(arrivals)
 
 
 async def until_depth(transport: RabbitTransport, topic: Topic, expected: int) -> None:

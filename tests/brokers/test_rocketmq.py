@@ -18,10 +18,10 @@ from brokers.rocketmq_house import (
     open_bench,
     open_transport,
     packet,
-    see,
     take,
     tell_broker,
 )
+from brokers.streams import see
 from chaos.brokers.line import Line
 from chaos.brokers.posts import with_port
 from conformance.journal.cutter import Cut, Cutter

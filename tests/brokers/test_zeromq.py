@@ -200,6 +200,7 @@ async def test_hub_that_stood_still_takes_nobody_for_silent(database_url: str, p
         two = await bench.binder.subscribe(TOPIC.name, "shop")
         (delivery,) = await collect(one, 1)
 
+        # Blocks the loop, hub and peers, as a process that stands still does.
         time.sleep(SILENCE_S + 2)  # noqa: ASYNC251
 
         assert await two.receive(10, 1.0) == []

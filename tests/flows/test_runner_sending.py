@@ -106,6 +106,7 @@ def heard_by(arrived: asyncio.Event) -> Talk:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         arrived.set()
+        # For ever: the test ends it.
         await asyncio.sleep(600)
 
     return talk

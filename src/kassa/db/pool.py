@@ -42,6 +42,7 @@ _UNREACHABLE = (
 )
 
 
+# asyncpg has no types, so its class is Any to mypy.
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """One that notices when the way to the server is gone without a word (a failover, a firewall that forgot us)."""
 

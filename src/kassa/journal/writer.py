@@ -993,7 +993,8 @@ class _Lane:
             stored = await self._connection.fetchval(
                 "SELECT digest FROM chain WHERE writer = $1 AND batch = $2", slot, batch
             )
-            await self._connection.execute(_SETTLE)
+            if stored == digest:
+                await self._connection.execute(_SETTLE)
         except (*_CONNECTION_LOST, asyncpg.PostgresError, KassaError):
             self._drop_connection()
             self._fail(callers, OutcomeUnknown())

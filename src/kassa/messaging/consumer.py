@@ -29,7 +29,6 @@ BATCH = 500
 WAIT_S = 5.0
 PAUSE_S = 1.0
 """While the broker or the journal is away."""
-AWAY = "its destination is away"
 
 Handler = Callable[[Sequence[Record]], Awaitable[Sequence[Change]]]
 """Decides what records mean: one Change each, in order; an empty Change for one that means nothing. It is given
@@ -132,7 +131,10 @@ class Consumer:
         if any(waits):
             ready = [delivery for delivery, wait_s in zip(wave, waits, strict=True) if not wait_s]
             decided = iter(await self._decide(ready) if ready else ())
-            return [RetryAfter(wait_s, AWAY, counts=False) if wait_s else next(decided) for wait_s in waits]
+            return [
+                RetryAfter(wait_s, "its destination is away", counts=False) if wait_s else next(decided)
+                for wait_s in waits
+            ]
         try:
             changes = await self._handler([delivery.record for delivery in wave])
         except Unavailable as away:

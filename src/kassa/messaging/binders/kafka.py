@@ -867,6 +867,7 @@ class KafkaStream:
             try:
                 callback(consumer, partitions)
             except Exception as error:
+                # Not swallowed: `_step` raises it, out of the client's reach.
                 self._crash = error
 
         return call
