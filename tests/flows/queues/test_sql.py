@@ -93,10 +93,15 @@ async def test_events_are_read_like_answers(house: House, program: Any) -> None:
     await program.execute("SELECT kassa_listen('kassa.events', 'accounting')")
 
     paid = (await shop.pay(wallet, 10)).json()
-    row = await until(lambda: program.fetchrow("SELECT * FROM kassa_receive('kassa.events', 'accounting')"), "an event")
+    headers: dict[str, str] = {}
+    while headers.get("ce-type") != "payment.succeeded":
+        # The relay may have been slow, so that the wallet's event is sent after somebody listens.
+        row = await until(
+            lambda: program.fetchrow("SELECT * FROM kassa_receive('kassa.events', 'accounting')"), "an event"
+        )
+        headers = json.loads(row["headers"])
 
-    headers = json.loads(row["headers"])
-    assert (headers["ce-type"], headers["ce-subject"]) == ("payment.succeeded", paid["id"])
+    assert headers["ce-subject"] == paid["id"]
     assert json.loads(row["body"]) == paid
 
 
