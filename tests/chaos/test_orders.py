@@ -27,7 +27,7 @@ QUICK = (
     "when the answer is stored and not sent",
 )
 """Those that each cover another gap between two commits."""
-HURRY = "UPDATE message SET due = now(), leased_until = NULL"
+HURRY = "UPDATE message SET due = now(); UPDATE message_lease SET leased_until = now()"
 """A dead process keeps its leases for a minute, and what it owed is due some seconds later."""
 
 

@@ -107,78 +107,8 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
  LIMIT $2;
 
 -- name: claim_messages
--- Due messages of one topic, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
--- only if nobody holds an earlier one: a key has one holder. The candidates are bounded, so that a long queue behind one key
--- costs no more than a short one; what was only sent with a delay and never handed out holds up nothing; `$5` is how many candidates
--- to pass over because they waited behind a held key. Rows are found again by their place (ctid): heads are locked until the end,
--- and followers stand still while their head is.
-WITH lazy AS MATERIALIZED (
-    SELECT set_config('synchronous_commit', 'off', true)
-     WHERE NOT EXISTS (SELECT 1 FROM subscription WHERE queue = $1 AND paused)
-),
-candidate AS MATERIALIZED (
-    SELECT c.place, row_number() OVER () AS rank
-      FROM lazy
-     CROSS JOIN generate_series(9, 0, -1) AS p (priority)
-     CROSS JOIN LATERAL (
-           SELECT ctid AS place
-             FROM message
-            WHERE topic = $1
-              AND priority = p.priority
-              AND due <= clock_timestamp()
-              AND (leased_until IS NULL OR leased_until <= clock_timestamp())
-            ORDER BY due, position
-            LIMIT $4::bigint + $5::bigint) AS c
-     LIMIT $4 OFFSET $5
-),
-head AS MATERIALIZED (
-    SELECT m.ctid AS place, m.key, m.position, c.rank
-      FROM candidate AS c
-      JOIN message AS m ON m.ctid = c.place
-     WHERE (m.leased_until IS NULL OR m.leased_until <= clock_timestamp())
-       AND (m.key = '' OR NOT EXISTS (
-            SELECT 1
-              FROM message AS earlier
-             WHERE earlier.topic = m.topic
-               AND earlier.key = m.key
-               AND earlier.position < m.position
-               AND (earlier.lease > 0 OR earlier.due <= clock_timestamp())))
-     ORDER BY c.rank
-     LIMIT $2
-       FOR UPDATE OF m SKIP LOCKED
-),
-follower AS MATERIALIZED (
-    SELECT f.place, h.rank, f.position
-      FROM (SELECT *, count(*) OVER () AS heads FROM head) AS h
-     CROSS JOIN LATERAL (
-           SELECT ctid AS place, position,
-                  bool_and(due <= clock_timestamp() AND leased_until IS NULL) OVER (ORDER BY position) AS free
-             FROM message
-            WHERE topic = $1
-              AND key = h.key
-              AND position > h.position
-            ORDER BY position
-            LIMIT ($2::bigint - h.heads) / h.heads) AS f
-     WHERE h.key <> ''
-       AND h.heads < $2::bigint
-       AND f.free
-),
-picked AS MATERIALIZED (
-    SELECT place, rank, position FROM head
-     UNION ALL
-    SELECT place, rank, position FROM follower
-),
-leased AS (
-    UPDATE message
-       SET leased_until = clock_timestamp() + $3,
-           lease = lease + 1
-     WHERE ctid = ANY(ARRAY(SELECT place FROM picked))
-    RETURNING id, home, key, priority, created_at, due, attempts, lease, headers, body, position
-)
-SELECT seen.candidates, taken.*
-  FROM (SELECT count(*) AS candidates FROM candidate) AS seen
-  LEFT JOIN (SELECT leased.*, picked.rank FROM leased JOIN picked USING (position)) AS taken ON true
- ORDER BY taken.rank, taken.position;
+-- Due messages of one queue ($1), at most $2, leased for $3: `claim_messages` of db/schema.sql.
+SELECT lease, id, home, key, priority, created_at, attempts, headers, body FROM claim_messages($1, $2, $3);
 
 -- name: send_messages
 -- Puts messages into queues, unless they are there already: a repeat changes nothing. `place` keeps the order of the batch.
@@ -191,10 +121,10 @@ ON CONFLICT (id) DO NOTHING;
 
 -- name: park_messages
 -- Records that came from a broker and could not be handled now, and those that came behind them in their key. They count as
--- handed out (lease), so that they hold up what comes later in their key. Those that wait equally long are due at the same
+-- given back, so that they hold up what comes later in their key. Those that wait equally long are due at the same
 -- moment: a key comes back as a whole. One that is there already stays as it is.
-INSERT INTO message (id, home, topic, key, priority, due, created_at, attempts, lease, first_error, last_error, headers, body)
-SELECT id, home, $2, key, priority, statement_timestamp() + delay, statement_timestamp(), attempts, 1, error, error, headers, body
+INSERT INTO message (id, home, topic, key, priority, due, created_at, attempts, returned, first_error, last_error, headers, body)
+SELECT id, home, $2, key, priority, statement_timestamp() + delay, statement_timestamp(), attempts, true, error, error, headers, body
   FROM unnest($1::uuid[], $3::bigint[], $4::text[], $5::smallint[], $6::interval[], $7::integer[], $8::text[], $9::text[],
               $10::bytea[])
        WITH ORDINALITY AS m (id, home, key, priority, delay, attempts, error, headers, body, place)
@@ -221,7 +151,7 @@ SELECT k.key
          FROM message
         WHERE topic = $1
           AND key = k.key
-          AND (lease > 0 OR due <= clock_timestamp())
+          AND (returned OR due <= clock_timestamp())
         LIMIT 1) AS m;
 
 -- name: no_messages
@@ -239,11 +169,29 @@ SELECT paused
    AND group_name = $2;
 
 -- name: acknowledge_messages
--- Done, for handlers whose effect is elsewhere. Only under the lease that they were given.
+-- Done, for handlers whose effect is elsewhere. Only under the lease that they were given ($2); leases of which nothing is in
+-- hand any more ($3) end.
+WITH ended AS (
+    DELETE FROM message_lease
+     WHERE id = ANY($3::bigint[])
+    RETURNING id, messages
+),
+going_on AS (
+    SELECT id, messages
+      FROM message_lease
+     WHERE id = ANY($2::bigint[])
+       AND id <> ALL($3::bigint[])
+       FOR SHARE
+),
+ours AS MATERIALIZED (
+    SELECT id AS lease, unnest(messages) AS id FROM ended
+     UNION ALL
+    SELECT id AS lease, unnest(messages) AS id FROM going_on
+)
 DELETE FROM message
  USING unnest($1::uuid[], $2::bigint[]) AS d (id, lease)
  WHERE message.id = d.id
-   AND message.lease = d.lease
+   AND (d.id, d.lease) IN (SELECT id, lease FROM ours)
 RETURNING message.id;
 
 -- name: retry_messages
@@ -253,12 +201,12 @@ WITH failed AS MATERIALIZED (
     UPDATE message AS m
        SET attempts = m.attempts + d.counted,
            due = statement_timestamp() + d.delay,
-           leased_until = NULL,
+           returned = true,
            first_error = COALESCE(m.first_error, d.error),
            last_error = COALESCE(d.error, m.last_error)
       FROM unnest($1::uuid[], $2::bigint[], $3::interval[], $4::text[], $5::integer[]) AS d (id, lease, delay, error, counted)
+      JOIN let_go($1, $2, $6) AS held USING (id, lease)
      WHERE m.id = d.id
-       AND m.lease = d.lease
     RETURNING m.id, m.topic, m.key, m.position, m.due
 ),
 behind AS (
@@ -270,7 +218,6 @@ behind AS (
        AND m.key = failed.key
        AND m.position > failed.position
        AND m.due < failed.due
-       AND m.leased_until IS NULL
        AND m.id <> ALL($1::uuid[])
 )
 SELECT id FROM failed;
@@ -280,8 +227,8 @@ SELECT id FROM failed;
 WITH dead AS (
     DELETE FROM message
      USING unnest($1::uuid[], $2::bigint[], $3::text[], $4::integer[]) AS d (id, lease, reason, counted)
+      JOIN let_go($1, $2, $5) AS held USING (id, lease)
      WHERE message.id = d.id
-       AND message.lease = d.lease
     RETURNING message.id, home, topic, key, priority, created_at, attempts + d.counted AS attempts, d.reason,
               COALESCE(first_error, d.reason) AS first_error, headers, body
 )
@@ -298,7 +245,10 @@ RETURNING id;
 -- Every topic with messages or dead letters: waiting, in flight, delayed, dead, and the age in seconds of the oldest that is due.
 SELECT t.topic,
        (SELECT count(*) FROM message AS m WHERE m.topic = t.topic) AS depth,
-       (SELECT count(*) FROM message AS m WHERE m.topic = t.topic AND m.leased_until > clock_timestamp()) AS in_flight,
+       (SELECT count(*)
+          FROM message AS m
+          JOIN (SELECT unnest(l.messages) AS id FROM message_lease AS l
+                 WHERE l.topic = t.topic AND l.leased_until > clock_timestamp()) AS held ON held.id = m.id) AS in_flight,
        (SELECT count(*) FROM message AS m WHERE m.topic = t.topic AND m.due > clock_timestamp()) AS delayed,
        (SELECT count(*) FROM dead_letter AS d WHERE d.topic = t.topic AND d.replayed_at IS NULL) AS dead,
        (SELECT extract(epoch FROM clock_timestamp() - min(m.created_at))::float8
@@ -309,6 +259,12 @@ SELECT t.topic,
 
 -- name: next_message
 -- Seconds until a message of a topic is due that nobody holds.
+WITH held AS MATERIALIZED (
+    SELECT unnest(messages) AS id
+      FROM message_lease
+     WHERE topic = $1
+       AND leased_until > clock_timestamp()
+)
 SELECT extract(epoch FROM min(m.due) - clock_timestamp())::float8
   FROM generate_series(0, 9) AS p (priority)
  CROSS JOIN LATERAL (
@@ -316,15 +272,16 @@ SELECT extract(epoch FROM min(m.due) - clock_timestamp())::float8
          FROM message
         WHERE topic = $1
           AND priority = p.priority
-          AND (leased_until IS NULL OR leased_until <= clock_timestamp())
+          AND id NOT IN (SELECT id FROM held)
         ORDER BY due
         LIMIT 1) AS m;
 
 -- name: peek_messages
 -- The first messages of a topic, oldest first, without touching them.
-SELECT id, home, topic, key, priority, created_at, due, attempts, leased_until, first_error, last_error, headers, body
-  FROM message
- WHERE topic = $1
+SELECT m.id, home, m.topic, key, priority, created_at, due, attempts, held.leased_until, first_error, last_error, headers, body
+  FROM message AS m
+  LEFT JOIN (SELECT unnest(messages) AS id, leased_until FROM message_lease WHERE topic = $1) AS held ON held.id = m.id
+ WHERE m.topic = $1
  ORDER BY position
  LIMIT $2;
 
@@ -333,7 +290,7 @@ SELECT id, home, topic, key, priority, created_at, due, attempts, leased_until, 
 WITH gone AS (
     DELETE FROM message
      WHERE topic = $1
-       AND (leased_until IS NULL OR leased_until <= clock_timestamp())
+       AND id NOT IN (SELECT unnest(messages) FROM message_lease WHERE topic = $1 AND leased_until > clock_timestamp())
     RETURNING 1
 )
 SELECT count(*) FROM gone;
@@ -798,7 +755,8 @@ SELECT topic, group_name, paused
 -- that is due. One pass over all of them.
 SELECT topic,
        count(*) AS waiting,
-       count(*) FILTER (WHERE leased_until > clock_timestamp()) AS in_flight,
+       count(*) FILTER (WHERE id IN (SELECT unnest(messages) FROM message_lease WHERE leased_until > clock_timestamp()))
+           AS in_flight,
        count(*) FILTER (WHERE due > clock_timestamp()) AS delayed,
        count(*) FILTER (WHERE attempts > 0) AS retrying,
        extract(epoch FROM clock_timestamp() - min(created_at) FILTER (WHERE due <= clock_timestamp()))::float8 AS oldest_s

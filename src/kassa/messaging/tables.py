@@ -6,18 +6,28 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 SCHEMA = "kassa_messaging"
-NAMES = ("message", "dead_letter", "inbox", "subscription", "consumer")
-"""Tables of `db/schema.sql` that messaging needs where there is no Kassa."""
+NAMES = (
+    "message", "message_lease", "message_lease_number", "claim_messages", "let_go", "dead_letter", "inbox", "subscription",
+    "consumer",
+)  # fmt: skip
+"""What of `db/schema.sql` messaging needs where there is no Kassa."""
+LATER = {"message_lease": "0004_message_leases.sql"}
+"""What a database may lack that was made by an earlier version, with the migration of Kassa's that brings it."""
 _LOCK = 0x4B61736D  # "Kasm": two processes that start together make the tables once.
 _STATEMENT = re.compile(
-    r"^CREATE (?:(?:UNLOGGED )?TABLE (\w+)|(?:UNIQUE )?INDEX \w+ ON (\w+)).*?;$", re.DOTALL | re.MULTILINE
+    r"^CREATE (?:"
+    r"(?:(?:UNLOGGED )?TABLE|SEQUENCE) (?P<table>\w+).*?;$|"
+    r"(?:UNIQUE )?INDEX \w+ ON (?P<indexed>\w+).*?;$|"
+    r"FUNCTION (?P<function>\w+).*?^(?:END\n)?\$\$;$)",
+    re.DOTALL | re.MULTILINE,
 )
 
 
-def statements() -> list[str]:
-    """The statements that make the tables, from the one schema that there is."""
-    schema = files("kassa.db").joinpath("schema.sql").read_text(encoding="utf-8")
-    return [found[0] for found in _STATEMENT.finditer(schema) if (found[1] or found[2]) in NAMES]
+def statements(schema: str | None = None) -> list[str]:
+    """The statements that make the tables, from the one schema that there is unless another one is given."""
+    if schema is None:
+        schema = files("kassa.db").joinpath("schema.sql").read_text(encoding="utf-8")
+    return [found[0] for found in _STATEMENT.finditer(schema) if found[found.lastgroup or 0] in NAMES]
 
 
 def with_schema(url: str) -> str:
@@ -31,10 +41,28 @@ async def make_tables(connection: Any) -> bool:
     """Makes what is missing, and may be repeated; whether it made anything. connection: asyncpg's."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{SCHEMA}.message"):
+        missing = await _missing(connection)
+        if not missing:
             return False
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         await connection.execute(f"SET LOCAL search_path = {SCHEMA}")
-        for statement in statements():
+        for statement in missing:
             await connection.execute(statement)
     return True
+
+
+async def _missing(connection: Any) -> list[str]:
+    """The statements that are still to be done."""
+    if not await _is_there(connection, "message"):
+        return statements()
+    migrations = files("kassa.db").joinpath("migrations")
+    return [
+        migrations.joinpath(name).read_text(encoding="utf-8")
+        for table, name in LATER.items()
+        if not await _is_there(connection, table)
+    ]
+
+
+async def _is_there(connection: Any, table: str) -> bool:
+    there: bool = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{SCHEMA}.{table}")
+    return there

@@ -6,6 +6,7 @@ journal refuses the second one as Consumed.
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -166,6 +167,7 @@ class ClaimedMessage(NamedTuple):
     created_at: datetime
     attempts: int
     lease: int
+    """The number under which it was handed out, with all that was claimed at once."""
     headers: dict[str, str]
     body: bytes
 
@@ -225,11 +227,11 @@ class DeadLetter(NamedTuple):
     body: bytes
 
 
-WINDOWS_MAX = 6
-WINDOW_MIN = 16
-WINDOW_GROWTH = 4
-"""Candidates looked at in one claim: as many as are wanted. Where all of them wait behind a held key, the next and larger
-window is looked at, and so on, so that a long queue behind one slow key does not hide the others."""
+class _InHand(NamedTuple):
+    """What is left of a lease, and since when we have it, by the monotonic clock."""
+
+    since: float
+    messages: set[Id]
 
 
 class MessageWork:
@@ -238,25 +240,28 @@ class MessageWork:
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, lease_s: float = LEASE_S) -> None:
         self._pool = pool
         self._lease = timedelta(seconds=lease_s)
+        self._in_hand: dict[int, _InHand] = {}
+        """What was claimed here and not given back yet, by lease, oldest first."""
 
     async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
         """At most `limit` due messages, urgent ones first. A key's messages come in order and to one holder at a
-        time."""
-        window, passed = max(limit, WINDOW_MIN), 0
-        for _ in range(WINDOWS_MAX):
-            rows = await self._pool.fetch(_SQL.claim_messages, topic, limit, self._lease, window, passed)
-            claimed = [_claimed(row) for row in rows if row["id"] is not None]
-            if claimed or rows[0]["candidates"] < window:
-                return claimed
-            passed += window
-            window *= WINDOW_GROWTH
-        return []
+        time. They are given back here: where everything of a lease is, the lease ends."""
+        started = time.monotonic()
+        claimed = [_claimed(row) for row in await self._pool.fetch(_SQL.claim_messages, topic, limit, self._lease)]
+        if claimed:
+            self._forget(started - self._lease.total_seconds())
+            self._in_hand[claimed[0].lease] = _InHand(started, {message.id for message in claimed})
+        return claimed
 
     async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
         """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""
         rows = await self._pool.fetch(
-            _SQL.acknowledge_messages, [message.id for message in claimed], [message.lease for message in claimed]
+            _SQL.acknowledge_messages,
+            [message.id for message in claimed],
+            [message.lease for message in claimed],
+            self._ended_by(claimed),
         )
+        self._let_go(claimed)
         return {Id(row["id"].hex) for row in rows}
 
     async def retry(self, failed: Sequence[tuple[ClaimedMessage, float, str | None, bool]]) -> set[Id]:
@@ -268,7 +273,9 @@ class MessageWork:
             [timedelta(seconds=delay_s) for _, delay_s, _, _ in failed],
             [shortened(error) for _, _, error, _ in failed],
             [int(counts) for _, _, _, counts in failed],
+            self._ended_by([message for message, _, _, _ in failed]),
         )
+        self._let_go([message for message, _, _, _ in failed])
         return {Id(row["id"].hex) for row in rows}
 
     async def bury(self, dead: Sequence[tuple[ClaimedMessage, str]]) -> set[Id]:
@@ -279,7 +286,9 @@ class MessageWork:
             [message.lease for message, _ in dead],
             [shortened(reason) for _, reason in dead],
             [1] * len(dead),
+            self._ended_by([message for message, _ in dead]),
         )
+        self._let_go([message for message, _ in dead])
         return {Id(row["id"].hex) for row in rows}
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
@@ -354,6 +363,25 @@ class MessageWork:
         """Empties a topic, except for what somebody works on; says how many went."""
         gone: int = await self._pool.fetchval(_SQL.purge_messages, topic)
         return gone
+
+    def _ended_by(self, messages: Sequence[ClaimedMessage]) -> list[int]:
+        """The leases of which nothing is in hand any more when these are given back."""
+        given = {message.id for message in messages}
+        leases = {message.lease for message in messages}
+        return [lease for lease in leases if lease not in self._in_hand or self._in_hand[lease].messages <= given]
+
+    def _let_go(self, messages: Sequence[ClaimedMessage]) -> None:
+        """These were given back, or taken from us."""
+        for message in messages:
+            if (held := self._in_hand.get(message.lease)) is not None:
+                held.messages.discard(message.id)
+                if not held.messages:
+                    del self._in_hand[message.lease]
+
+    def _forget(self, since: float) -> None:
+        """Leases that ran out, because what was claimed was never given back."""
+        while (oldest := next(iter(self._in_hand.items()), None)) is not None and oldest[1].since < since:
+            del self._in_hand[oldest[0]]
 
 
 class DeadLetters:

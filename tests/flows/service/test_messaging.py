@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.resources import files
 from typing import Any
 
 import asyncpg
@@ -14,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from flows.service.conftest import Shop, running, until
 from kassa.errors import SettingInvalid
 from kassa.messaging import Message, Messaging, NoReply, Reject
-from kassa.messaging.tables import make_tables
+from kassa.messaging.tables import SCHEMA, make_tables, statements, with_schema
+from kassa.messaging.work import MessageWork
 
 
 def taking_orders(shop: Shop, **options: Any) -> Messaging:
@@ -231,3 +233,27 @@ async def test_tables_are_made_once_by_whoever_is_first(empty_database_url: str)
             await connection.close()
 
     assert sorted(await asyncio.gather(*(make() for _ in range(4)))) == [False, False, False, True]
+
+
+async def test_tables_of_an_earlier_version_become_those_of_this_one(empty_database_url: str) -> None:
+    first = files("kassa.db").joinpath("migrations", "0001_first.sql").read_text(encoding="utf-8")
+    connection = await asyncpg.connect(with_schema(empty_database_url))
+    await connection.execute(f"CREATE SCHEMA {SCHEMA}")
+    for statement in statements(first):
+        await connection.execute(statement)
+    await connection.execute(
+        "INSERT INTO message (id, home, topic, key, priority, due, created_at, lease, headers, body) "
+        "SELECT gen_random_uuid(), 1, 'post:office', '', 4, now(), now(), 3, '{}', $1",
+        b"from before",
+    )
+
+    assert await make_tables(connection)
+    assert not await make_tables(connection)
+
+    assert await connection.fetchval("SELECT returned FROM message")
+    async with asyncpg.create_pool(with_schema(empty_database_url), min_size=1, max_size=2) as pool:
+        work = MessageWork(pool)
+        (message,) = await work.claim("post:office", 10)
+        assert message.body == b"from before"
+        assert await work.acknowledge([message]) == {message.id}
+    await connection.close()

@@ -1,0 +1,133 @@
+"""Who has which message in hand: a lease per batch, and what ends it."""
+
+import asyncio
+
+from flows.messaging.house import HOME, House
+from kassa.ids import Id, new_id
+from kassa.messaging.work import ClaimedMessage, MessageWork, OutgoingMessage
+
+QUEUE = "post:office"
+
+
+async def sent(work: MessageWork, *keys: str) -> list[Id]:
+    """Messages of these keys, in this order."""
+    messages = [OutgoingMessage(new_id(), HOME, QUEUE, key, 4, 0.0, {}, key.encode()) for key in keys]
+    await work.send(messages)
+    return [message.id for message in messages]
+
+
+def ids(claimed: list[ClaimedMessage]) -> list[Id]:
+    return [message.id for message in claimed]
+
+
+async def test_a_key_is_free_when_its_message_is_settled_though_the_batch_goes_on(house: House) -> None:
+    work = MessageWork(house.pool)
+    await sent(work, "a", "b")
+    first = await work.claim(QUEUE, 10)
+    (second,) = await sent(work, "a")
+    assert await work.claim(QUEUE, 10) == []
+
+    assert await work.acknowledge(first[:1]) == {first[0].id}
+
+    assert ids(await work.claim(QUEUE, 10)) == [second]
+    assert await work.acknowledge(first[1:]) == {first[1].id}
+
+
+async def test_what_is_given_back_comes_at_once_though_the_batch_goes_on(house: House) -> None:
+    work = MessageWork(house.pool)
+    await sent(work, "a", "b")
+    first = await work.claim(QUEUE, 10)
+
+    await work.retry([(first[0], 0.0, "not now", True)])
+    again = await work.claim(QUEUE, 10)
+
+    assert ids(again) == [first[0].id]
+    assert again[0].attempts == 1
+    assert await work.acknowledge([first[0]]) == set(), "it was given back under that lease"
+    assert await work.acknowledge([again[0], first[1]]) == {again[0].id, first[1].id}
+
+
+async def test_a_lease_ends_with_the_last_of_its_batch(house: House) -> None:
+    work = MessageWork(house.pool)
+    await sent(work, "a", "b", "c", "")
+    one, two, three, four = await work.claim(QUEUE, 10)
+
+    await work.acknowledge([one])
+    await work.bury([(two, "no")])
+    await work.retry([(three, 60.0, None, False)])
+    assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 1
+    await work.acknowledge([four])
+
+    assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
+
+
+async def test_a_late_holder_settles_until_somebody_else_has_it(house: House) -> None:
+    late, other = MessageWork(house.pool, lease_s=0.01), MessageWork(house.pool)
+    await sent(late, "a", "b")
+    claimed = await late.claim(QUEUE, 10)
+    await asyncio.sleep(0.05)
+    assert await late.acknowledge(claimed[:1]) == {claimed[0].id}
+
+    assert ids(await other.claim(QUEUE, 10)) == [claimed[1].id]
+
+    assert await late.acknowledge(claimed[1:]) == set()
+    assert await late.retry([(claimed[1], 0.0, None, True)]) == set()
+    assert await late.bury([(claimed[1], "no")]) == set()
+    assert await house.pool.fetchval("SELECT count(*) FROM message") == 1
+
+
+async def test_a_crash_of_the_database_forgets_who_had_what_and_not_the_messages(house: House) -> None:
+    before, after = MessageWork(house.pool), MessageWork(house.pool)
+    await sent(before, "a")
+    claimed = await before.claim(QUEUE, 10)
+    await house.pool.execute("TRUNCATE message_lease")
+
+    again = await after.claim(QUEUE, 10)
+
+    assert ids(again) == ids(claimed)
+    assert await before.acknowledge(claimed) == set()
+    assert await after.acknowledge(again) == {again[0].id}
+
+
+async def test_many_at_once_never_have_the_same_key_and_leave_nothing(house: House) -> None:
+    keys = [f"key-{number % 13}" for number in range(400)] + [""] * 100
+    expected = dict(zip(await sent(MessageWork(house.pool), *keys), keys, strict=True))
+    in_hand: set[str] = set()
+    seen: dict[str, list[Id]] = {}
+
+    async def consumer() -> None:
+        work = MessageWork(house.pool)
+        while sum(map(len, seen.values())) < len(expected):
+            claimed = await work.claim(QUEUE, 7)
+            theirs = {message.key for message in claimed} - {""}
+            assert not theirs & in_hand
+            in_hand.update(theirs)
+            for message in claimed:
+                seen.setdefault(message.key, []).append(message.id)
+            await asyncio.sleep(0)
+            # Free as soon as the commit is there, so not afterwards.
+            in_hand.difference_update(theirs)
+            assert len(await work.acknowledge(claimed)) == len(claimed)
+
+    await asyncio.gather(*(consumer() for _ in range(6)))
+
+    for key, came in seen.items():
+        if key:
+            assert came == [id for id, its in expected.items() if its == key]
+    assert sorted(id for came in seen.values() for id in came) == sorted(expected)
+    assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
+    assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
+
+
+async def test_a_program_that_receives_by_sql_and_a_worker_do_not_get_the_same(house: House) -> None:
+    work = MessageWork(house.pool)
+    sent_ids = await sent(work, "", "", "")
+    taken = await work.claim(QUEUE, 1)
+    async with house.pool.acquire() as connection, connection.transaction():
+        assert len(await connection.fetch("SELECT * FROM kassa_receive('post', 'office', 1)")) == 1
+        rest = await work.claim(QUEUE, 10)
+        assert ids(taken) + ids(rest) == [sent_ids[0], sent_ids[2]]
+
+    assert await work.acknowledge(taken) == {sent_ids[0]}
+    assert await work.acknowledge(rest) == {sent_ids[2]}
+    assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
