@@ -248,6 +248,16 @@ async def test_headers_come_back_as_they_were_sent(transport: KafkaTransport) ->
     assert arrival.sent_at is not None and abs(arrival.sent_at.timestamp() - time.time()) < 60
 
 
+async def test_zero_byte_does_not_cut_a_header_off(transport: KafkaTransport) -> None:
+    """The client would send only what is before it, of a text."""
+    topic = await provision(transport, new_topic(lanes=1))
+    await send(transport, topic, packet("r-1", "k", b"{}", {"x": "before\0behind"}))
+
+    (arrival,) = await take(await transport.subscribe(topic, "shop"), 1)
+
+    assert arrival.packet.headers["x"] == "before\ufffdbehind"
+
+
 async def test_plain_programs_ask_and_are_answered(transport: KafkaTransport, kafka: Kafka) -> None:
     orders = await provision(transport, new_topic(lanes=1, keyed=False))
     answers = await provision(transport, new_topic((), lanes=3))
