@@ -8,7 +8,6 @@ import binascii
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import NamedTuple
 
 import msgspec
 
@@ -30,7 +29,7 @@ class Undecodable(Exception):
     """A packet that no record can be read from."""
 
 
-class Packed(NamedTuple):
+class Packed(msgspec.Struct, frozen=True):
     """A packet, and which of the records that were sent are in it."""
 
     packet: Packet
