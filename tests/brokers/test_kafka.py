@@ -248,6 +248,16 @@ async def test_headers_come_back_as_they_were_sent(transport: KafkaTransport) ->
     assert arrival.sent_at is not None and abs(arrival.sent_at.timestamp() - time.time()) < 60
 
 
+async def test_zero_byte_does_not_cut_a_header_off(transport: KafkaTransport) -> None:
+    """The client would send only what is before it, of a text."""
+    topic = await provision(transport, new_topic(lanes=1))
+    await send(transport, topic, packet("r-1", "k", b"{}", {"x": "before\0behind"}))
+
+    (arrival,) = await take(await transport.subscribe(topic, "shop"), 1)
+
+    assert arrival.packet.headers["x"] == "before\ufffdbehind"
+
+
 async def test_plain_programs_ask_and_are_answered(transport: KafkaTransport, kafka: Kafka) -> None:
     orders = await provision(transport, new_topic(lanes=1, keyed=False))
     answers = await provision(transport, new_topic((), lanes=3))
@@ -616,10 +626,12 @@ async def test_rounds_of_kills_stops_and_freezes(own_server: OwnKafka, database_
     seed = Random().randrange(1_000_000)
     print(f"seed {seed}")
     random = Random(seed)
+    total = 10_000
 
     async def trouble() -> None:
         for _ in range(8):
-            wanted = len(await bench.effects()) + random.randint(100, 400)
+            # A quick machine may have handled them all before the last round.
+            wanted = min(total, len(await bench.effects()) + random.randint(100, 400))
             await until(partial(_has_effects, bench, wanted))
             end = random.choice(["kill", "stop", "freeze"])
             await asyncio.to_thread(getattr(own_server, end))
@@ -627,7 +639,7 @@ async def test_rounds_of_kills_stops_and_freezes(own_server: OwnKafka, database_
             await asyncio.to_thread(own_server.thaw if end == "freeze" else own_server.start)
 
     async with open_bench(own_server.url, database_url, new_topic()) as bench:
-        await under_load(bench, 10_000, trouble, consumers=3)
+        await under_load(bench, total, trouble, consumers=3)
 
 
 @pytest.mark.parametrize("cut", [Cut.BEFORE, Cut.ANSWER_LOST])

@@ -7,6 +7,7 @@ from functools import partial
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from brokers import rocketmq_client
 from brokers.load import under_load
@@ -197,7 +198,7 @@ async def test_headers_come_back_as_they_were(transport: RocketTransport) -> Non
         some = await take(stream, 1)
         assert await stream.settle(some) == [True] * len(some)
         arrivals += some
-    assert [arrival.packet._replace(key="k") for arrival in arrivals] == sent
+    assert [replace(arrival.packet, key="k") for arrival in arrivals] == sent
     assert [arrival.redeliveries for arrival in arrivals] == [0, 0, 0]
     assert all(arrival.sent_at is not None for arrival in arrivals)
 

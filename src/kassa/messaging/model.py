@@ -2,10 +2,15 @@
 
 A *record* is one fact or one piece of work, with an id that never changes. A *delivery* is one hand-over of a record
 to a consumer; it ends by being settled.
+
+What there is one or more of for each record that passes is a Struct where nobody takes it apart by position: made in a third of
+the time of a NamedTuple, and read in less.
 """
 
 from datetime import datetime
 from typing import NamedTuple
+
+import msgspec
 
 from kassa.ids import Id, event_name
 from kassa.journal.change import Done
@@ -56,7 +61,7 @@ class Record(NamedTuple):
     home: int = 0
 
 
-class Packet(NamedTuple):
+class Packet(msgspec.Struct, frozen=True):
     """One message of a broker: a record by itself, or an envelope of several."""
 
     id: str
@@ -68,7 +73,7 @@ class Packet(NamedTuple):
     """CloudEvents attributes begin with `ce-`; each broker's file gives them the prefix of its own protocol."""
 
 
-class Arrival(NamedTuple):
+class Arrival(msgspec.Struct, frozen=True):
     """A packet in a consumer's hands."""
 
     packet: Packet
@@ -101,7 +106,7 @@ class Unknown(NamedTuple):
 Receipt = Confirmed | Failed | Unknown
 
 
-class Delivery(NamedTuple):
+class Delivery(msgspec.Struct, frozen=True):
     """A record in a consumer's hands."""
 
     record: Record

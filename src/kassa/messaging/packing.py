@@ -8,7 +8,6 @@ import binascii
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import NamedTuple
 
 import msgspec
 
@@ -30,7 +29,7 @@ class Undecodable(Exception):
     """A packet that no record can be read from."""
 
 
-class Packed(NamedTuple):
+class Packed(msgspec.Struct, frozen=True):
     """A packet, and which of the records that were sent are in it."""
 
     packet: Packet
@@ -89,6 +88,8 @@ def _number(text: str, default: int) -> int:
 
 # Envelopes
 
+_NO_DATA = msgspec.Raw()
+
 
 class _Item(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One CloudEvent of an envelope. What is not an event of the log is one as well: a record with a type of its own."""
@@ -101,7 +102,7 @@ class _Item(msgspec.Struct, omit_defaults=True, kw_only=True):
     time: str = ""
     sequence: str = ""
     datacontenttype: str = ""
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = _NO_DATA
     data_base64: str = ""
     kassakey: str = ""
     kassapriority: int = _PRIORITY
@@ -110,10 +111,10 @@ class _Item(msgspec.Struct, omit_defaults=True, kw_only=True):
     """JSON text of the headers that are no attribute of a CloudEvent: an extension's value may not be an object."""
 
 
-_ATTRIBUTES = {
-    name: f"ce-{name}" for name in ("specversion", "source", "type", "subject", "time", "sequence")
-}  # fmt: skip
-"""Each with its header."""
+_HEADERS = frozenset({
+    "content-type", "ce-id", "ce-specversion", "ce-source", "ce-type", "ce-subject", "ce-time", "ce-sequence",
+})  # fmt: skip
+"""Those that are attributes of an item; the others travel in `kassaheaders`."""
 _encode = msgspec.json.Encoder().encode
 _decode_items = msgspec.json.Decoder(list[_Item]).decode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -149,29 +150,29 @@ def _envelope(number: int, first: str, items: Sequence[bytes]) -> Packet:
 
 
 def _item(record: Record, sent_at: str) -> _Item:
-    headers = dict(record.headers)
-    attributes = {name: headers.pop(header, "") for name, header in _ATTRIBUTES.items()}
-    headers.pop("ce-id", None)
-    content_type = headers.pop("content-type", "")
-    item = _Item(
+    headers = record.headers
+    content_type = headers.get("content-type", "")
+    is_json = content_type == JSON_TYPE and _is_json(record.body)
+    return _Item(
         id=record.id,
-        specversion=attributes["specversion"] or "1.0",
-        source=attributes["source"] or SOURCE,
-        type=attributes["type"] or RECORD_TYPE,
-        subject=attributes["subject"],
-        time=attributes["time"] or sent_at,
-        sequence=attributes["sequence"],
+        specversion=headers.get("ce-specversion") or "1.0",
+        source=headers.get("ce-source") or SOURCE,
+        type=headers.get("ce-type") or RECORD_TYPE,
+        subject=headers.get("ce-subject", ""),
+        time=headers.get("ce-time") or sent_at,
+        sequence=headers.get("ce-sequence", ""),
         datacontenttype=content_type,
+        data=msgspec.Raw(record.body) if is_json else _NO_DATA,
+        data_base64="" if is_json else base64.b64encode(record.body).decode(),
         kassakey=record.key,
         kassapriority=record.priority,
         kassahome=record.home,
-        kassaheaders=_encode(headers).decode() if headers else "",
+        kassaheaders="" if headers.keys() <= _HEADERS else _other_headers(headers),
     )
-    if content_type == JSON_TYPE and _is_json(record.body):
-        item.data = msgspec.Raw(record.body)
-    else:
-        item.data_base64 = base64.b64encode(record.body).decode()
-    return item
+
+
+def _other_headers(headers: dict[str, str]) -> str:
+    return _encode({name: value for name, value in headers.items() if name not in _HEADERS}).decode()
 
 
 def _is_json(body: bytes) -> bool:
@@ -190,13 +191,26 @@ def _opened(packet: Packet) -> list[Record]:
 
 
 def _record(item: _Item) -> Record:
-    headers = _decode_headers(item.kassaheaders) if item.kassaheaders else {}
-    if item.datacontenttype:
-        headers["content-type"] = item.datacontenttype
     if item.type and item.type != RECORD_TYPE:
-        headers["ce-id"] = item.id
-        for name, header in _ATTRIBUTES.items():
-            if value := getattr(item, name):
-                headers[header] = value
+        headers = _event_headers(item)
+    else:
+        headers = {"content-type": item.datacontenttype} if item.datacontenttype else {}
+    if item.kassaheaders:
+        headers = _decode_headers(item.kassaheaders) | headers
     body = base64.b64decode(item.data_base64, validate=True) if item.data_base64 else bytes(item.data)
     return Record(item.id, item.kassakey, body, headers, item.kassapriority, 0.0, item.kassahome)
+
+
+def _event_headers(item: _Item) -> dict[str, str]:
+    headers = {
+        "content-type": item.datacontenttype,
+        "ce-id": item.id,
+        "ce-specversion": item.specversion,
+        "ce-source": item.source,
+        "ce-type": item.type,
+        "ce-subject": item.subject,
+        "ce-time": item.time,
+        "ce-sequence": item.sequence,
+    }
+    # Ours have them all.
+    return {name: value for name, value in headers.items() if value} if "" in headers.values() else headers

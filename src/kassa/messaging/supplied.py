@@ -392,12 +392,16 @@ class SuppliedSubscription:
             await self._open(ahead, limit)
         ready: list[Delivery] = []
         crashed: list[Delivery] = []
+        sound: _Parcel | None = None
         while self._deliveries and len(ready) < limit:
             delivery = self._deliveries.popleft()
             parcel = _parcel(delivery)
-            if not parcel.stream.holds(parcel.arrival):
-                self._let_go([parcel])
-                continue
+            if parcel is not sound:
+                # The records of an envelope come one after the other, so each packet is asked about once.
+                if not parcel.stream.holds(parcel.arrival):
+                    self._let_go([parcel])
+                    continue
+                sound = parcel
             ready.append(delivery)
             if parcel.arrival.redeliveries >= CRASHES_MAX:
                 crashed.append(delivery)
@@ -517,7 +521,7 @@ class SuppliedSubscription:
             if parcel.left == 0:
                 finished.append(parcel)
         refused = await self._finish(finished)
-        return [parcel not in refused for parcel in parcels]
+        return [parcel not in refused for parcel in parcels] if refused else [True] * len(parcels)
 
     async def _finish(self, parcels: Sequence[_Parcel]) -> set[_Parcel]:
         """Settles packets with the broker; says which it did not take."""
@@ -526,7 +530,8 @@ class SuppliedSubscription:
             some = [parcel for parcel in parcels if parcel.stream is ahead.stream]
             if some:
                 answers = await ahead.stream.settle([parcel.arrival for parcel in some])
-                refused.update(parcel for parcel, answer in zip(some, answers, strict=True) if not answer)
+                if not all(answers):
+                    refused.update(parcel for parcel, answer in zip(some, answers, strict=True) if not answer)
         self._let_go(parcels)
         return refused
 

@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import structlog
+from msgspec.structs import replace
 
 from kassa.api.queue import Handled, QueueDoor
 from kassa.db.away import AWAY
@@ -111,7 +112,7 @@ class OrderWorker:
 
 def _marked(delivery: Delivery, via: str) -> Delivery:
     record = delivery.record
-    return delivery._replace(record=record._replace(headers={**record.headers, VIA: via}))
+    return replace(delivery, record=record._replace(headers={**record.headers, VIA: via}))
 
 
 def _settlement(delivery: Delivery, handled: Handled) -> Settlement:

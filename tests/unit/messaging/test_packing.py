@@ -93,6 +93,27 @@ def test_item_with_fields_of_a_later_version_is_read() -> None:
     assert (record.id, record.headers["ce-type"]) == ("r-1", "payment.frozen")
 
 
+@pytest.mark.parametrize(
+    "absent", sorted(EVENT.headers.keys() - {"ce-id", "ce-type", "ce-specversion", "ce-source", "ce-time"})
+)
+def test_event_comes_out_of_an_envelope_with_what_it_had_and_nothing_else(absent: str) -> None:
+    headers = {name: value for name, value in EVENT.headers.items() if name != absent} | {"x": "1"}
+    sent = EVENT._replace(headers=headers)
+    (packed,) = pack(ENVELOPES, [sent], NOW)
+
+    assert unpack(packed.packet, never) == [sent]
+
+
+def test_header_beside_an_event_does_not_take_the_place_of_its_attribute() -> None:
+    body = (
+        b'[{"id":"r-1","type":"payment.frozen","data":{},"kassaheaders":"{\\"ce-type\\":\\"other\\",\\"x\\":\\"1\\"}"}]'
+    )
+
+    (record,) = unpack(Packet("r-1", "0", body, {"content-type": "application/cloudevents-batch+json"}), never)
+
+    assert record.headers == {"ce-id": "r-1", "ce-type": "payment.frozen", "x": "1"}
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b"[{}]", b"\xff", b'[{"id": 1}]', b'[{"id":"r","data_base64":"%"}]'])
 def test_envelope_that_cannot_be_read_is_told_as_such(body: bytes) -> None:
     with pytest.raises(Undecodable):

@@ -145,6 +145,8 @@ _OLD_SERVER = frozenset({KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
+NAMES_MAX = 1024
+"""Names of headers whose translation is remembered."""
 _TO_KAFKA = {"reply-to": "reply-topic"}
 _FROM_KAFKA = {"reply-topic": "reply-to"}
 
@@ -480,19 +482,34 @@ def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *argumen
         loop.call_soon_threadsafe(call, *arguments)
 
 
+class _Names(dict[str, str]):
+    """What headers are called on the other side; most packets have the same few."""
+
+    def __init__(self, translate: Callable[[str], str]) -> None:
+        self._translate = translate
+
+    def __missing__(self, name: str) -> str:
+        translated = self._translate(name)
+        # Others may give a header any name, so they are not all remembered.
+        if len(self) < NAMES_MAX:
+            self[name] = translated
+        return translated
+
+
 def _headers_out(packet: Packet) -> Headers:
     """Source: CloudEvents 1.0.2, Kafka protocol binding, 3.2 "Binary content mode": `ce_` and the attribute's name."""
-    values = [value.encode() for value in packet.headers.values()]
-    headers: Headers = list(zip(_names_out(tuple(packet.headers)), values, strict=True))
+    # As bytes: of a text the client sends what is before its first zero byte.
+    headers: Headers = [(_NAMES_OUT[name], value.encode()) for name, value in packet.headers.items()]
     if packet.id and ID not in packet.headers:
         headers.append((ID, packet.id.encode()))
     return headers
 
 
-@lru_cache(maxsize=1024)
-def _names_out(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Of a packet's headers, all at once: most packets of a topic have the same."""
-    return tuple("ce_" + name[3:] if name.startswith("ce-") else _TO_KAFKA.get(name, name) for name in names)
+def _name_out(name: str) -> str:
+    return "ce_" + name[3:] if name.startswith("ce-") else _TO_KAFKA.get(name, name)
+
+
+_NAMES_OUT = _Names(_name_out)
 
 
 # Receiving
@@ -991,27 +1008,22 @@ def _headers_in(pairs: Any) -> dict[str, str]:
     """The last one of a name counts."""
     if not pairs:
         return {}
-    names, values = zip(*pairs, strict=True)
     try:
-        # All at once; a zero byte is in no header that we leave as it came.
-        texts = b"\0".join(values).decode().split("\0")
-    except (UnicodeDecodeError, TypeError):
-        texts = []
-    if len(texts) != len(values):
-        texts = [_text(value) for value in values]
-    return dict(zip(_names_in(names), texts, strict=True))
-
-
-@lru_cache(maxsize=1024)
-def _names_in(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Of a message's headers, all at once: most messages of a topic have the same."""
-    return tuple(map(_name_in, names))
+        headers = {_NAMES_IN[name]: value.decode() for name, value in pairs}
+    except (UnicodeDecodeError, AttributeError):
+        return {_NAMES_IN[name]: _text(value) for name, value in pairs}
+    if "\0" in "".join(headers.values()):
+        return {_NAMES_IN[name]: _text(value) for name, value in pairs}
+    return headers
 
 
 def _name_in(name: str) -> str:
     if name.startswith("ce_"):
         return "ce-" + name[3:]
     return _FROM_KAFKA.get(name, name.replace("\0", "\ufffd"))
+
+
+_NAMES_IN = _Names(_name_in)
 
 
 def _text(value: str | bytes | None) -> str:
