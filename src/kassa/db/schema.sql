@@ -222,19 +222,20 @@ BEGIN
              LIMIT look OFFSET passed
         ),
         turn AS MATERIALIZED (
-            SELECT c.key, min(c.rank) AS rank, min(c.position) AS first, max(c.position) AS last, count(*) AS length
+            SELECT c.key, min(c.rank) AS rank, array_agg(c.place ORDER BY c.position) AS places,
+                   min(c.position) AS first, max(c.position) AS last, count(*) AS length
               FROM candidate AS c
              WHERE c.key <> ''
              GROUP BY c.key
         ),
         free AS MATERIALIZED (
-            SELECT t.key, t.rank,
-                   CASE WHEN earlier.number = t.length - 1 THEN t.last
+            SELECT t.rank, t.places,
+                   CASE WHEN earlier.number = t.length - 1 THEN t.length
                         WHEN NOT EXISTS (
                              SELECT FROM message AS m
                               WHERE m.topic = queue AND m.key = t.key AND m.position < t.first
-                                AND (m.returned OR m.due <= clock_timestamp())) THEN t.first
-                   END AS upto
+                                AND (m.returned OR m.due <= clock_timestamp())) THEN 1
+                   END AS length
               FROM turn AS t
              CROSS JOIN LATERAL (
                    SELECT count(*) AS number
@@ -244,10 +245,12 @@ BEGIN
                             LIMIT t.length) AS m) AS earlier
         ),
         picked AS MATERIALIZED (
-            SELECT c.place, COALESCE(f.rank, c.rank) AS turn, c.position
-              FROM candidate AS c
-              LEFT JOIN free AS f ON f.key = c.key
-             WHERE c.key = '' OR c.position <= f.upto
+            SELECT p.place, f.rank AS turn, p.number
+              FROM free AS f
+             CROSS JOIN LATERAL unnest(f.places[1:f.length]) WITH ORDINALITY AS p (place, number)
+             WHERE f.length IS NOT NULL
+             UNION ALL
+            SELECT c.place, c.rank, 1 FROM candidate AS c WHERE c.key = ''
              ORDER BY 2, 3
              LIMIT wanted
         ),

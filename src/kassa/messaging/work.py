@@ -255,17 +255,18 @@ class MessageWork:
 
     async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
         """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""
+        ended = self._let_go(claimed)
         rows = await self._pool.fetch(
             _SQL.acknowledge_messages,
             [message.id for message in claimed],
             [message.lease for message in claimed],
-            self._ended_by(claimed),
+            ended,
         )
-        self._let_go(claimed)
         return {Id(row["id"].hex) for row in rows}
 
     async def retry(self, failed: Sequence[tuple[ClaimedMessage, float, str | None, bool]]) -> set[Id]:
         """(message, seconds, error, whether it counts as a try): again later, and the rest of its key behind it."""
+        ended = self._let_go([message for message, _, _, _ in failed])
         rows = await self._pool.fetch(
             _SQL.retry_messages,
             [message.id for message, _, _, _ in failed],
@@ -273,22 +274,21 @@ class MessageWork:
             [timedelta(seconds=delay_s) for _, delay_s, _, _ in failed],
             [shortened(error) for _, _, error, _ in failed],
             [int(counts) for _, _, _, counts in failed],
-            self._ended_by([message for message, _, _, _ in failed]),
+            ended,
         )
-        self._let_go([message for message, _, _, _ in failed])
         return {Id(row["id"].hex) for row in rows}
 
     async def bury(self, dead: Sequence[tuple[ClaimedMessage, str]]) -> set[Id]:
         """(message, reason): to the dead letters."""
+        ended = self._let_go([message for message, _ in dead])
         rows = await self._pool.fetch(
             _SQL.bury_messages,
             [message.id for message, _ in dead],
             [message.lease for message, _ in dead],
             [shortened(reason) for _, reason in dead],
             [1] * len(dead),
-            self._ended_by([message for message, _ in dead]),
+            ended,
         )
-        self._let_go([message for message, _ in dead])
         return {Id(row["id"].hex) for row in rows}
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
@@ -364,19 +364,23 @@ class MessageWork:
         gone: int = await self._pool.fetchval(_SQL.purge_messages, topic)
         return gone
 
-    def _ended_by(self, messages: Sequence[ClaimedMessage]) -> list[int]:
-        """The leases of which nothing is in hand any more when these are given back."""
-        given = {message.id for message in messages}
-        leases = {message.lease for message in messages}
-        return [lease for lease in leases if lease not in self._in_hand or self._in_hand[lease].messages <= given]
+    def _let_go(self, messages: Sequence[ClaimedMessage]) -> list[int]:
+        """These are given back now; says which leases have nothing in hand any more then.
 
-    def _let_go(self, messages: Sequence[ClaimedMessage]) -> None:
-        """These were given back, or taken from us."""
+        Before it is tried: what then fails is nobody's until its lease is over, or ends with the others.
+        """
+        given: dict[int, set[Id]] = {}
         for message in messages:
-            if (held := self._in_hand.get(message.lease)) is not None:
-                held.messages.discard(message.id)
-                if not held.messages:
-                    del self._in_hand[message.lease]
+            given.setdefault(message.lease, set()).add(message.id)
+        ended: list[int] = []
+        for lease, ids in given.items():
+            held = self._in_hand.get(lease)
+            if held is not None:
+                held.messages.difference_update(ids)
+            if held is None or not held.messages:
+                self._in_hand.pop(lease, None)
+                ended.append(lease)
+        return ended
 
     def _forget(self, since: float) -> None:
         """Leases that ran out, because what was claimed was never given back."""
