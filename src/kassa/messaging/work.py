@@ -7,7 +7,7 @@ journal refuses the second one as Consumed.
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -242,6 +242,8 @@ class MessageWork:
         self._lease = timedelta(seconds=lease_s)
         self._in_hand: dict[int, _InHand] = {}
         """What was claimed here and not given back yet, by lease, oldest first."""
+        self._over: list[int] = []
+        """Leases of which nothing is in hand any more; they end with the next statement."""
 
     async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
         """At most `limit` due messages, urgent ones first. A key's messages come in order and to one holder at a
@@ -255,18 +257,21 @@ class MessageWork:
 
     async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
         """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""
-        ended = self._let_go(claimed)
+        given = _by_lease(claimed)
+        ended = self._ended_by(given)
         rows = await self._pool.fetch(
             _SQL.acknowledge_messages,
             [message.id for message in claimed],
             [message.lease for message in claimed],
             ended,
         )
+        self._let_go(given, ended)
         return {Id(row["id"].hex) for row in rows}
 
     async def retry(self, failed: Sequence[tuple[ClaimedMessage, float, str | None, bool]]) -> set[Id]:
         """(message, seconds, error, whether it counts as a try): again later, and the rest of its key behind it."""
-        ended = self._let_go([message for message, _, _, _ in failed])
+        given = _by_lease(message for message, _, _, _ in failed)
+        ended = self._ended_by(given)
         rows = await self._pool.fetch(
             _SQL.retry_messages,
             [message.id for message, _, _, _ in failed],
@@ -276,11 +281,13 @@ class MessageWork:
             [int(counts) for _, _, _, counts in failed],
             ended,
         )
+        self._let_go(given, ended)
         return {Id(row["id"].hex) for row in rows}
 
     async def bury(self, dead: Sequence[tuple[ClaimedMessage, str]]) -> set[Id]:
         """(message, reason): to the dead letters."""
-        ended = self._let_go([message for message, _ in dead])
+        given = _by_lease(message for message, _ in dead)
+        ended = self._ended_by(given)
         rows = await self._pool.fetch(
             _SQL.bury_messages,
             [message.id for message, _ in dead],
@@ -289,6 +296,7 @@ class MessageWork:
             [1] * len(dead),
             ended,
         )
+        self._let_go(given, ended)
         return {Id(row["id"].hex) for row in rows}
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
@@ -364,28 +372,36 @@ class MessageWork:
         gone: int = await self._pool.fetchval(_SQL.purge_messages, topic)
         return gone
 
-    def _let_go(self, messages: Sequence[ClaimedMessage]) -> list[int]:
-        """These are given back now; says which leases have nothing in hand any more then.
+    def _ended_by(self, given: dict[int, set[Id]]) -> list[int]:
+        """The leases that end when these are given back: nothing else is in hand of them, nor being given back now."""
+        ended, self._over = self._over, []
+        return ended + [
+            lease for lease, ids in given.items() if lease not in self._in_hand or self._in_hand[lease].messages <= ids
+        ]
 
-        Before it is tried: what then fails is nobody's until its lease is over, or ends with the others.
-        """
-        given: dict[int, set[Id]] = {}
-        for message in messages:
-            given.setdefault(message.lease, set()).add(message.id)
-        ended: list[int] = []
+    def _let_go(self, given: dict[int, set[Id]], ended: Sequence[int]) -> None:
+        """They were given back, or taken from us."""
+        for lease in ended:
+            self._in_hand.pop(lease, None)
         for lease, ids in given.items():
-            held = self._in_hand.get(lease)
-            if held is not None:
+            if (held := self._in_hand.get(lease)) is not None:
                 held.messages.difference_update(ids)
-            if held is None or not held.messages:
-                self._in_hand.pop(lease, None)
-                ended.append(lease)
-        return ended
+                if not held.messages:
+                    # Two gave back what was left at the same time, so neither was the last.
+                    del self._in_hand[lease]
+                    self._over.append(lease)
 
     def _forget(self, since: float) -> None:
         """Leases that ran out, because what was claimed was never given back."""
         while (oldest := next(iter(self._in_hand.items()), None)) is not None and oldest[1].since < since:
             del self._in_hand[oldest[0]]
+
+
+def _by_lease(messages: Iterable[ClaimedMessage]) -> dict[int, set[Id]]:
+    found: dict[int, set[Id]] = {}
+    for message in messages:
+        found.setdefault(message.lease, set()).add(message.id)
+    return found
 
 
 class DeadLetters:

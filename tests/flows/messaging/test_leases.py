@@ -61,6 +61,20 @@ async def test_a_lease_ends_with_the_last_of_its_batch(house: House) -> None:
     assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
 
 
+async def test_those_who_settle_a_batch_at_the_same_time_all_may(house: House) -> None:
+    work = MessageWork(house.pool)
+    for _ in range(20):
+        await sent(work, *(f"key-{number}" for number in range(6)))
+        claimed = await work.claim(QUEUE, 10)
+
+        done = await asyncio.gather(*(work.acknowledge([message]) for message in claimed))
+
+        assert set().union(*done) == set(ids(claimed))
+    await sent(work, "last")
+    await work.acknowledge(await work.claim(QUEUE, 10))
+    assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
+
+
 async def test_a_late_holder_settles_until_somebody_else_has_it(house: House) -> None:
     late, other = MessageWork(house.pool, lease_s=0.01), MessageWork(house.pool)
     await sent(late, "a", "b")
