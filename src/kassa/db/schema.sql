@@ -141,8 +141,8 @@ CREATE UNIQUE INDEX event_root ON event (home, root, sequence);
 CREATE INDEX event_home ON event (home, at, writer, seq, ord);
 
 -- Work for one receiver; the delete in the handler's own commit is the acknowledgement. `position` is drawn inside the
--- writing transaction, so messages of one key have the order in which their root's lock was held. `returned`: it was handed out
--- and given back, or came from a broker so; it holds up what comes later in its key, also before it is due.
+-- writing transaction, so messages of one key have the order in which their root's lock was held. `returned`: it was given
+-- back, came from a broker so, or stands behind one that was; it holds up what comes later in its key, also before it is due.
 CREATE TABLE message (
     id uuid PRIMARY KEY,
     position bigint GENERATED ALWAYS AS IDENTITY,
@@ -177,7 +177,7 @@ CREATE SEQUENCE message_lease_number;
 -- Due messages of one queue, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
 -- only if nobody holds an earlier one: a key has one holder. What was only sent with a delay and never handed out holds up
 -- nothing. The candidates are bounded, so that a long queue behind one key costs no more than a short one; where all of them
--- wait, the next and larger window is looked at. Whether somebody else was quicker is asked once more behind the locks.
+-- wait or are somebody else's, the next and larger window is looked at. Whether somebody else was quicker is asked once more behind the locks.
 CREATE FUNCTION claim_messages(queue text, wanted bigint, lease_for interval)
 RETURNS TABLE (lease bigint, id uuid, home bigint, key text, priority smallint, created_at timestamptz, attempts integer,
                headers text, body bytea)
@@ -190,7 +190,8 @@ DECLARE
     turns bigint[];
     are_locked boolean[];
     found bigint;
-    look bigint := greatest(wanted, 16);
+    enough bigint := greatest(wanted, 16);
+    look bigint := enough;
     passed bigint := 0;
 BEGIN
     IF EXISTS (SELECT FROM subscription AS s WHERE s.queue = claim_messages.queue AND s.paused) THEN
@@ -252,23 +253,24 @@ BEGIN
              UNION ALL
             SELECT c.place, c.rank, 1 FROM candidate AS c WHERE c.key = ''
              ORDER BY 2, 3
-             LIMIT wanted
+             LIMIT enough
         ),
         locked AS MATERIALIZED (
             SELECT m.ctid AS place
               FROM picked AS p
               JOIN message AS m ON m.ctid = p.place
+             LIMIT wanted
                FOR UPDATE OF m SKIP LOCKED
         )
         SELECT array_agg(p.place), array_agg(p.turn), array_agg(p.place IN (SELECT l.place FROM locked AS l)),
                (SELECT count(*) FROM candidate)
           INTO places, turns, are_locked, found
           FROM picked AS p;
-        EXIT WHEN places IS NOT NULL OR found < look;
+        EXIT WHEN true = ANY(are_locked) OR found < look;
         passed := passed + look;
         look := look * 4;
     END LOOP;
-    IF places IS NULL THEN
+    IF places IS NULL OR true <> ALL(are_locked) THEN
         RETURN;
     END IF;
     number := nextval('message_lease_number');

@@ -195,8 +195,8 @@ DELETE FROM message
 RETURNING message.id;
 
 -- name: retry_messages
--- Again later, only under the lease that was given. What waits behind it in its key waits as long, so that a parked key is
--- not looked at again before its time. Those that wait equally long are due at the same moment: a key comes back as a whole.
+-- Again later, only under the lease that was given. What waits behind it in its key waits as long and holds up the rest of the
+-- key by itself, so that a parked key is not looked at again before its time. Those that wait equally long are due at the same moment: a key comes back as a whole.
 WITH failed AS MATERIALIZED (
     UPDATE message AS m
        SET attempts = m.attempts + d.counted,
@@ -211,7 +211,8 @@ WITH failed AS MATERIALIZED (
 ),
 behind AS (
     UPDATE message AS m
-       SET due = failed.due
+       SET due = failed.due,
+           returned = true
       FROM failed
      WHERE failed.key <> ''
        AND m.topic = failed.topic

@@ -133,6 +133,26 @@ async def test_many_at_once_never_have_the_same_key_and_leave_nothing(house: Hou
     assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
 
 
+async def test_who_comes_while_another_chooses_gets_what_is_behind(house: House) -> None:
+    work = MessageWork(house.pool)
+    sent_ids = await sent(work, *(f"key-{number}" for number in range(40)))
+    async with house.pool.acquire() as connection, connection.transaction():
+        chosen = [
+            Id(row["id"].hex)
+            for limit in (1, 20)
+            for row in await connection.fetch(
+                "SELECT id FROM claim_messages($1, $2, interval '1 minute')", QUEUE, limit
+            )
+        ]
+        assert chosen == sent_ids[:21]
+
+        assert ids(await work.claim(QUEUE, 1)) == [sent_ids[21]]
+        more = ids(await work.claim(QUEUE, 16))
+        assert more and more == sent_ids[22 : 22 + len(more)]
+
+    assert ids(await work.claim(QUEUE, 16)) == sent_ids[22 + len(more) :][:16]
+
+
 async def test_a_program_that_receives_by_sql_and_a_worker_do_not_get_the_same(house: House) -> None:
     work = MessageWork(house.pool)
     sent_ids = await sent(work, "", "", "")
