@@ -16,6 +16,7 @@ import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
+from structlog.testing import capture_logs
 
 from brokers.kafka_house import (
     HOST,
@@ -38,6 +39,7 @@ from kassa.db import embedded
 from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import Id
 from kassa.messaging.binder import Binder
+from kassa.messaging.binders import kafka
 from kassa.messaging.binders.kafka import SESSION_S, KafkaStream, KafkaTransport, read_url
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, LogRecord, Packet, Place, Unknown
 from kassa.messaging.packing import single
@@ -567,6 +569,32 @@ async def test_frozen_broker_fails_sends_by_their_deadline_and_loses_nothing(own
         await until(is_taken)
         stream = await transport.subscribe(topic, "shop")
         await see(stream, "before", *(f"again-{number}" for number in range(50)))
+
+
+async def test_producer_that_confirms_nothing_is_replaced(
+    own_server: OwnKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lost its place without a word would send nothing until this process ends."""
+    monkeypatch.setattr(kafka, "STUCK_S", 0.5)
+    with capture_logs() as logs:
+        async with open_transport(own_server.url) as transport:
+            topic = await provision(transport, new_topic())
+            await send(transport, topic, packet("before"))
+
+            async def is_replaced() -> bool:
+                await transport.send(topic, [packet("lost")], deadline_s=1.0, must_arrive=True)
+                return any(one["event"] == "kafka.producer_replaced" for one in logs)
+
+            await asyncio.to_thread(own_server.freeze)
+            try:
+                await until(is_replaced)
+            finally:
+                await asyncio.to_thread(own_server.thaw)
+
+            async def is_taken() -> bool:
+                return await transport.send(topic, [packet("after")], deadline_s=1.0, must_arrive=True) == [Confirmed()]
+
+            await until(is_taken)
 
 
 async def test_what_a_stopped_broker_did_not_get_by_the_deadline_never_comes(own_server: OwnKafka) -> None:

@@ -106,6 +106,8 @@ PAUSE_S = 1.0
 SESSION_S, HEARTBEAT_S = 6.0, 0.5
 """A dead consumer's lanes go to others after so long (6 s is the least that servers take); a new consumer is heard of
 within a heartbeat."""
+STUCK_S = 30.0
+"""So long a producer may confirm nothing of what it is given, and twice as long as it holds a packet."""
 TIMEOUTS_S = (1, 2, 5, 10, 20, 60, 300)
 """Producers by how long they hold a packet: the deadline of a send, rounded up, so that what is told to be unknown does not
 leave much later. One process uses one or two of them."""
@@ -352,6 +354,9 @@ class _Outlet:
         self._grace_s = 0.0
         self._ended = asyncio.Event()
         self._is_broken = False
+        self._silent_since: float | None = None
+        """Of the monotonic clock: since when packets were handed over and none was confirmed."""
+        self._stuck_s = max(STUCK_S, 2.0 * timeout_s)
         threading.Thread(target=self._hear, name="kafka reports", daemon=True).start()
 
     def produce(
@@ -365,6 +370,8 @@ class _Outlet:
     ) -> None:
         """Hands a packet to the producer, which sends it by itself. Raises BufferError when its queue is full, and
         KafkaException when it does not take the packet."""
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
         self._producer.produce(
             topic,
             packet.body,
@@ -409,12 +416,21 @@ class _Outlet:
             while not self._is_closing:
                 self._poll(0.25)
                 self._hand_over()
-                if self._is_broken:
+                if self._is_broken or self._is_stuck():
                     self._replace()
             self._end(self._producer, self._grace_s)
             self._hand_over()
         finally:
             _tell(self._loop, self._ended.set)
+
+    def _is_stuck(self) -> bool:
+        """A producer may lose its place without a word while its broker starts again, and then sends nothing more although
+        the broker is there. One that only waits for a broker loses nothing by being replaced."""
+        since = self._silent_since
+        if since is None or time.monotonic() - since < self._stuck_s:
+            return False
+        log.info("kafka.producer_replaced", reason=f"nothing was confirmed for {self._stuck_s:g} s")
+        return True
 
     def _poll(self, timeout_s: float) -> None:
         try:
@@ -439,6 +455,8 @@ class _Outlet:
             _tell(self._loop, self._resolve, burst)
 
     def _resolve(self, burst: list[tuple[_Sending, int, KafkaError | None]]) -> None:
+        if any(error is None for _, _, error in burst):
+            self._silent_since = None
         for sending, place, error in burst:
             if sending.left > 0:
                 sending.receipt(place, _CONFIRMED if error is None else _receipt(error))
@@ -456,6 +474,7 @@ class _Outlet:
         # One that has no right to send is broken at once, time after time.
         time.sleep(PAUSE_S)
         self._is_broken = False
+        self._silent_since = None
         self._producer = self._make()
 
 
