@@ -124,7 +124,8 @@ ON CONFLICT (id) DO NOTHING;
 -- given back, so that they hold up what comes later in their key. Those that wait equally long are due at the same
 -- moment: a key comes back as a whole. One that is there already stays as it is.
 INSERT INTO message (id, home, topic, key, priority, due, created_at, attempts, returned, first_error, last_error, headers, body)
-SELECT id, home, $2, key, priority, statement_timestamp() + delay, statement_timestamp(), attempts, true, error, error, headers, body
+SELECT id, home, $2, key, priority, statement_timestamp() + delay, statement_timestamp(), attempts, true, error, error, headers,
+       body
   FROM unnest($1::uuid[], $3::bigint[], $4::text[], $5::smallint[], $6::interval[], $7::integer[], $8::text[], $9::text[],
               $10::bytea[])
        WITH ORDINALITY AS m (id, home, key, priority, delay, attempts, error, headers, body, place)
@@ -170,7 +171,8 @@ SELECT paused
 
 -- name: acknowledge_messages
 -- Done, for handlers whose effect is elsewhere. Only under the lease that they were given ($2); leases of which nothing is in
--- hand any more ($3) end.
+-- hand any more ($3) end. The others stay as they are (unlike in `let_go`), so that those who acknowledge parts of a batch need
+-- not wait for each other's commits: what is deleted is in nobody's hand.
 WITH ended AS (
     DELETE FROM message_lease
      WHERE id = ANY($3::bigint[])
@@ -196,7 +198,8 @@ RETURNING message.id;
 
 -- name: retry_messages
 -- Again later, only under the lease that was given. What waits behind it in its key waits as long and holds up the rest of the
--- key by itself, so that a parked key is not looked at again before its time. Those that wait equally long are due at the same moment: a key comes back as a whole.
+-- key by itself, so that a parked key is not looked at again before its time. Those that wait equally long are due at the same
+-- moment: a key comes back as a whole.
 WITH failed AS MATERIALIZED (
     UPDATE message AS m
        SET attempts = m.attempts + d.counted,

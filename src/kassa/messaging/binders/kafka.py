@@ -107,7 +107,7 @@ SESSION_S, HEARTBEAT_S = 6.0, 0.5
 """A dead consumer's lanes go to others after so long (6 s is the least that servers take); a new consumer is heard of
 within a heartbeat."""
 STUCK_S = 30.0
-"""So long a producer may confirm nothing of what it is given, and twice as long as it holds a packet."""
+"""So long a producer may say nothing of what it is given, and twice as long as it holds a packet."""
 TIMEOUTS_S = (1, 2, 5, 10, 20, 60, 300)
 """Producers by how long they hold a packet: the deadline of a send, rounded up, so that what is told to be unknown does not
 leave much later. One process uses one or two of them."""
@@ -355,7 +355,7 @@ class _Outlet:
         self._ended = asyncio.Event()
         self._is_broken = False
         self._silent_since: float | None = None
-        """Of the monotonic clock: since when packets were handed over and none was confirmed."""
+        """Of the monotonic clock: since when packets were handed over and nothing was heard of any but that its time is over."""
         self._stuck_s = max(STUCK_S, 2.0 * timeout_s)
         threading.Thread(target=self._hear, name="kafka reports", daemon=True).start()
 
@@ -370,8 +370,6 @@ class _Outlet:
     ) -> None:
         """Hands a packet to the producer, which sends it by itself. Raises BufferError when its queue is full, and
         KafkaException when it does not take the packet."""
-        if self._silent_since is None:
-            self._silent_since = time.monotonic()
         self._producer.produce(
             topic,
             packet.body,
@@ -380,6 +378,8 @@ class _Outlet:
             on_delivery=partial(self._report, sending, place),
             headers=headers,
         )
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
 
     async def room(self, deadline: float) -> bool:
         """Waits until reports came in; False when the deadline (of the loop's clock) is over first."""
@@ -429,7 +429,7 @@ class _Outlet:
         since = self._silent_since
         if since is None or time.monotonic() - since < self._stuck_s:
             return False
-        log.info("kafka.producer_replaced", reason=f"nothing was confirmed for {self._stuck_s:g} s")
+        log.info("kafka.producer_replaced", reason=f"it said nothing for {self._stuck_s:g} s")
         return True
 
     def _poll(self, timeout_s: float) -> None:
@@ -455,11 +455,12 @@ class _Outlet:
             _tell(self._loop, self._resolve, burst)
 
     def _resolve(self, burst: list[tuple[_Sending, int, KafkaError | None]]) -> None:
-        if any(error is None for _, _, error in burst):
-            self._silent_since = None
         for sending, place, error in burst:
+            receipt = _CONFIRMED if error is None else _receipt(error)
+            if not isinstance(receipt, Unknown):
+                self._silent_since = None
             if sending.left > 0:
-                sending.receipt(place, _CONFIRMED if error is None else _receipt(error))
+                sending.receipt(place, receipt)
         self._room.set()
 
     def _erred(self, error: KafkaError) -> None:
