@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from kassa.db.queries import parse
+from kassa.db.queries import array, parse
 from kassa.errors import InvariantBroken
 
 TEXT = """
@@ -57,3 +57,8 @@ def test_an_unknown_name_says_what_is_close_to_it() -> None:
 def test_a_file_that_is_not_well_formed_is_refused(text: str, reason: str) -> None:
     with pytest.raises(InvariantBroken, match=reason):
         parse(text, origin="test")
+
+
+def test_an_array_of_numbers_is_as_postgresql_reads_it() -> None:
+    assert array(["1", "-2.5", "0a"]) == "{1,-2.5,0a}"
+    assert array([]) == "{}"

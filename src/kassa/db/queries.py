@@ -8,7 +8,7 @@ A block begins with its name; the comment that follows says what it is for; the 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 
@@ -49,6 +49,12 @@ class Queries(Mapping[str, str]):
     def _unknown(self, name: str) -> str:
         close = get_close_matches(name, self._statements, n=3)
         return f"{self.origin} has no query named {name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def array(values: Iterable[str]) -> str:
+    """An array of ids or numbers as PostgreSQL reads it, for `$1::text::uuid[]`: of a list asyncpg asks for each element twice
+    whether it is a list too, which costs more than all the rest."""
+    return "{" + ",".join(values) + "}"
 
 
 def load(package: str, file: str = "queries.sql") -> Queries:

@@ -82,6 +82,7 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     return Record(id, key, packet.body, headers, priority, 0.0, home)
 
 
+@lru_cache(maxsize=1024)
 def _number(text: str, default: int) -> int:
     return int(text) if text and text.isascii() and text.isdigit() and len(text) <= 18 else default
 

@@ -111,11 +111,13 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
 SELECT lease, id, home, key, priority, created_at, attempts, headers, body FROM claim_messages($1, $2, $3);
 
 -- name: send_messages
--- Puts messages into queues, unless they are there already: a repeat changes nothing. `place` keeps the order of the batch.
+-- Puts messages into queues ($1), unless they are there already: a repeat changes nothing. `place` keeps the order of the batch.
 INSERT INTO message (id, home, topic, key, priority, due, created_at, headers, body)
-SELECT id, home, topic, key, priority, clock_timestamp() + delay, clock_timestamp(), headers, body
-  FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::text[], $5::smallint[], $6::interval[], $7::text[], $8::bytea[])
-       WITH ORDINALITY AS m (id, home, topic, key, priority, delay, headers, body, place)
+SELECT id, home, ($1::text[])[topic], key, priority, clock_timestamp() + make_interval(secs => delay_s), clock_timestamp(),
+       headers, body
+  FROM unnest($2::text::uuid[], $3::text::bigint[], $4::text::integer[], $5::text::smallint[], $6::text::float8[], $7::text[],
+              $8::text[], $9::bytea[])
+       WITH ORDINALITY AS m (id, home, topic, priority, delay_s, key, headers, body, place)
  ORDER BY place
 ON CONFLICT (id) DO NOTHING;
 
@@ -181,7 +183,7 @@ WITH ended AS (
 going_on AS (
     SELECT id, messages
       FROM message_lease
-     WHERE id = ANY($2::bigint[])
+     WHERE id = ANY($2::text::bigint[])
        AND id <> ALL($3::bigint[])
        FOR SHARE
 ),
@@ -191,7 +193,7 @@ ours AS MATERIALIZED (
     SELECT id AS lease, unnest(messages) AS id FROM going_on
 )
 DELETE FROM message
- USING unnest($1::uuid[], $2::bigint[]) AS d (id, lease)
+ USING unnest($1::text::uuid[], $2::text::bigint[]) AS d (id, lease)
  WHERE message.id = d.id
    AND (d.id, d.lease) IN (SELECT id, lease FROM ours)
 RETURNING message.id;

@@ -260,8 +260,8 @@ class SuppliedSubscription:
         self._watch = watch
         self._passage = passage
         self._ahead = [_Ahead(stream) for stream in streams]
-        self._deliveries: deque[Delivery] = deque()
-        """Opened and not handed out yet: the rest of an envelope."""
+        self._opened: deque[tuple[_Parcel, list[Delivery]]] = deque()
+        """Opened and not handed out yet, or not all of it: the rest of an envelope."""
         self._held: set[_Parcel] = set()
         """Parcels in hand."""
         self._batch = 0
@@ -392,19 +392,17 @@ class SuppliedSubscription:
             await self._open(ahead, limit)
         ready: list[Delivery] = []
         crashed: list[Delivery] = []
-        sound: _Parcel | None = None
-        while self._deliveries and len(ready) < limit:
-            delivery = self._deliveries.popleft()
-            parcel = _parcel(delivery)
-            if parcel is not sound:
-                # The records of an envelope come one after the other, so each packet is asked about once.
-                if not parcel.stream.holds(parcel.arrival):
-                    self._let_go([parcel])
-                    continue
-                sound = parcel
-            ready.append(delivery)
+        while self._opened and (room := limit - len(ready)) > 0:
+            parcel, deliveries = self._opened.popleft()
+            if not parcel.stream.holds(parcel.arrival):
+                self._let_go([parcel])
+                continue
+            if len(deliveries) > room:
+                self._opened.appendleft((parcel, deliveries[room:]))
+                deliveries = deliveries[:room]
+            ready += deliveries
             if parcel.arrival.redeliveries >= CRASHES_MAX:
-                crashed.append(delivery)
+                crashed += deliveries
         if not ready and lost is not None:
             raise lost
         return await self._past_parked(ready, crashed) if ready else []
@@ -416,7 +414,8 @@ class SuppliedSubscription:
         """The records of as many packets as make up `limit`, ready to be handed out."""
         if ahead.arrivals:
             self._opened_at = max(self._opened_at, ahead.came_at)
-        while ahead.arrivals and len(self._deliveries) < limit:
+        left = limit - sum([len(deliveries) for _, deliveries in self._opened])
+        while ahead.arrivals and left > 0:
             arrival = ahead.arrivals.popleft()
             try:
                 records = unpack(arrival.packet, new_id)
@@ -429,8 +428,10 @@ class SuppliedSubscription:
             self._held.add(parcel)
             if not records:
                 await self._finish([parcel])
-            for record in records:
-                self._deliveries.append(Delivery(record, 0, arrival.sent_at, parcel, arrival.epoch))
+                continue
+            sent_at, epoch = arrival.sent_at, arrival.epoch
+            self._opened.append((parcel, [Delivery(record, 0, sent_at, parcel, epoch) for record in records]))
+            left -= len(records)
         ahead.look_for_room()
 
     async def _past_parked(self, ready: list[Delivery], crashed: Sequence[Delivery]) -> list[Delivery]:
@@ -492,10 +493,8 @@ class SuppliedSubscription:
     async def _settle_parcels(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         later: list[tuple[Record, float, int, str | None]] = []
         dead: list[tuple[Record, int, str]] = []
-        for delivery, end in settled:
+        for delivery, end in [one for one in settled if not isinstance(one[1], Ack)]:
             match end:
-                case Ack():
-                    continue
                 case RetryAfter(delay_s, reason, counts):
                     later.append((delivery.record, delay_s, int(counts), reason))
                 case Dead(reason):
@@ -559,7 +558,7 @@ class SuppliedSubscription:
             if ahead.stream in streams:
                 ahead.arrivals.clear()
                 ahead.has_room.set()
-        self._deliveries = deque(one for one in self._deliveries if _parcel(one).stream not in streams)
+        self._opened = deque(one for one in self._opened if one[0].stream not in streams)
         self._let_go([parcel for parcel in self._held if parcel.stream in streams])
         for stream in streams:
             await stream.restart()

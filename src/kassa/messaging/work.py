@@ -14,7 +14,7 @@ from typing import NamedTuple
 import asyncpg
 import msgspec
 
-from kassa.db.queries import load
+from kassa.db.queries import array, load
 from kassa.ids import Id
 from kassa.journal.change import MessageDone, TimerDone
 from kassa.messaging.ladder import timer_delay
@@ -261,8 +261,8 @@ class MessageWork:
         ended = self._ended_by(given)
         rows = await self._pool.fetch(
             _SQL.acknowledge_messages,
-            [message.id for message in claimed],
-            [message.lease for message in claimed],
+            array([message.id for message in claimed]),
+            array([str(message.lease) for message in claimed]),
             ended,
         )
         self._let_go(given, ended)
@@ -301,14 +301,16 @@ class MessageWork:
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
         """Puts messages into queues; those that are there already stay as they are."""
+        topics = {topic: place for place, topic in enumerate({message.topic: None for message in messages}, 1)}
         await self._pool.execute(
             _SQL.send_messages,
-            [message.id for message in messages],
-            [message.home for message in messages],
-            [message.topic for message in messages],
+            list(topics),
+            array([message.id for message in messages]),
+            array([str(message.home) for message in messages]),
+            array([str(topics[message.topic]) for message in messages]),
+            array([str(message.priority) for message in messages]),
+            array([repr(message.delay_s) for message in messages]),
             [message.key for message in messages],
-            [message.priority for message in messages],
-            [timedelta(seconds=message.delay_s) for message in messages],
             [msgspec.json.encode(message.headers).decode() for message in messages],
             [message.body for message in messages],
         )

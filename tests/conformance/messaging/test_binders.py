@@ -18,7 +18,7 @@ from kassa.messaging.consumer import Consumer, Handler, Unavailable
 from kassa.messaging.model import Ack, Confirmed, Dead, Delivery, Failed, Record, RetryAfter, Settlement
 from kassa.messaging.relay import send_surely
 from kassa.messaging.supplied import CREDIT, SuppliedSubscription
-from kassa.messaging.topology import CLASSES, class_of
+from kassa.messaging.topology import CLASSES, class_of, lane
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import MessageWork
 
@@ -202,6 +202,38 @@ async def test_failed_record_parks_its_key_only(bench: Bench) -> None:
             await subscription.settle([(delivery, Ack()) for delivery in deliveries])
     assert ids(again) == ["a-1", "a-2", "a-3"]
     assert [delivery.attempts for delivery in again] == [1, 0, 0]
+
+
+async def test_envelope_is_handed_out_in_parts_and_what_failed_in_one_holds_up_the_next(bench: Bench) -> None:
+    topic = bench.topic._replace(name=f"{bench.topic.name}-letters", envelopes=True, classes=False)
+    await bench.binder.provision([topic])
+    same_lane = next(key for key in map(str, range(1000)) if lane(key, topic.lanes) == lane("a", topic.lanes))
+    sent = [record(f"r-{number}", key=("a", same_lane)[number % 2]) for number in range(30)]
+    receipts = await bench.binder.send(topic.name, sent, deadline_s=DEADLINE_S)
+    assert receipts == [Confirmed()] * len(sent)
+
+    subscription = await bench.binder.subscribe(topic.name, "shop")
+    done: list[Delivery] = []
+    async with asyncio.timeout(FIRST_S):
+        while len(done) < 15:
+            deliveries = await subscription.receive(4, FIRST_S)
+            assert len(deliveries) <= 4
+            ends: list[tuple[Delivery, Settlement]] = [
+                (one, Ack() if one.record.key == "a" else RetryAfter(HOUR_S, "no")) for one in deliveries
+            ]
+            assert await subscription.settle(ends) == [True] * len(ends)
+            done += [one for one, end in ends if isinstance(end, Ack)]
+
+    assert ids(done) == [one.id for one in sent if one.key == "a"]
+    assert await subscription.receive(4, 0.3) == []
+    again: list[Delivery] = []
+    await bench.pool.execute("UPDATE message SET due = now()")
+    async with asyncio.timeout(FIRST_S):
+        while len(again) < 15:
+            deliveries = await subscription.receive(4, FIRST_S)
+            again += deliveries
+            await subscription.settle([(delivery, Ack()) for delivery in deliveries])
+    assert ids(again) == [one.id for one in sent if one.key == same_lane]
 
 
 async def test_records_of_a_key_that_failed_together_are_due_together(bench: Bench) -> None:
