@@ -92,6 +92,18 @@ def test_latency_is_judged_at_the_load_that_is_nearest_above_the_rate() -> None:
     assert found is not None and found.asked_per_s == 300
 
 
+def test_one_stall_at_the_asked_rate_does_not_rule_out_who_was_quick_at_more() -> None:
+    stalled = latency(215, at=200)
+    ranking = recommend(
+        Needs(rate_per_s=200), [broker("rabbitmq", latency=[stalled, latency(180, at=500), latency(38, at=1000)])]
+    ).ranking
+
+    assert ranking[0].verdict == PARTLY
+    assert "215 ms at 200" in ranking[0].against[0] and "At 1,000 it was 38 ms" in ranking[0].against[0]
+    for others in ([latency(180, at=1000)], [latency(38, at=1000, keeps_up=False)], [latency(38, at=100)]):
+        assert verdicts(Needs(rate_per_s=200), broker("rabbitmq", latency=[stalled, *others])) == {"rabbitmq": NOT}
+
+
 def test_latency_at_a_smaller_load_than_asked_proves_little() -> None:
     one = broker("kafka", latency=[latency(3, at=100)])
 
