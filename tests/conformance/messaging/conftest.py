@@ -36,7 +36,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in report.summary(run):
         terminalreporter.write_line(line)
     file = terminalreporter.config.getoption("binders_table")
-    if file is not None:
+    if file is None:
+        return
+    if left_out := [binder for binder in run.binders if run.counts(binder)[report.NOT_TESTED]]:
+        terminalreporter.write_line(f"not written: {file}, since not everything was tested on {', '.join(left_out)}")
+    else:
         said = [dict(one.user_properties).get(POSTGRES) for one in terminalreporter.stats.get("passed", [])]
         postgres = next(filter(None, said), "")
         report.write(run, file, datetime.now(UTC).date(), report.server_versions(postgres))

@@ -1,6 +1,8 @@
 """The table of what each binder can do says what the run found, and what did not run was not tested."""
 
+import re
 from datetime import date
+from pathlib import Path
 
 from conformance.messaging import report
 from kassa.messaging.registry import REGISTRY
@@ -41,6 +43,18 @@ def test_the_page_is_dated_and_has_versions_and_traits_of_every_binder() -> None
     assert "2026-01-02" in page and "PostgreSQL 18.1" in page and "asyncpg" in page
     assert "| record arrives |" in page and "**✗**" in page
     assert all(f"| {says} |" in page for says in report.TRAITS.values())
+
+
+def test_the_page_in_the_docs_has_every_claim_of_the_suite_proven_on_every_binder() -> None:
+    """As `make queues-table` makes it, which to run again is what to do when this fails."""
+    root = Path(__file__).parents[3]
+    suite = (root / "tests/conformance/messaging/test_binders.py").read_text()
+    claims = [name.replace("_", " ") for name in re.findall(r"^async def test_(\w+)", suite, re.MULTILINE)]
+    page = (root / "docs/reference/binders.md").read_text()
+
+    proven = "| " + " | ".join("✓" for _ in run().binders) + " |"
+    assert claims
+    assert [claim for claim in claims if f"| {claim} {proven}" not in page] == []
 
 
 def test_every_trait_is_in_the_table() -> None:
