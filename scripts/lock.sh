@@ -7,7 +7,7 @@ compile() {
     local out=$1
     shift
     .venv/bin/uv pip compile -q --generate-hashes --universal --python-version 3.11 \
-        --no-emit-index-url --no-emit-find-links --custom-compile-command "scripts/lock.sh" -o "$out" "$@"
+        --custom-compile-command "scripts/lock.sh" -o "$out" "$@"
 }
 
 compile requirements-install.lock requirements-install.in "${@}"

@@ -52,8 +52,8 @@ class Queries(Mapping[str, str]):
 
 
 def array(values: Iterable[str]) -> str:
-    """An array of ids or numbers as PostgreSQL reads it, for `$1::text::uuid[]`: of a list asyncpg asks for each element twice
-    whether it is a list too, which costs more than all the rest."""
+    """An array of ids or numbers as PostgreSQL reads it, for `$1::text::uuid[]`. Of a list asyncpg asks each element whether it is
+    a list itself, by checks of abstract classes: with six of nine sent so, a send took 22 µs of processor a record and not 25."""
     return "{" + ",".join(values) + "}"
 
 

@@ -288,10 +288,7 @@ BEGIN
     ),
     leased AS (
         INSERT INTO message_lease (id, topic, leased_until, messages)
-        SELECT number, queue, clock_timestamp() + lease_for, array_agg(c.id)
-          FROM checked AS c
-         WHERE c.is_ours
-        HAVING count(*) > 0
+        SELECT number, queue, clock_timestamp() + lease_for, array_agg(c.id) FROM checked AS c WHERE c.is_ours HAVING count(*) > 0
     )
     SELECT number, c.id, c.home, c.key, c.priority, c.created_at, c.attempts, c.headers, c.body
       FROM checked AS c

@@ -7,7 +7,6 @@ import base64
 import binascii
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from functools import lru_cache
 
 import msgspec
 
@@ -53,9 +52,8 @@ def unpack(packet: Packet, new_name: Callable[[], str]) -> list[Record]:
     return [_single(packet, new_name)]
 
 
-@lru_cache(maxsize=256)
 def _is_envelope(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == ENVELOPE_TYPE
+    return content_type == ENVELOPE_TYPE or content_type.partition(";")[0].strip().lower() == ENVELOPE_TYPE
 
 
 # One by one
@@ -82,9 +80,8 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     return Record(id, key, packet.body, headers, priority, 0.0, home)
 
 
-@lru_cache(maxsize=1024)
 def _number(text: str, default: int) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) <= 18 else default
+    return int(text) if 0 < len(text) <= 18 and text.isascii() and text.isdigit() else default
 
 
 # Envelopes

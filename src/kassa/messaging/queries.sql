@@ -111,7 +111,8 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
 SELECT lease, id, home, key, priority, created_at, attempts, headers, body FROM claim_messages($1, $2, $3);
 
 -- name: send_messages
--- Puts messages into queues ($1), unless they are there already: a repeat changes nothing. `place` keeps the order of the batch.
+-- Puts messages into queues ($1; `topic` says which of them), unless they are there already: a repeat changes nothing. `place`
+-- keeps the order of the batch.
 INSERT INTO message (id, home, topic, key, priority, due, created_at, headers, body)
 SELECT id, home, ($1::text[])[topic], key, priority, clock_timestamp() + make_interval(secs => delay_s), clock_timestamp(),
        headers, body

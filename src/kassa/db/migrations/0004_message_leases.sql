@@ -17,8 +17,7 @@ ALTER TABLE message DROP COLUMN lease, DROP COLUMN leased_until, RESET (fillfact
 -- Due messages of one queue, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
 -- only if nobody holds an earlier one: a key has one holder. What was only sent with a delay and never handed out holds up
 -- nothing. The candidates are bounded, so that a long queue behind one key costs no more than a short one; where all of them
--- wait or are somebody else's, the next and larger window is looked at. Whether somebody else was quicker is asked once more
--- behind the locks.
+-- wait or are somebody else's, the next and larger window is looked at. Whether somebody else was quicker is asked once more behind the locks.
 CREATE FUNCTION claim_messages(queue text, wanted bigint, lease_for interval)
 RETURNS TABLE (lease bigint, id uuid, home bigint, key text, priority smallint, created_at timestamptz, attempts integer,
                headers text, body bytea)
@@ -128,10 +127,7 @@ BEGIN
     ),
     leased AS (
         INSERT INTO message_lease (id, topic, leased_until, messages)
-        SELECT number, queue, clock_timestamp() + lease_for, array_agg(c.id)
-          FROM checked AS c
-         WHERE c.is_ours
-        HAVING count(*) > 0
+        SELECT number, queue, clock_timestamp() + lease_for, array_agg(c.id) FROM checked AS c WHERE c.is_ours HAVING count(*) > 0
     )
     SELECT number, c.id, c.home, c.key, c.priority, c.created_at, c.attempts, c.headers, c.body
       FROM checked AS c

@@ -147,7 +147,7 @@ _OLD_SERVER = frozenset({KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
-NAMES_MAX = 1024
+NAMES_MAX, NAME_CHARACTERS_MAX = 1024, 100
 """Names of headers whose translation is remembered."""
 _TO_KAFKA = {"reply-to": "reply-topic"}
 _FROM_KAFKA = {"reply-topic": "reply-to"}
@@ -510,8 +510,8 @@ class _Names(dict[str, str]):
 
     def __missing__(self, name: str) -> str:
         translated = self._translate(name)
-        # Others may give a header any name, so they are not all remembered.
-        if len(self) < NAMES_MAX:
+        # Others may give a header any name, of any length, so they are not all remembered.
+        if len(self) < NAMES_MAX and len(name) <= NAME_CHARACTERS_MAX:
             self[name] = translated
         return translated
 
