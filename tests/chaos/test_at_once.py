@@ -15,6 +15,10 @@ from chaos.house import Client, House, hurried, hurry, judge, settle, until
 from kassa.ids import new_id
 
 MANY = 100
+REFUNDS_ARE_DUE = """
+UPDATE timer SET due = now() WHERE (entity, kind) IN
+    (SELECT entity, kind FROM timer WHERE kind = 'refund' AND leased_until IS NULL FOR UPDATE SKIP LOCKED)
+"""
 
 
 async def test_a_hundred_refunds_of_one_wallet_payment(house: House) -> None:
@@ -214,7 +218,7 @@ async def _one_more_refund(house: House) -> int:
         before = await count()
 
         async def is_one_more() -> bool:
-            await connection.execute("UPDATE timer SET due = now() WHERE kind = 'refund' AND leased_until IS NULL")
+            await connection.execute(REFUNDS_ARE_DUE)
             return await count() > before
 
         await until(is_one_more, f"another refund than {states}")

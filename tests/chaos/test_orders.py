@@ -27,8 +27,12 @@ QUICK = (
     "when the answer is stored and not sent",
 )
 """Those that each cover another gap between two commits."""
-HURRY = "UPDATE message SET due = now(); UPDATE message_lease SET leased_until = now()"
-"""A dead process keeps its leases for a minute, and what it owed is due some seconds later."""
+HURRY = """
+UPDATE message SET due = now() WHERE id IN (SELECT id FROM message FOR UPDATE SKIP LOCKED);
+UPDATE message_lease SET leased_until = now() WHERE id IN (SELECT id FROM message_lease FOR UPDATE SKIP LOCKED)
+"""
+"""A dead process keeps its leases for a minute, and what it owed is due some seconds later. Whoever settles meanwhile is not
+waited for: he has the lease and wants the message, so that each would wait for the other."""
 
 
 @pytest.fixture

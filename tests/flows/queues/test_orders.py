@@ -164,7 +164,8 @@ async def test_an_answer_that_nobody_waits_for_holds_up_nothing_and_dies_after_a
     answer = await till.client.ask({"action": "query", "order_id": "y"})
 
     async def time_passes() -> object:
-        await till.pool.execute("UPDATE message SET due = clock_timestamp() WHERE topic = $1", queue)
+        due = "SELECT id FROM message WHERE topic = $1 FOR UPDATE SKIP LOCKED"
+        await till.pool.execute(f"UPDATE message SET due = clock_timestamp() WHERE id IN ({due})", queue)
         return await till.dead(queue)
 
     assert answer.body["code"] == "payment.not_found"
