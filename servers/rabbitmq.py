@@ -27,7 +27,8 @@ _ALARM = """
 class RabbitMQ(Server):
     """A node with one user, who may do everything in every virtual host of ours.
 
-    Do not kill it within two seconds of declaring a quorum queue: RabbitMQ 3.10 then loses that queue for good.
+    The last queue, exchange or binding that was declared may be gone when it is killed within two seconds of that: RabbitMQ 3.10
+    writes Mnesia's decision about it, and the directory of its Raft servers, behind the answer.
     """
 
     name = "rabbitmq"

@@ -27,6 +27,11 @@ def new_topic() -> Topic:
     return Topic(f"orders-{new_id()[-12:]}", ("shop",), "Orders, for the tests.")
 
 
+def at_once(url: str) -> str:
+    """The same broker, of which nobody expects that it is killed a moment after queues were made."""
+    return f"{url}{'&' if '?' in url else '?'}new_queue_pause=0"
+
+
 @asynccontextmanager
 async def open_bench(url: str, database_url: str, topic: Topic) -> AsyncIterator[Bench]:
     """A binder with its topic, a journal and wake-ups."""
@@ -52,7 +57,7 @@ async def open_bench(url: str, database_url: str, topic: Topic) -> AsyncIterator
 async def open_transport(url: str, database_url: str) -> AsyncIterator[RabbitTransport]:
     """The bare transport, as another process would have it."""
     pool = await open_pool(database_url, application="test")
-    transport = RabbitTransport(read_url(url), Members(pool))
+    transport = RabbitTransport(read_url(at_once(url)), Members(pool))
     try:
         await transport.open()
         yield transport

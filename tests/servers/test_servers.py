@@ -33,6 +33,8 @@ async def _put_rabbitmq(server: Server, name: str, body: bytes) -> None:
         await channel.declare_queue(name, durable=True)
         message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
         await channel.default_exchange.publish(message, name)
+        # What was declared last is kept by what is declared after it (see `RabbitMQ`).
+        await channel.declare_exchange(name, durable=True)
 
 
 async def _take_rabbitmq(server: Server, name: str) -> bytes:

@@ -169,10 +169,6 @@ class Part:
     # What is measured
 
     async def _measure(self, stage: Stage) -> None:
-        if self._order.kills and self._victim() is not None:
-            # Long before the kill, as in production. Quorum queues that are a moment old then may have no process after the
-            # start (RabbitMQ 3.10: {error, noproc} in rabbit_quorum_queue), and nothing that is sent to them is confirmed.
-            await stage.make("kill")
         for way in self._order.ways:
             await self._throughput(stage, way)
         await self._latencies(stage)

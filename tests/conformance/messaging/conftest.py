@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from brokers.rabbit_house import at_once
 from conformance.messaging import report
 from conformance.messaging.house import SERVERS, Bench
 from kassa.db.pool import connect, open_pool
@@ -64,6 +65,8 @@ def schemes() -> list[object]:
 async def bench(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[Bench]:
     server = SERVERS.get(request.param)
     url = request.param if server is None else request.getfixturevalue(server).url
+    if request.param == "amqp":
+        url = at_once(url)
     # A name of its own, since the servers are shared.
     topic = Topic(f"orders-{new_id()[-12:]}", ("shop",), "Orders, for the tests.", classes=True)
     pool = await open_pool(database_url, application="test")

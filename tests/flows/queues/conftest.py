@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from brokers.rabbit_house import at_once
 from flows.api.support import House, running
 from flows.queues.house import SERVERS, Till, client_of
 from flows.wechat_sandbox import SandboxProcess
@@ -34,7 +35,7 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     """Where the broker is."""
     server = SERVERS.get(request.param)
     url: str = request.param if server is None else request.getfixturevalue(server).url
-    return url
+    return at_once(url) if request.param == "amqp" else url
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ CONNECT_S = 5.0
 ASK_S = 10.0
 """For one declaration. A quorum queue that has just lost its leader answers after some seconds."""
 HEARTBEAT_S = 10
+NEW_QUEUE_PAUSE_S = 2.5
 IN_FLIGHT_MAX = 2000
 IN_FLIGHT_BYTES_MAX = 32 * 1024 * 1024
 """What may be unconfirmed at a time; more waits in the senders until their deadlines."""
@@ -84,6 +85,8 @@ class Server(NamedTuple):
     """As aiormq reads it."""
     vhost: str
     tls: ssl.SSLContext | None
+    new_queue_pause_s: float
+    """How long a queue that was just made waits for its first message."""
 
 
 def read_url(url: str) -> Server:
@@ -94,12 +97,13 @@ def read_url(url: str) -> Server:
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
         heartbeat = int(query.pop("heartbeat", HEARTBEAT_S))
+        pause_s = float(query.pop("new_queue_pause", NEW_QUEUE_PAUSE_S))
     except ValueError as error:
         raise SettingInvalid(f"{shown}: {error}.", broker=shown) from None
     auth = query.pop("auth", "plain")
     tls = _tls(query, shown) if parts.scheme == "amqps" else None
-    if query or auth not in ("plain", "external") or not 1 <= heartbeat <= 600:
-        wrong = ", ".join(sorted(query)) or "auth (plain or external) or heartbeat (1 … 600)"
+    if query or auth not in ("plain", "external") or not 1 <= heartbeat <= 600 or not 0 <= pause_s <= 60:
+        wrong = ", ".join(sorted(query)) or "auth (plain or external), heartbeat (1 … 600) or new_queue_pause (0 … 60)"
         raise SettingInvalid(f"{shown}: wrong setting: {wrong}.", broker=shown)
     place = URL.build(
         scheme=parts.scheme,
@@ -109,7 +113,7 @@ def read_url(url: str) -> Server:
         port=port,
         query={"auth": auth, "heartbeat": str(heartbeat)},
     )
-    return Server(shown, place, unquote(parts.path[1:]) or "/", tls)
+    return Server(shown, place, unquote(parts.path[1:]) or "/", tls, pause_s)
 
 
 def _tls(query: dict[str, str], shown: str) -> ssl.SSLContext:

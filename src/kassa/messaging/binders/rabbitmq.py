@@ -3,7 +3,7 @@
     amqp://USER:PASSWORD@HOST:PORT/VHOST        amqps://… over TLS
         ?ca=FILE          whom to trust, instead of the machine's authorities       ?verify=full|ca|none   none only for tests
         ?cert=FILE&key=FILE   our own certificate      ?auth=plain|external         external: the certificate is the login
-        ?heartbeat=SECONDS    10 unless told otherwise
+        ?heartbeat=SECONDS    10 unless told otherwise        ?new_queue_pause=SECONDS   2.5 unless told otherwise
 
 How topics look on the broker, for people who bring their own programs:
 
@@ -14,6 +14,10 @@ How topics look on the broker, for people who bring their own programs:
 - What was handed out DELIVERIES_MAX times without being settled goes to `topic:group.dead`. That is a net under consumers that
   die before they can count; nobody reads it but people.
 - A topic that is declared `plain`, `durable` or `passive` has one queue of its own name, bound with that name.
+
+A queue that was just made is bound after a pause: a RabbitMQ that is killed within a second of making its last quorum queue comes
+back with that queue dead or gone, and with it what it had confirmed (seen on 3.10: the queue's entry in the directory of Raft
+servers, and Mnesia's decision about the transaction, are written to the disk behind the answer).
 
 Two connections: a broker that is short of memory stops reading from those that publish, and acknowledgements must not wait
 there. A connection that is lost is built anew with everything on it; what belongs to it (delivery tags, who has what in hand)
@@ -26,6 +30,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -425,7 +430,7 @@ class RabbitStream:
         except refused.ChannelNotFoundEntity:
             # Somebody deleted what was there when we began.
             try:
-                await self._transport.declare(live, self.topic, self.group)
+                await self._transport.declare(live, [(self.topic, self.group)])
                 log.warning("rabbitmq.queue_made_again", queue=self.place)
                 return 0.0
             except (*LOST, QueueMismatch, QueueNotFound) as error:
@@ -565,7 +570,7 @@ class RabbitTransport:
         process does not know are made by their consumers, and until then the broker would throw away what is theirs."""
         try:
             async with asyncio.timeout(within_s):
-                await self._declare_all(await self.receiving.live(), topic)
+                await self.declare(await self.receiving.live(), _with_groups(topic))
         except (*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
             log.warning("rabbitmq.topic_missing", topic=topic.name, reason=why(error))
             return False
@@ -688,7 +693,7 @@ class RabbitTransport:
         if topic.declaration == "kassa":
             await ask(live, lambda channel: _bind(channel, topic, group))
         else:
-            await self.declare(live, topic, group)
+            await self.declare(live, [(topic, group)])
 
     # Topology
 
@@ -703,27 +708,39 @@ class RabbitTransport:
                 for group in topic.groups:
                     if not is_there or not await _has_queues(live, topic, group):
                         said.append((topic.name, group))
-                if not verify_only:
-                    await self._declare_all(live, topic)
-                    self._made.add(topic)
+            if not verify_only:
+                await self.declare(live, [one for topic in topics for one in _with_groups(topic)])
+                self._made.update(topics)
         except refused.ChannelAccessRefused as error:
             raise SettingInvalid(f"{why(error)}. Provision with an account that may, or only verify.") from None
         except LOST as error:
             raise BrokerUnreachable(why(error), broker=self.shown) from error
         return said
 
-    async def _declare_all(self, live: Live, topic: Topic) -> None:
-        for group in topic.groups or ("",):
-            await self.declare(live, topic, group)
+    async def declare(self, live: Live, wanted: Sequence[tuple[Topic, str]]) -> None:
+        """Each topic's exchange, and the group's queues unless it is ''; those that are new have a moment before they are bound.
+        Raises QueueMismatch, QueueNotFound, what aiormq raises."""
+        is_new = [await self._make(live, topic, group) for topic, group in wanted]
+        if any(is_new):
+            await asyncio.sleep(self._server.new_queue_pause_s)
+        for topic, group in wanted:
+            if group and topic.declaration == "kassa":
+                await ask(live, partial(_bind, topic=topic, group=group))
 
-    async def declare(self, live: Live, topic: Topic, group: str) -> None:
-        """The exchange, and the group's queues unless it is ''. Raises QueueMismatch, QueueNotFound, what aiormq raises."""
+    async def _make(self, live: Live, topic: Topic, group: str) -> bool:
+        """Whether queues of ours were not there before."""
         try:
-            await ask(live, lambda channel: _declare(channel, topic, group))
+            is_new = bool(group) and topic.declaration == "kassa" and not await _has_queues(live, topic, group)
+            await ask(live, partial(_declare, topic=topic, group=group))
+            return is_new
         except (refused.ChannelPreconditionFailed, refused.ChannelLockedResource, ValueError) as error:
             raise QueueMismatch(f"{why(error)}. {_remedy(topic)}", topic=topic.name, broker=self.shown) from None
         except refused.ChannelNotFoundEntity as error:
             raise QueueNotFound(f"{why(error)}. It is declared passive: somebody else has to make it.") from None
+
+
+def _with_groups(topic: Topic) -> list[tuple[Topic, str]]:
+    return [(topic, group) for group in topic.groups or ("",)]
 
 
 async def _ready(channel: Channel, queues: Sequence[str]) -> int:
@@ -772,7 +789,6 @@ async def _declare(channel: Channel, topic: Topic, group: str) -> None:
                 await channel.queue_declare(dead_queue(topic, group), durable=True, arguments=dict(_QUORUM))
                 for queue in queues_of(topic, group):
                     await channel.queue_declare(queue, durable=True, arguments=_lane_arguments(topic, group))
-                await _bind(channel, topic, group)
 
 
 def _remedy(topic: Topic) -> str:
