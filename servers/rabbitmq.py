@@ -27,8 +27,8 @@ _ALARM = """
 class RabbitMQ(Server):
     """A node with one user, who may do everything in every virtual host of ours.
 
-    The last queue, exchange or binding that was declared may be gone when it is killed within two seconds of that: RabbitMQ 3.10
-    writes Mnesia's decision about it, and the directory of its Raft servers, behind the answer.
+    What was declared last may be gone when it is killed within two seconds of that: RabbitMQ 3.10 answers before Mnesia's decision
+    about it is in the log, where the next declaration brings it. Quorum queues fare no better.
     """
 
     name = "rabbitmq"
