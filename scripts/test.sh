@@ -19,5 +19,13 @@ fi
 if [ $# -eq 0 ]; then
     set -- -m "not long"
 fi
+# Some thousand databases are made and dropped, hundreds of files each: in memory that takes a sixth of the time. Nothing here asks
+# for a disk that keeps what it was told when the machine loses its power.
+if [ "$(df --output=avail --block-size=1G /dev/shm 2>/dev/null | tail -1)" -ge 8 ] 2>/dev/null; then
+    TMPDIR=$(mktemp -d /dev/shm/kassa-tests-XXXXXX)
+    export TMPDIR
+    chmod 711 "$TMPDIR"
+    trap 'rm -rf "$TMPDIR"' EXIT
+fi
 # Most of the time tests wait for a server, so one worker more than there are processors; those of one server stay together.
-exec .venv/bin/python -m pytest -n "${WORKERS:-$(($(nproc) + 1))}" --dist loadscope --no-loadscope-reorder --max-worker-restart 2 "$@"
+.venv/bin/python -m pytest -n "${WORKERS:-$(($(nproc) + 1))}" --dist loadscope --no-loadscope-reorder --max-worker-restart 2 "$@"

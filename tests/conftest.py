@@ -63,7 +63,7 @@ _numbers = count(1)
 def postgres() -> Iterator[embedded.Running]:
     """A server of our own. Without fsync: a killed process loses nothing by that, only a machine without power does."""
     with embedded.temporary_directory("kassa-tests-") as directory:
-        server = embedded.start(directory, settings={"fsync": "off", "max_connections": "200"})
+        server = embedded.start(directory, settings={"fsync": "off", "max_connections": "200", "max_wal_size": "256MB"})
         try:
             yield server
         finally:
@@ -144,7 +144,7 @@ def database_named(server: embedded.Running, name: str) -> str:
 
 def _database(server: embedded.Running, template: str) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    embedded.execute(server, f"CREATE DATABASE {name} TEMPLATE {template};")
+    embedded.execute(server, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY;")
     yield database_named(server, name)
     embedded.execute(server, f"DROP DATABASE {name} WITH (FORCE);")
 

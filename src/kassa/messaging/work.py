@@ -458,7 +458,7 @@ def _headers(row: asyncpg.Record) -> dict[str, str]:
 
 
 def _claimed(row: asyncpg.Record) -> ClaimedMessage:
+    lease, id, home, key, priority, created_at, attempts, headers, body = row
     return ClaimedMessage(
-        Id(row["id"].hex), row["home"], row["key"], row["priority"], row["created_at"], row["attempts"], row["lease"],
-        _headers(row), row["body"],
+        Id(id.hex), home, key, priority, created_at, attempts, lease, _HEADERS.decode(headers), body
     )  # fmt: skip
