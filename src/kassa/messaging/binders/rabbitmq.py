@@ -16,8 +16,8 @@ How topics look on the broker, for people who bring their own programs:
 - A topic that is declared `plain`, `durable` or `passive` has one queue of its own name, bound with that name.
 
 A queue that was just made is bound after a pause. A RabbitMQ 3.10 that is killed within a second of making its last quorum queue
-comes back with that queue dead, and with it what it had confirmed; a little later nothing is lost any more. Of classic queues one in
-some thirty is gone then, since Mnesia's decision about the transaction is not in its log yet.
+comes back with that queue dead, and with it what it had confirmed; a little later nothing is lost any more. Of classic queues one
+in some thirty is gone then, since Mnesia's decision about the transaction is not in its log yet.
 
 Two connections: a broker that is short of memory stops reading from those that publish, and acknowledgements must not wait
 there. A connection that is lost is built anew with everything on it; what belongs to it (delivery tags, who has what in hand)
