@@ -16,16 +16,21 @@ scripts/apt.sh prometheus || true
 if ! .venv/bin/python -m servers install && [ "${CI:-}" = true ]; then
     exit 1
 fi
+workers=$(($(nproc) + 1))
 if [ $# -eq 0 ]; then
     set -- -m "not long"
+    # Much of the time tests wait for a server.
+    workers=$(($(nproc) + 2))
+    # Some thousand databases are made and dropped, hundreds of files each: in memory that takes a sixth of the time. Nothing here
+    # asks for a disk that keeps what it was told when the machine loses its power. Long runs write gigabytes.
+    available_gb=$(df --output=avail --block-size=1G /dev/shm 2>/dev/null | tail -1)
+    free_gb=$(awk '/^MemAvailable/ { print int($2 / 1048576) }' /proc/meminfo)
+    if [ "${available_gb:-0}" -ge 4 ] && [ "$free_gb" -ge 8 ]; then
+        TMPDIR=$(mktemp -d /dev/shm/kassa-tests-XXXXXX)
+        export TMPDIR
+        chmod 711 "$TMPDIR"
+        trap 'rm -rf "$TMPDIR"' EXIT
+    fi
 fi
-# Some thousand databases are made and dropped, hundreds of files each: in memory that takes a sixth of the time. Nothing here asks
-# for a disk that keeps what it was told when the machine loses its power.
-if [ "$(df --output=avail --block-size=1G /dev/shm 2>/dev/null | tail -1)" -ge 8 ] 2>/dev/null; then
-    TMPDIR=$(mktemp -d /dev/shm/kassa-tests-XXXXXX)
-    export TMPDIR
-    chmod 711 "$TMPDIR"
-    trap 'rm -rf "$TMPDIR"' EXIT
-fi
-# Most of the time tests wait for a server, so one worker more than there are processors; those of one server stay together.
-.venv/bin/python -m pytest -n "${WORKERS:-$(($(nproc) + 1))}" --dist loadscope --no-loadscope-reorder --max-worker-restart 2 "$@"
+# Tests of one server stay together.
+.venv/bin/python -m pytest -n "${WORKERS:-$workers}" --dist loadscope --no-loadscope-reorder --max-worker-restart 2 "$@"
