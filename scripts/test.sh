@@ -23,14 +23,18 @@ if [ $# -eq 0 ]; then
     workers=$(($(nproc) + 2))
     # Some thousand databases are made and dropped, hundreds of files each: in memory that takes a sixth of the time. Nothing here
     # asks for a disk that keeps what it was told when the machine loses its power. Long runs write gigabytes.
-    available_gb=$(df --output=avail --block-size=1G /dev/shm 2>/dev/null | tail -1)
-    free_gb=$(awk '/^MemAvailable/ { print int($2 / 1048576) }' /proc/meminfo)
-    if [ "${available_gb:-0}" -ge 4 ] && [ "$free_gb" -ge 8 ]; then
-        TMPDIR=$(mktemp -d /dev/shm/kassa-tests-XXXXXX)
-        export TMPDIR
-        chmod 711 "$TMPDIR"
-        trap 'rm -rf "$TMPDIR"' EXIT
+    memory=$(mktemp -d /dev/shm/kassa-tests-XXXXXX 2>/dev/null) || memory=
+    if [ -n "$memory" ]; then
+        chmod 711 "$memory"
+        # Gone when this process is, which becomes pytest.
+        (tail --pid=$$ -f /dev/null; rm -rf "$memory") >/dev/null 2>&1 &
+        printf '#!/bin/sh\n' > "$memory/runs" && chmod +x "$memory/runs"
+        space_gb=$(df --output=avail --block-size=1G "$memory" | tail -1)
+        free_gb=$(awk '/^MemAvailable/ { print int($2 / 1048576) }' /proc/meminfo)
+        if "$memory/runs" 2>/dev/null && [ "$space_gb" -ge 4 ] && [ "$free_gb" -ge 8 ]; then
+            export TMPDIR=$memory
+        fi
     fi
 fi
 # Tests of one server stay together.
-.venv/bin/python -m pytest -n "${WORKERS:-$workers}" --dist loadscope --no-loadscope-reorder --max-worker-restart 2 "$@"
+exec .venv/bin/python -m pytest -n "${WORKERS:-$workers}" --dist loadscope --no-loadscope-reorder --max-worker-restart 2 "$@"

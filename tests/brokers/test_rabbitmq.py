@@ -347,6 +347,8 @@ async def test_server_of_an_unknown_authority_is_not_trusted(rabbitmq: RabbitMQ,
     [
         "amqp://u:hidden@h/?colour=red",
         "amqp://u:hidden@h/?heartbeat=soon",
+        "amqp://u:hidden@h/?new_queue_pause=61",
+        "amqp://u:hidden@h/?new_queue_pause=nan",
         "amqps://u:hidden@h/?ca=/nowhere",
         "amqps://u:hidden@h/?verify=maybe",
         "amqp://u:hidden@h/?auth=kerberos",
@@ -861,16 +863,18 @@ async def is_empty(bench: Any) -> bool:
 async def test_broker_that_is_killed_when_its_queues_are_new_keeps_what_it_confirmed(
     own_server: RabbitMQ, database_url: str
 ) -> None:
-    topic = new_topic()
+    topic = new_topic()._replace(groups=("shop", "books"))
     async with open_bench(own_server.url, database_url, topic) as bench:
-        sent = [record(f"r-{number}", key=f"k-{number}") for number in range(40)]
-        receipts = await bench.binder.send(topic.name, sent, deadline_s=DEADLINE_S)
+        sent = [record(f"r-{number}", key=f"k-{number}") for number in range(80)]
+        receipts = await bench.binder.send(topic.name, sent[:40], deadline_s=DEADLINE_S)
         await killed(own_server)
         await asyncio.to_thread(own_server.start)
+        receipts += await bench.binder.send(topic.name, sent[40:], deadline_s=DEADLINE_S)
 
         assert receipts == [Confirmed()] * len(sent)
-        subscription = await bench.binder.subscribe(topic.name, "shop")
-        assert {one.record.id for one in await collect(subscription, len(sent))} == {one.id for one in sent}
+        for group in topic.groups:
+            subscription = await bench.binder.subscribe(topic.name, group)
+            assert {one.record.id for one in await collect(subscription, len(sent))} == {one.id for one in sent}
 
 
 async def test_broker_that_is_away_costs_nothing_but_time(own_server: RabbitMQ, database_url: str) -> None:

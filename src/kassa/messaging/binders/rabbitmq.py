@@ -15,9 +15,10 @@ How topics look on the broker, for people who bring their own programs:
   die before they can count; nobody reads it but people.
 - A topic that is declared `plain`, `durable` or `passive` has one queue of its own name, bound with that name.
 
-A queue that was just made is bound after a pause. A RabbitMQ 3.10 that is killed within a second of making its last quorum queue
-comes back with that queue dead, and with it what it had confirmed; a little later nothing is lost any more. Of classic queues one
-in some thirty is gone then, since Mnesia's decision about the transaction is not in its log yet.
+Quorum queues that are provisioned anew are bound after a pause. A RabbitMQ 3.10 that is killed within a second of making its last
+one comes back with that queue dead, and with it what it had confirmed; a little later nothing is lost any more. Of classic queues
+(and bindings, it seems) one in some thirty is gone then, since Mnesia's decision about them is not in its log yet. What somebody
+deleted while we run is made again without a pause, in which its group would miss more.
 
 Two connections: a broker that is short of memory stops reading from those that publish, and acknowledgements must not wait
 there. A connection that is lost is built anew with everything on it; what belongs to it (delivery tags, who has what in hand)
@@ -28,7 +29,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -430,7 +431,7 @@ class RabbitStream:
         except refused.ChannelNotFoundEntity:
             # Somebody deleted what was there when we began.
             try:
-                await self._transport.declare(live, [(self.topic, self.group)])
+                await self._transport.declare(live, self.topic, self.group)
                 log.warning("rabbitmq.queue_made_again", queue=self.place)
                 return 0.0
             except (*LOST, QueueMismatch, QueueNotFound) as error:
@@ -570,7 +571,9 @@ class RabbitTransport:
         process does not know are made by their consumers, and until then the broker would throw away what is theirs."""
         try:
             async with asyncio.timeout(within_s):
-                await self.declare(await self.receiving.live(), _with_groups(topic))
+                live = await self.receiving.live()
+                for group in topic.groups or ("",):
+                    await self.declare(live, topic, group)
         except (*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
             log.warning("rabbitmq.topic_missing", topic=topic.name, reason=why(error))
             return False
@@ -693,7 +696,7 @@ class RabbitTransport:
         if topic.declaration == "kassa":
             await ask(live, lambda channel: _bind(channel, topic, group))
         else:
-            await self.declare(live, [(topic, group)])
+            await self.declare(live, topic, group)
 
     # Topology
 
@@ -709,7 +712,7 @@ class RabbitTransport:
                     if not is_there or not await _has_queues(live, topic, group):
                         said.append((topic.name, group))
             if not verify_only:
-                await self.declare(live, [one for topic in topics for one in _with_groups(topic)])
+                await self._make(live, topics, {name for name, _ in said})
                 self._made.update(topics)
         except refused.ChannelAccessRefused as error:
             raise SettingInvalid(f"{why(error)}. Provision with an account that may, or only verify.") from None
@@ -717,30 +720,33 @@ class RabbitTransport:
             raise BrokerUnreachable(why(error), broker=self.shown) from error
         return said
 
-    async def declare(self, live: Live, wanted: Sequence[tuple[Topic, str]]) -> None:
-        """Each topic's exchange, and the group's queues unless it is ''; those that are new have a moment before they are bound.
-        Raises QueueMismatch, QueueNotFound, what aiormq raises."""
-        is_new = [await self._make(live, topic, group) for topic, group in wanted]
-        if any(is_new):
+    async def _make(self, live: Live, topics: Sequence[Topic], new: Set[str]) -> None:
+        """Queues first; those of topics that are new have a moment before anything can be sent to them. The exchange comes behind
+        that moment, so that another process which comes meanwhile finds the topic new, too."""
+        wanted = [(topic, group) for topic in topics for group in topic.groups or ("",)]
+        young = [one for one in wanted if one[1] and one[0].name in new and one[0].declaration == "kassa"]
+        if young:
+            for topic, group in young:
+                await self._declare(live, topic, partial(_make_queues, topic=topic, group=group))
             await asyncio.sleep(self._server.new_queue_pause_s)
         for topic, group in wanted:
-            if group and topic.declaration == "kassa":
-                await ask(live, partial(_bind, topic=topic, group=group))
+            await self.declare(live, topic, group)
+        if young:
+            # The last binding is kept by what is declared after it.
+            topic, group = young[-1]
+            await ask(live, partial(_touch, queue=dead_queue(topic, group), exchange=exchange_of(topic)))
 
-    async def _make(self, live: Live, topic: Topic, group: str) -> bool:
-        """Whether queues of ours were not there before."""
+    async def declare(self, live: Live, topic: Topic, group: str) -> None:
+        """The exchange, and the group's queues unless it is ''. Raises QueueMismatch, QueueNotFound, what aiormq raises."""
+        await self._declare(live, topic, partial(_declare, topic=topic, group=group))
+
+    async def _declare(self, live: Live, topic: Topic, question: Callable[[Channel], Awaitable[None]]) -> None:
         try:
-            is_new = bool(group) and topic.declaration == "kassa" and not await _has_queues(live, topic, group)
-            await ask(live, partial(_declare, topic=topic, group=group))
-            return is_new
+            await ask(live, question)
         except (refused.ChannelPreconditionFailed, refused.ChannelLockedResource, ValueError) as error:
             raise QueueMismatch(f"{why(error)}. {_remedy(topic)}", topic=topic.name, broker=self.shown) from None
         except refused.ChannelNotFoundEntity as error:
             raise QueueNotFound(f"{why(error)}. It is declared passive: somebody else has to make it.") from None
-
-
-def _with_groups(topic: Topic) -> list[tuple[Topic, str]]:
-    return [(topic, group) for group in topic.groups or ("",)]
 
 
 async def _ready(channel: Channel, queues: Sequence[str]) -> int:
@@ -786,9 +792,20 @@ async def _declare(channel: Channel, topic: Topic, group: str) -> None:
         case "kassa":
             await channel.exchange_declare(exchange, exchange_type="topic", durable=True)
             if group:
-                await channel.queue_declare(dead_queue(topic, group), durable=True, arguments=dict(_QUORUM))
-                for queue in queues_of(topic, group):
-                    await channel.queue_declare(queue, durable=True, arguments=_lane_arguments(topic, group))
+                await _make_queues(channel, topic, group)
+                await _bind(channel, topic, group)
+
+
+async def _make_queues(channel: Channel, topic: Topic, group: str) -> None:
+    await channel.queue_declare(dead_queue(topic, group), durable=True, arguments=dict(_QUORUM))
+    for queue in queues_of(topic, group):
+        await channel.queue_declare(queue, durable=True, arguments=_lane_arguments(topic, group))
+
+
+async def _touch(channel: Channel, queue: str, exchange: str) -> None:
+    """Something that the broker has to write down: a binding that nothing comes by, for a moment."""
+    await channel.queue_bind(queue, exchange, "@nothing")
+    await channel.queue_unbind(queue, exchange, "@nothing")
 
 
 def _remedy(topic: Topic) -> str:
