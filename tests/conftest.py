@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, settings
 
 import hang
 import tally
+from conformance.messaging import report as binders
 from kassa.db import embedded
 from kassa.db.binaries import newest_of_debian
 from kassa.db.migrate import migrate
@@ -205,7 +206,8 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell what was counted, what was not tested, and why."""
+    """Tell what each binder can do, what was counted, what was not tested, and why."""
+    binders.tell(terminalreporter, terminalreporter.config.getoption("binders_table"))
     if (counted := tally.told()) is not None:
         terminalreporter.write_line(f"counted: {counted}")
     for line in tally.TOLD:

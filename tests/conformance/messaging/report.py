@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from kassa.messaging.model import Traits
 from kassa.messaging.registry import REGISTRY
@@ -15,6 +17,9 @@ from servers.installation import rabbitmq, versions
 
 PASSED, FAILED, NOT_TESTED = "passed", "failed", "not tested"
 Result = str
+
+POSTGRES = "postgresql"
+"""The property of a test that says PostgreSQL's version."""
 
 CLIENTS: Mapping[str, tuple[str, ...]] = {
     "kafka": ("confluent-kafka",),
@@ -55,6 +60,33 @@ class Run(NamedTuple):
         """How many claims ended how; what did not run was not tested."""
         found = [row.get(binder, NOT_TESTED) for row in self.results.values()]
         return {result: found.count(result) for result in (PASSED, FAILED, NOT_TESTED)}
+
+
+def tell(reporter: pytest.TerminalReporter, file: Path | None) -> None:
+    """What each binder can do, as this run found it, and as a page too where one is asked for; nothing, where the suite did
+    not run. For tests/conftest.py: with several workers the one that tells collects nothing, and never loads the suite's own.
+    """
+    run = read_run(
+        [
+            (one.nodeid, outcome)
+            for outcome in ("passed", "failed", "error", "skipped")
+            for one in reporter.stats.get(outcome, [])
+            if outcome != "passed" or one.when == "call"
+        ]
+    )
+    if not run.results:
+        return
+    reporter.section("binders")
+    for line in summary(run):
+        reporter.write_line(line)
+    if file is None:
+        return
+    if left_out := [binder for binder in run.binders if run.counts(binder)[NOT_TESTED]]:
+        reporter.write_line(f"not written: {file}, since not everything was tested on {', '.join(left_out)}")
+    else:
+        said = [dict(one.user_properties).get(POSTGRES) for one in reporter.stats.get("passed", [])]
+        write(run, file, datetime.now(UTC).date(), server_versions(next(filter(None, said), "")))
+        reporter.write_line(f"written: {file}")
 
 
 def read_run(outcomes: Sequence[tuple[str, str]]) -> Run:
