@@ -77,7 +77,8 @@ class Measure:
         for queue in queues:
             metrics.queue_seen(
                 queue.topic, queue.group, length=queue.waiting, oldest_age_s=queue.oldest_s or 0.0, dead=queue.dead,
-                in_flight=queue.in_flight, retrying=queue.retrying, paused=queue.paused, is_read=queue.is_read,
+                in_flight=queue.in_flight, retrying=queue.retrying, delayed=queue.delayed, paused=queue.paused,
+                is_read=queue.is_read,
             )  # fmt: skip
         for noun, count, oldest_s in await app.payments_store.doubts():
             metrics.doubts_seen(noun, count=count, oldest_s=oldest_s)

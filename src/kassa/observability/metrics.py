@@ -142,6 +142,12 @@ class Metrics:
             by_group,
             registry=registry,
         )
+        self._queue_delayed = Gauge(
+            "kassa_queue_delayed",
+            "Records that are not due yet: sent with a delay, or to be tried again.",
+            by_group,
+            registry=registry,
+        )
         self._queue_paused = Gauge("kassa_queue_paused", "1: an operator paused it.", by_group, registry=registry)
         self._queue_is_read = Gauge(
             "kassa_queue_is_read",
@@ -208,7 +214,7 @@ class Metrics:
         """Drops what a look at the queues found: one that is gone leaves no number behind."""
         for gauge in (
             self._queue_length, self._queue_oldest_age, self._queue_dead, self._queue_in_flight, self._queue_retrying,
-            self._queue_paused, self._queue_is_read,
+            self._queue_delayed, self._queue_paused, self._queue_is_read,
         ):  # fmt: skip
             gauge.clear()
 
@@ -222,6 +228,7 @@ class Metrics:
         dead: int,
         in_flight: int = 0,
         retrying: int = 0,
+        delayed: int = 0,
         paused: bool = False,
         is_read: bool | None = None,
     ) -> None:
@@ -231,6 +238,7 @@ class Metrics:
         self._queue_dead.labels(topic, group).set(dead)
         self._queue_in_flight.labels(topic, group).set(in_flight)
         self._queue_retrying.labels(topic, group).set(retrying)
+        self._queue_delayed.labels(topic, group).set(delayed)
         self._queue_paused.labels(topic, group).set(paused)
         if is_read is not None:
             self._queue_is_read.labels(topic, group).set(is_read)
