@@ -35,14 +35,16 @@ namesrvAddr={host}:{name_server_port}
 storePathRootDir={store}
 storePathCommitLog={store}/commitlog
 mappedFileSizeCommitLog=67108864
+mappedFileSizeTimerLog=16777216
 maxHashSlotNum=50000
 maxIndexNum=200000
 flushDiskType=SYNC_FLUSH
 brokerRole=ASYNC_MASTER
 diskMaxUsedSpaceRatio=95
 autoCreateTopicEnable=false
-# Nobody here uses its delays, whose threads write to the disk all the time.
-timerWheelEnable=false
+# By default a delay of 2.5 s arrives after 3.3 s. Without its timers (timerWheelEnable) nothing can be received at all.
+timerPrecisionMs=100
+recallMessageEnable=true
 # Redelivery half a second late instead of two to five.
 popConsumerKVServiceInit=true
 popConsumerKVServiceEnable=true
@@ -70,7 +72,7 @@ class RocketMQ(Server):
     def make_topic(self, name: str, *, kind: str = "NORMAL", queues: int = _QUEUES) -> None:
         """Make a topic, or change it, and wait until the name server knows it.
 
-        kind: NORMAL, FIFO, TRANSACTION or PRIORITY (DELAY would not be delivered: its timers are off).
+        kind: NORMAL, FIFO, DELAY, TRANSACTION or PRIORITY.
         Raises ServerFailed with the broker's words.
         """
         self._tell_broker(
