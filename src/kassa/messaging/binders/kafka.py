@@ -24,6 +24,9 @@ nothing is committed for it: `provision` commits the end of what is there, and t
 
 Kafka forgets: packets after the topic's `retention.ms`, and a group that nobody received for after the server's
 `offsets.retention.minutes` (a week each, if nobody changed it).
+
+A topic that somebody deletes is made again by a process that had provisioned it, with the partitions, replicas and settings that
+it had then: by the next one who sends, or by who receives. What was in it is gone; Kassa's log still has its events.
 """
 
 import asyncio
@@ -52,7 +55,14 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
 
 from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.messaging.binder import Resources
@@ -103,6 +113,8 @@ AHEAD_KB, PARTITION_KB = 4 * 1024, 256
 larger comes nevertheless."""
 PAUSE_S = 1.0
 """Between two sessions of a consumer."""
+FORGOTTEN_S = 0.5
+"""After so long every broker knows that a topic is a new one, and has thrown away where the groups of the old one were."""
 SESSION_S, HEARTBEAT_S = 6.0, 0.5
 """A dead consumer's lanes go to others after so long (6 s is the least that servers take); a new consumer is heard of
 within a heartbeat."""
@@ -146,6 +158,10 @@ _OLD_SERVER = frozenset({KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED
 
 _EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 _LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+AGAIN = "~made-again"
+"""A group that nobody receives for; what is committed for it says that a topic was deleted and made again. Kafka forgets the groups
+of a topic that is deleted, and one that was away meanwhile must not begin at the end, as if it were new."""
 
 NAMES_MAX, NAME_CHARACTERS_MAX = 1024, 100
 """Names of headers whose translation is remembered."""
@@ -1117,7 +1133,14 @@ class KafkaTransport:
         self._outlets: dict[int, _Outlet] = {}
         self._askers: dict[tuple[str, str], _Asker] = {}
         self._partitions: dict[str, int] = {}
-        """Of topics that were there when they were last looked for."""
+        """Of topics that were there when they were last looked for, with their groups."""
+        self._made: dict[str, _Made] = {}
+        """What this process provisioned, and may make again."""
+        self._missing: set[str] = set()
+        """Those of them that somebody deleted, until they are there again with their groups."""
+        self._making: dict[str, asyncio.Task[_Seen]] = {}
+        self._complaints: dict[str, str] = {}
+        """By topic: why it is not made again, as the log has it already."""
         self._turns = count()
         self._instances: dict[tuple[str, str], Iterator[int]] = {}
         self._streams: WeakSet[KafkaStream] = WeakSet()
@@ -1139,6 +1162,7 @@ class KafkaTransport:
     async def close(self) -> None:
         if self._watching is not None:
             await end_tasks(self._watching)
+        await end_tasks(*self._making.values())
         await asyncio.gather(*(stream.close() for stream in list(self._streams)))
         await asyncio.gather(*(outlet.close(1.0) for outlet in self._outlets.values()))
         self._outlets.clear()
@@ -1186,7 +1210,8 @@ class KafkaTransport:
                     f"declare it with {seen.partitions}, or let it run empty, delete it and provision again.",
                     topic=topic.name,
                 )  # fmt: skip
-            is_new = seen is None
+            is_again = topic.name in self._missing
+            is_new = seen is None or is_again
             if seen is None:
                 _require_name(topic.name)
                 if not topic.groups:
@@ -1198,6 +1223,10 @@ class KafkaTransport:
             for group in topic.groups:
                 if await self._begin(topic.name, seen, group, is_new=is_new, verify_only=verify_only):
                     said.append((topic.name, group))
+            if not verify_only:
+                if is_again:
+                    await self._mark(topic.name, seen)
+                await self._remember(topic, seen)
         return said
 
     async def depth(self, topic: Topic, group: str) -> int | None:
@@ -1212,7 +1241,9 @@ class KafkaTransport:
 
     async def subscribe(self, topic: Topic, group: str) -> KafkaStream:
         """The group itself is in Kassa's tables: Kafka makes one of any name, and forgets one that is not used."""
-        seen = await self._require(topic.name, group)
+        seen = await self._find(topic.name)
+        if seen is None:
+            raise QueueNotFound(topic=topic.name, group=group)
         instance: str | None = None
         if self.settings.instance is not None:
             number = next(self._instances.setdefault((topic.name, group), count(1)))
@@ -1231,16 +1262,31 @@ class KafkaTransport:
         if await self._patiently(partial(self._committed, topic, group, partitions)):
             return False
         if not verify_only:
-            offsets = [TopicPartition(topic, one, end, seen.id) for one, end in ends.items()]
-            await self._patiently(partial(self._ask_group, topic, group, partial(_Asker.commit, offsets=offsets)))
+            if not is_new and await self._was_made_again(topic, partitions):
+                ends = await self._patiently(partial(self._offsets, topic, partitions, _EARLIEST))
+            await self._put(topic, seen, group, ends)
         return True
+
+    async def _put(self, topic: str, seen: "_Seen", group: str, ends: Mapping[int, int]) -> None:
+        offsets = [TopicPartition(topic, one, end, seen.id) for one, end in ends.items()]
+        await self._patiently(partial(self._ask_group, topic, group, partial(_Asker.commit, offsets=offsets)))
+
+    async def _was_made_again(self, topic: str, partitions: int) -> bool:
+        try:
+            return bool(await self._patiently(partial(self._committed, topic, AGAIN, partitions)))
+        except SettingInvalid:
+            # Somebody may look at his own groups alone.
+            return False
 
     async def _create(self, topic: Topic) -> "_Seen":
         admin = self._the_admin()
         nodes = len((await self._answer(admin.describe_cluster(request_timeout=ADMIN_S))).nodes)
-        replication = self.settings.replication or (3 if nodes >= 3 else 1)
+        made = self._made.get(topic.name)
+        # As many as it had, also while a broker is away.
+        replication = made.seen.replication if made else self.settings.replication or (3 if nodes >= 3 else 1)
         min_isr = self.settings.min_isr or max(1, replication - 1)
-        new = NewTopic(topic.name, topic.lanes, replication, config={"min.insync.replicas": str(min_isr)})
+        config = {"min.insync.replicas": str(min_isr), **(made.config if made else {})}
+        new = NewTopic(topic.name, topic.lanes, replication, config=config)
         if replication > nodes:
             raise SettingInvalid(
                 f"{self.settings.url}: {replication} replicas are asked for, and there are {nodes} brokers.",
@@ -1251,6 +1297,96 @@ class KafkaTransport:
         except _AlreadyThere:
             log.debug("kafka.created_by_another", topic=topic.name)
         return await self._patiently(partial(self._show, topic.name))
+
+    async def _remember(self, topic: Topic, seen: "_Seen") -> None:
+        """It is there with its groups, and may be made again as it is."""
+        known = self._made.get(topic.name)
+        groups = (*known.topic.groups, *topic.groups) if known else topic.groups
+        topic = topic._replace(groups=tuple(dict.fromkeys(groups)), lanes=seen.partitions)
+        self._is_whole(_Made(topic, seen, await self._config(topic.name)))
+
+    def _is_whole(self, made: "_Made") -> None:
+        topic, seen = made.topic.name, made.seen
+        self._made[topic] = made
+        self._missing.discard(topic)
+        self._complaints.pop(topic, None)
+        self._partitions[topic] = seen.partitions
+        for stream in list(self._streams):
+            if stream.topic == topic:
+                stream.see(seen.id)
+
+    async def _config(self, topic: str) -> dict[str, str]:
+        """What was set for this topic alone; nothing where we may not see it."""
+        asked = ConfigResource(ResourceType.TOPIC, topic)
+        admin = self._the_admin()
+        try:
+            found = await self._answer(_only(admin.describe_configs([asked], request_timeout=ADMIN_S)))
+        except (KassaError, _NotThere):
+            return {}
+        return {
+            name: entry.value
+            for name, entry in found.items()
+            if entry.source == ConfigSource.DYNAMIC_TOPIC_CONFIG.value and entry.value is not None
+        }
+
+    async def _find(self, topic: str) -> "_Seen | None":
+        """A topic as it is now, made again when somebody deleted one of ours. Raises BrokerUnreachable, SettingInvalid."""
+        seen = await self._look(topic)
+        if topic not in self._missing:
+            return seen
+        making = self._make_again(topic)
+        # Who waits here may be in a hurry, or be cancelled: the others wait on.
+        await asyncio.wait([making])
+        if making.cancelled():
+            raise BrokerUnreachable("The binder is closed.", broker="kafka", topic=topic)
+        return making.result()
+
+    def _make_again(self, topic: str) -> "asyncio.Task[_Seen]":
+        """However many ask for it, one makes it."""
+        making = self._making.get(topic)
+        if making is None:
+            making = asyncio.create_task(self._make_whole(topic), name=f"kafka makes {topic} again")
+            self._making[topic] = making
+            making.add_done_callback(partial(self._forget_making, topic))
+        return making
+
+    def _forget_making(self, topic: str, making: "asyncio.Task[_Seen]") -> None:
+        del self._making[topic]
+        if not making.cancelled():
+            # Perhaps nobody waits for it.
+            making.exception()
+
+    async def _make_whole(self, topic: str) -> "_Seen":
+        """The topic, then where its groups begin: at its beginning, so that they get all that comes. Nobody sends from here before
+        that. A deletion that is still under way makes it fail, and it is tried again."""
+        made = self._made[topic]
+        try:
+            seen = await self._look(topic)
+            if seen is None:
+                seen = await self._create(made.topic)
+                log.warning("kafka.topic_made_again", topic=topic, partitions=seen.partitions)
+            if seen.id != made.seen.id:
+                await asyncio.sleep(FORGOTTEN_S)
+                for group in made.topic.groups:
+                    await self._begin(topic, seen, group, is_new=True, verify_only=False)
+                await self._mark(topic, seen)
+        except (KassaError, _NotThere) as error:
+            reason = str(error)
+            if self._complaints.get(topic) != reason:
+                self._complaints[topic] = reason
+                log.warning("kafka.not_made_again", topic=topic, reason=reason)
+            raise BrokerUnreachable(
+                f"the topic {topic} was deleted and is not there again: {reason}", broker="kafka", topic=topic
+            ) from error
+        self._is_whole(made._replace(seen=seen))
+        return seen
+
+    async def _mark(self, topic: str, seen: "_Seen") -> None:
+        """For groups that only others know of."""
+        try:
+            await self._put(topic, seen, AGAIN, dict.fromkeys(range(seen.partitions), 0))
+        except SettingInvalid as error:
+            log.info("kafka.not_marked", topic=topic, reason=str(error))
 
     async def _show(self, topic: str) -> "_Seen":
         """A topic that was made; the brokers learn of it one after the other."""
@@ -1282,12 +1418,23 @@ class KafkaTransport:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                found[topic] = _Seen(str(answer.topic_id), len(answer.partitions))
-                self._partitions[topic] = len(answer.partitions)
+                partitions = len(answer.partitions)
+                replication = max((len(one.replicas) for one in answer.partitions), default=1)
+                found[topic] = _Seen(str(answer.topic_id), partitions, replication)
+                if topic not in self._missing:
+                    self._partitions[topic] = partitions
+            self._compare(topic, found[topic])
         return found
 
+    def _compare(self, topic: str, seen: "_Seen | None") -> None:
+        """Whether one of ours is still the one that it was; somebody may have made another one of its name."""
+        made = self._made.get(topic)
+        if made is not None and (seen is None or seen.id != made.seen.id):
+            self._missing.add(topic)
+            self._partitions.pop(topic, None)
+
     async def _watch(self) -> None:
-        """Tells the consumers when their topic is gone, or another one of its name is there."""
+        """Tells the consumers when their topic is gone, or another one of its name is there, and makes again what is ours."""
         while True:
             await asyncio.sleep(WATCH_S)
             streams = list(self._streams)
@@ -1301,6 +1448,8 @@ class KafkaTransport:
             for stream in streams:
                 topic = seen[stream.topic]
                 stream.see(None if topic is None else topic.id)
+            for name in self._missing.intersection(seen):
+                self._make_again(name)
 
     async def _offsets(self, topic: str, partitions: int, spec: OffsetSpec) -> dict[int, int]:
         asked = {TopicPartition(topic, one): spec for one in range(partitions)}
@@ -1384,10 +1533,13 @@ class KafkaTransport:
         try:
             _require_name(topic)
             async with asyncio.timeout_at(deadline):
-                seen = await self._look(topic)
+                seen = await self._find(topic)
         except SettingInvalid as error:
-            return Failed(error.detail, is_retryable=False)
+            # One that we made had a name and rights.
+            return Failed(error.detail, is_retryable=topic in self._made)
         except (BrokerUnreachable, TimeoutError) as error:
+            if topic in self._missing:
+                return Failed(str(error) or f"the topic {topic} was deleted and is being made again", is_retryable=True)
             return Failed(f"Kafka cannot be reached: {error}", is_retryable=True)
         return Failed(f"nobody receives {topic}", is_retryable=False) if seen is None else seen.partitions
 
@@ -1497,6 +1649,16 @@ class _Seen(NamedTuple):
 
     id: str
     partitions: int
+    replication: int
+
+
+class _Made(NamedTuple):
+    """A topic as this process left it, with all groups that it knows of."""
+
+    topic: Topic
+    seen: _Seen
+    config: Mapping[str, str]
+    """What was set for it alone."""
 
 
 class _NotThere(Exception):
