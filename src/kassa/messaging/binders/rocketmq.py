@@ -1175,7 +1175,7 @@ class RocketTransport:
         if self.server.name_server is None:
             raise SettingInvalid(
                 f"{self.link.shown}: topics and groups are made and looked for at the brokers, so the URL needs "
-                'namesrv=HOST:PORT. Or make them yourself, with broker_topology = "leave".',
+                "namesrv=HOST:PORT, where the name server is: rocketmq://PROXY:8081?namesrv=NAMESERVER:9876.",
                 broker="rocketmq",
             )
         answer = await wire.ask(self.server, self.server.name_server, wire.CLUSTER)
