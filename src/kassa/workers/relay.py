@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from kassa.app import App
-from kassa.errors import BrokerUnreachable
+from kassa.errors import BrokerUnreachable, KassaError
 from kassa.ids import Id
 from kassa.messaging.binder import Binder
 from kassa.messaging.brokers import OURS, Broker
@@ -118,7 +118,8 @@ async def _relay_batches(app: App, broker: Broker) -> None:
 async def _relay_events(app: App, broker: Broker, topic: str) -> None:
     group = LogGroup(app.pool, group_name(broker.name, topic))
     await group.create(from_now=True)
-    relay = EventRelay(await opened(broker), topic)
+    binder = await opened(broker)
+    relay = EventRelay(binder, topic)
     passage = app.metrics.meters.passage(topic, group.name)
 
     async def handle(records: Sequence[LogRecord]) -> list[str | None]:
@@ -127,7 +128,10 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
         except Halt as halt:
             broker.is_away(halt.reason)
             raise
-        broker.is_back()
+        if None not in answers and (lack := await _lack(binder, broker, topic)):
+            broker.is_away(lack)
+        else:
+            broker.is_back()
         now = app.clock.now()
         for record, failure in zip(records, answers, strict=True):
             if failure is None:
@@ -138,3 +142,12 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
         return answers
 
     await GroupReader(group, handle, app.wakeups.watch(NEW_EVENTS).wait).run()
+
+
+async def _lack(binder: Binder, broker: Broker, topic: str) -> str:
+    """What is missing at a broker that answers and took nothing of a batch; '' when all is there: the batch was wrong."""
+    declared = [one for one in await broker.topology() if one.name == topic]
+    try:
+        return "; ".join(await binder.provision(declared, verify_only=True))
+    except KassaError as error:
+        return str(error)
