@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
 from structlog.testing import capture_logs
 
 from brokers.kafka_house import (
@@ -35,6 +35,7 @@ from brokers.load import under_load
 from brokers.streams import see
 from conformance.journal.cutter import Cut, Cutter
 from conformance.messaging.house import Bench, collect, until
+from flows.api.support import running
 from kassa.db import embedded
 from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import Id
@@ -489,33 +490,183 @@ async def test_static_member_has_its_lanes_again_after_a_restart(kafka: Kafka) -
 # When something goes wrong
 
 
-async def test_topic_deleted_under_a_consumer_and_made_again(kafka: Kafka, transport: KafkaTransport) -> None:
-    topic = await provision(transport, new_topic())
-    await send(transport, topic, *(packet(f"old-{number}") for number in range(40)))
-    stream = await transport.subscribe(topic, "shop")
-    await take(stream, 40)
+async def delete(kafka: Kafka, topic: Topic) -> None:
+    """As a stranger does."""
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     for future in admin.delete_topics([topic.name]).values():
         await asyncio.wrap_future(future)
 
-    async def is_refused() -> bool:
-        (receipt,) = await transport.send(topic, [packet("gone")], deadline_s=DEADLINE_S, must_arrive=True)
-        return isinstance(receipt, Failed) and not receipt.is_retryable
 
-    await until(is_refused)
-    # There is nothing that could come again, and nobody waits for it.
-    await stream.restart()
-    await provision(transport, topic)
-    await send(transport, topic, *(packet(f"new-{number}") for number in range(40)))
-
-    found: set[str] = set()
+async def hear(stream: KafkaStream, *wanted: str) -> None:
+    """Until all of these came, whatever else does."""
+    left = set(wanted)
     async with asyncio.timeout(WAIT_S):
-        while len(found) < 40:
+        while left:
             try:
-                found |= {id for id in ids(await stream.receive(100, 1.0)) if id.startswith("new-")}
+                left.difference_update(ids(await stream.receive(100, 1.0)))
             except BrokerUnreachable:
                 await asyncio.sleep(0.1)
-    assert found == {f"new-{number}" for number in range(40)}
+
+
+async def insist(transport: KafkaTransport, topic: Topic, *packets: Packet) -> None:
+    """As a relay does: what failed and is retryable is sent again; nothing may be refused for good."""
+    left = list(packets)
+    async with asyncio.timeout(WAIT_S):
+        while left:
+            receipts = await transport.send(topic, left, deadline_s=DEADLINE_S, must_arrive=True)
+            assert not [one for one in receipts if isinstance(one, Failed) and not one.is_retryable], receipts
+            left = [one for one, receipt in zip(left, receipts, strict=True) if receipt != Confirmed()]
+
+
+async def test_topic_deleted_under_a_consumer_and_made_again(kafka: Kafka, transport: KafkaTransport) -> None:
+    """By hand: who sends and receives here had only found it there."""
+    topic = new_topic()
+    async with open_transport(kafka.url) as by_hand:
+        await provision(by_hand, topic)
+        await send(transport, topic, *(packet(f"old-{number}") for number in range(40)))
+        stream = await transport.subscribe(topic, "shop")
+        await take(stream, 40)
+        await delete(kafka, topic)
+
+        async def is_refused() -> bool:
+            (receipt,) = await transport.send(topic, [packet("gone")], deadline_s=DEADLINE_S, must_arrive=True)
+            return isinstance(receipt, Failed) and not receipt.is_retryable
+
+        await until(is_refused)
+        # There is nothing that could come again, and nobody waits for it.
+        await stream.restart()
+        await provision(by_hand, topic)
+        await send(transport, topic, *(packet(f"new-{number}") for number in range(40)))
+
+        await hear(stream, *(f"new-{number}" for number in range(40)))
+
+
+async def test_topic_that_was_deleted_is_made_again_by_who_sends(kafka: Kafka, transport: KafkaTransport) -> None:
+    """Time and again, and its consumer goes on: nobody provisions."""
+    topic = await provision(transport, new_topic(lanes=3))
+    stream = await transport.subscribe(topic, "shop")
+    for turn in range(3):
+        packets = [packet(f"{turn}-{number}", str(number)) for number in range(40)]
+        await insist(transport, topic, *packets)
+        await hear(stream, *(one.id for one in packets))
+        await delete(kafka, topic)
+    await insist(transport, topic, packet("last"))
+    await hear(stream, "last")
+
+    assert await transport.provision([topic], verify_only=True) == []
+
+
+async def test_topic_that_was_deleted_is_made_again_by_who_receives(kafka: Kafka, transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic())
+    stream = await transport.subscribe(topic, "shop")
+    await delete(kafka, topic)
+    async with open_transport(kafka.url) as stranger:
+
+        async def is_there() -> bool:
+            return await stranger.provision([topic], verify_only=True) == []
+
+        await until(is_there)
+        await send(stranger, topic, packet("r-1"))
+
+    await hear(stream, "r-1")
+
+
+async def test_topic_is_made_again_once_however_many_send(kafka: Kafka, transport: KafkaTransport) -> None:
+    topic = await provision(transport, new_topic())
+    await delete(kafka, topic)
+
+    with capture_logs() as logs:
+        await asyncio.gather(*(insist(transport, topic, packet(f"r-{number}")) for number in range(20)))
+
+    assert [one["event"] for one in logs].count("kafka.topic_made_again") == 1
+    assert len(await take(await transport.subscribe(topic, "shop"), 20)) == 20
+
+
+async def test_topic_that_is_made_again_has_the_settings_that_it_had(kafka: Kafka) -> None:
+    """Its partitions too, where it is not declared with as many; and a week's retention would forget what a month's kept."""
+    topic = new_topic(lanes=8, keyed=False)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    made = NewTopic(topic.name, 3, 1, config={"retention.ms": "2592000000"})
+    await asyncio.wrap_future(admin.create_topics([made])[topic.name])
+    async with open_transport(kafka.url) as transport:
+        await provision(transport, topic)
+        await delete(kafka, topic)
+        await insist(transport, topic, packet("r-1"))
+
+        assert len(admin.list_topics(topic.name, timeout=10).topics[topic.name].partitions) == 3
+        asked = ConfigResource(ResourceType.TOPIC, topic.name)
+        settings = await asyncio.wrap_future(admin.describe_configs([asked])[asked])
+        assert settings["retention.ms"].value == "2592000000"
+
+
+async def test_group_that_was_away_gets_what_came_after_its_topic_was_made_again(
+    kafka: Kafka, transport: KafkaTransport
+) -> None:
+    """Whoever made it again does not know the group, and Kafka has forgotten it: it must not begin at the end."""
+    topic = new_topic(())
+    books = topic._replace(groups=("books",))
+    async with open_transport(kafka.url) as receiver:
+        await provision(receiver, books)
+    await provision(transport, topic)
+    await delete(kafka, topic)
+    await insist(transport, topic, packet("r-1"))
+
+    async with open_transport(kafka.url) as receiver:
+        await provision(receiver, books)
+        assert ids(await take(await receiver.subscribe(books, "books"), 1)) == ["r-1"]
+
+
+async def test_topic_that_may_not_be_made_again_is_a_failure_for_now(own_server: OwnKafka) -> None:
+    """Said once; it is made as soon as somebody gives the right back."""
+    topic = new_topic()
+    allow(own_server, topic, "CREATE", "READ", "WRITE", "DESCRIBE")
+    async with open_transport(own_server.safe_url) as transport:
+        await provision(transport, topic)
+        await send(transport, topic, packet("before"))
+        forbid(own_server, topic, "CREATE")
+        await delete(own_server, topic)
+
+        refused: list[Failed] = []
+        with capture_logs() as logs:
+
+            async def is_refused() -> bool:
+                (receipt,) = await transport.send(topic, [packet("r-1")], deadline_s=DEADLINE_S, must_arrive=True)
+                if isinstance(receipt, Failed) and "was deleted" in receipt.reason:
+                    assert receipt.is_retryable and "uthoriz" in receipt.reason
+                    refused.append(receipt)
+                return len(refused) == 3
+
+            await until(is_refused)
+        assert [one["log_level"] for one in logs if one["event"] == "kafka.not_made_again"] == ["warning"]
+
+        allow(own_server, topic, "CREATE")
+        await insist(transport, topic, packet("after"))
+        assert "after" in ids(await take(await transport.subscribe(topic, "shop"), 1))
+
+
+async def test_broker_without_the_topic_of_events_is_said_to_be_away(own_server: OwnKafka, database_url: str) -> None:
+    """Where Kassa may not make topics, somebody has to: it answers, and takes nothing."""
+    async with open_transport(own_server.url) as by_hand:
+        await provision(by_hand, EVENTS)
+        brokers = (f"{own_server.url}#{EVENTS.name}",)
+        async with running(database_url, brokers=brokers, broker_topology="verify") as house:
+            (broker,) = house.app.brokers
+            shop = await house.shop()
+            wallet = await shop.wallet(1000)
+
+            async def pay_until(is_away: bool) -> None:
+                async with asyncio.timeout(WAIT_S):
+                    while (broker.away_since is not None) != is_away:
+                        assert (await shop.pay(wallet, 1)).status_code == 201
+                        await asyncio.sleep(0.2)
+
+            assert read(own_server.bootstrap, EVENTS.name, 1)
+            await delete(own_server, EVENTS)
+            await pay_until(is_away=True)
+
+            assert f"missing: {EVENTS.name}" in broker.reason
+            await provision(by_hand, EVENTS)
+            await pay_until(is_away=False)
 
 
 async def test_consumer_goes_on_after_nobody_answered_when_its_lanes_came(
