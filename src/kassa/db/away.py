@@ -10,5 +10,7 @@ AWAY = (
     asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
 )
-"""Refused, cut (also in the middle of an answer), shutting down, starting, full, or late. Any may be gone at the next try."""
+"""Refused, cut (also in the middle of an answer: asyncpg's InternalClientError), shutting down, starting, full, a standby since a
+failover, or late. Any may be gone at the next try."""

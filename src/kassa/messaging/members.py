@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
+from kassa.db.away import AWAY
 from kassa.db.queries import load
 from kassa.errors import BrokerUnreachable
 
@@ -18,13 +19,6 @@ BEAT_S = 1.0
 """How often a consumer says that it is there; others learn of it as late as that."""
 GONE_S = 4.0
 """Who was silent for so long is not there: some beats may be late on a busy machine."""
-_AWAY = (
-    OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.OperatorInterventionError,
-    TimeoutError,
-)
 
 
 class Member(NamedTuple):
@@ -51,7 +45,7 @@ class Members:
         places, ids = [one.place for one in mine], [one.id for one in mine]
         try:
             rows = await self._pool.fetch(_SQL.announce_consumers, places, ids, [one.in_hand for one in mine], GONE_S)
-        except _AWAY as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
         found: dict[str, dict[str, int]] = {place: {} for place in places}
         for place, id, in_hand in sorted([*rows, *mine]):
@@ -62,7 +56,7 @@ class Members:
         """Who is there, without being one of them. Raises BrokerUnreachable when the database is away."""
         try:
             rows = await self._pool.fetch(_SQL.consumers_at, place, GONE_S)
-        except _AWAY as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
         return {id: in_hand for id, in_hand in rows}
 
@@ -70,7 +64,7 @@ class Members:
         """These are not there any more, and neither are those who died long ago. Raises BrokerUnreachable."""
         try:
             await self._pool.execute(_SQL.forget_consumers, ids)
-        except _AWAY as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
 
 

@@ -135,8 +135,15 @@ class SuppliedBinder:
         known = self._topic(topic)
         # In our tables first: a broker may make a group of any name by itself.
         await self._memory.is_paused(topic, group)
-        streams = [await self.transport.subscribe(raw, group) for raw in travelling(known)]
-        memory = await self._memory.subscribe(topic, group)
+        streams: list[Stream] = []
+        try:
+            for raw in travelling(known):
+                streams.append(await self.transport.subscribe(raw, group))
+            memory = await self._memory.subscribe(topic, group)
+        except BaseException:
+            # Also when it is cancelled: a consumer that nobody has keeps what the broker gives it.
+            await asyncio.gather(*(stream.close() for stream in streams))
+            raise
         return SuppliedSubscription(
             known.name, group, streams, self._memory, memory, self._wakeups.watch(MESSAGES),
             self._meters.passage(topic, group),
@@ -323,8 +330,10 @@ class SuppliedSubscription:
             with suppress(TimeoutError):
                 async with asyncio.timeout(drain_s):
                     await self._drained.wait()
-        await asyncio.gather(*(ahead.stream.close() for ahead in self._ahead))
-        await self._memory.close(0.0)
+        try:
+            await asyncio.gather(*(ahead.stream.close() for ahead in self._ahead))
+        finally:
+            await self._memory.close(0.0)
 
     # Receiving
 
@@ -506,6 +515,8 @@ class SuppliedSubscription:
                 await self._park(later)
         except BrokerUnreachable as error:
             log.warning("supplied.memory_away", topic=self._topic, group=self._group, error=str(error))
+            # It may answer whoever only reads, as one whose disk is full: these would come again at once, and be refused again.
+            await asyncio.sleep(PAUSE_S)
             await self._start_again({_parcel(delivery).stream for delivery, _ in settled})
             return [False] * len(settled)
         return await self._count_down([delivery for delivery, _ in settled])

@@ -45,6 +45,8 @@ class OrderWorker:
         (group,) = PAYMENT_ORDERS.groups
         binder = await opened(self._broker)
         subscription = await binder.subscribe(PAYMENT_ORDERS.name, group)
+        # What ended without being settled in an earlier run comes again.
+        self._ended.clear()
         settling = asyncio.create_task(self._settle_for_ever(subscription), name="settle orders")
         try:
             while not settling.done():
@@ -99,15 +101,23 @@ class OrderWorker:
             await subscription.settle(ended)
 
     async def _drain(self, subscription: Subscription, settling: "asyncio.Task[None]") -> None:
-        if self._running:
-            await asyncio.wait(self._running, timeout=DRAIN_S)
-        await end_tasks(settling)
-        await self._settle(subscription)
+        """Whatever becomes of what ended, nobody goes on consuming here: the next one to run is a consumer by itself."""
+        try:
+            if self._running:
+                await asyncio.wait(self._running, timeout=DRAIN_S)
+            await end_tasks(settling)
+            await self._settle(subscription)
+        finally:
+            await self._leave(subscription)
+
+    async def _leave(self, subscription: Subscription) -> None:
         for task in self._running:
             task.cancel()
-        await subscription.close(0.0)
-        # Channels that were asked have answered, or said nothing for too long, before what they use is gone.
-        await self._door.stop()
+        try:
+            await subscription.close(0.0)
+        finally:
+            # Channels that were asked have answered, or said nothing for too long, before what they use is gone.
+            await self._door.stop()
 
 
 def _marked(delivery: Delivery, via: str) -> Delivery:

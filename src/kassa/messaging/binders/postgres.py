@@ -13,6 +13,7 @@ from typing import Self
 
 import asyncpg
 
+from kassa.db.away import AWAY
 from kassa.db.queries import load
 from kassa.errors import BrokerUnreachable, InvariantBroken, QueueNotFound
 from kassa.ids import Id
@@ -45,15 +46,6 @@ TRAITS = Traits(
     request_reply=True,
 )  # fmt: skip
 
-_GONE = (
-    OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    # A connection that is lost in the middle of an answer ends so when the pool takes it back (asyncpg 0.32).
-    asyncpg.InternalClientError,
-    asyncpg.OperatorInterventionError,
-    TimeoutError,
-)
 _REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError)
 
 
@@ -127,7 +119,7 @@ class PostgresBinder:
         try:
             async with asyncio.timeout(deadline_s):
                 return await self._send(topic, records)
-        except _GONE as error:
+        except AWAY as error:
             # The commit may have happened before the connection went.
             return [Unknown(type(error).__name__)] * len(records)
 
@@ -170,7 +162,7 @@ class PostgresBinder:
         ]
         try:
             await self._work.park(queue, rows)
-        except _GONE as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
         self._wakeups.touch(MESSAGES)
 
@@ -180,28 +172,28 @@ class PostgresBinder:
         rows = [ParkedMessage(_row(queue, record), attempts, reason) for record, attempts, reason in dead]
         try:
             await self._work.bury_records(queue, rows)
-        except _GONE as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
 
     async def parked_keys(self, topic: str, group: str, keys: Sequence[str]) -> set[str]:
         """Which of these keys have something that waits in the group's queue. Raises BrokerUnreachable."""
         try:
             return await self._work.parked_keys(queue_name(topic, group), keys)
-        except _GONE as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
 
     async def is_empty(self, topic: str, group: str) -> bool:
         """Whether nothing at all waits in the group's queue, nor is in hand from there. Raises BrokerUnreachable."""
         try:
             return await self._work.is_empty(queue_name(topic, group))
-        except _GONE as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
 
     async def is_paused(self, topic: str, group: str) -> bool:
         """Whether the group gets nothing for now. Raises BrokerUnreachable, QueueNotFound."""
         try:
             paused: bool | None = await self._pool.fetchval(_SQL.group_paused, topic, group)
-        except _GONE as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
         if paused is None:
             raise QueueNotFound(topic=topic, group=group)
@@ -211,7 +203,7 @@ class PostgresBinder:
         """Seconds until something in the group's queue is due (≤ 0: now); None when nothing waits."""
         try:
             return await self._work.next_due(queue_name(topic, group))
-        except _GONE as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
 
     async def _send(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
@@ -238,7 +230,7 @@ class PostgresBinder:
         try:
             if group in await self._groups(topic):
                 return
-        except _GONE as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
         raise QueueNotFound(topic=topic, group=group)
 
@@ -274,7 +266,7 @@ class PostgresSubscription:
                 due_s = await self._work.next_due(self._queue)
                 soon_s = POLL_S if due_s is None else min(max(due_s, 0.005), POLL_S)
                 await self._watch.wait(min(soon_s, left_s))
-        except _GONE as error:
+        except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
         return []
 
@@ -299,14 +291,14 @@ class PostgresSubscription:
             done |= await self._work.bury(dead) if dead else set()
             done |= await self._work.retry(failed) if failed else set()
             done |= await self._work.acknowledge(acked) if acked else set()
-        except _GONE:
+        except AWAY:
             pass
         if not self._held:
             self._drained.set()
         return [_message(delivery).id in done for delivery, _ in settled]
 
     async def close(self, drain_s: float) -> None:
-        """Gives back what is still held when the time is over."""
+        """Gives back what is still held when the time is over; what the database does not take back, its lease does."""
         self._is_closed = True
         self._watch.set()
         if self._held:
@@ -315,7 +307,8 @@ class PostgresSubscription:
                 async with asyncio.timeout(drain_s):
                     await self._drained.wait()
         if self._held:
-            await self._work.retry([(message, 0.0, None, False) for message in self._held.values()])
+            with suppress(*AWAY):
+                await self._work.retry([(message, 0.0, None, False) for message in self._held.values()])
             self._held.clear()
 
 
