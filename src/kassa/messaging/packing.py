@@ -5,6 +5,7 @@ Source: CloudEvents 1.0.2, "JSON batch format" (https://github.com/cloudevents/s
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
@@ -21,6 +22,8 @@ ENVELOPE_BYTES_MAX = 256 * 1024
 ID, KEY, PRIORITY, HOME = "kassa-id", "kassa-key", "kassa-priority", "kassa-home"
 """Headers beside a record that travels by itself."""
 JSON_TYPE = "application/json"
+_STAMPED = ("x-delivery-count", "x-acquired-count", "x-death", "x-first-death-", "x-last-death-", "x-opt-")
+"""Headers that begin so are the broker's: they change when a message is given out again."""
 _PRIORITY = Record._field_defaults["priority"]
 
 
@@ -73,11 +76,23 @@ def single(record: Record) -> Packet:
 
 def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     headers = packet.headers.copy()
-    id = headers.pop(ID, "") or headers.get("ce-id", "") or packet.id or new_name()
+    id = headers.pop(ID, "") or headers.get("ce-id", "") or strangers_id(packet) or new_name()
     key = headers.pop(KEY, packet.key)
     priority = min(_number(headers.pop(PRIORITY), _PRIORITY), 9) if PRIORITY in headers else _PRIORITY
     home = _number(headers.pop(HOME), 0) if HOME in headers else 0
     return Record(id, key, packet.body, headers, priority, 0.0, home)
+
+
+def strangers_id(packet: Packet) -> str:
+    """What a packet is named by somebody who may give the same id to all of his, or share it with others; '' if by nobody.
+
+    Its id, and a digest of all else that he said: the same packet has the same each time it comes, and no other one has it.
+    """
+    if not packet.id:
+        return ""
+    said = sorted([name, text] for name, text in packet.headers.items() if not name.startswith(_STAMPED))
+    digest = hashlib.sha256(repr((packet.key, said)).encode(errors="backslashreplace") + packet.body)
+    return f"{packet.id}.{digest.hexdigest()[:32]}"
 
 
 def _number(text: str, default: int) -> int:

@@ -33,7 +33,7 @@ from kassa.messaging.model import (
     RetryAfter,
     Settlement,
 )
-from kassa.messaging.packing import Packed, Undecodable, pack, unpack
+from kassa.messaging.packing import Packed, Undecodable, pack, strangers_id, unpack
 from kassa.messaging.topology import Topic, class_of, of_class, travelling
 from kassa.messaging.transport import Stream, Transport
 from kassa.messaging.wake import MESSAGES, POLL_S, Watch
@@ -553,7 +553,7 @@ class SuppliedSubscription:
     async def _bury_whole(self, stream: Stream, arrival: Arrival, reason: str) -> None:
         """A packet that nobody can read is one dead letter, as it came."""
         packet = arrival.packet
-        record = Record(packet.id or new_id(), "", packet.body, packet.headers)
+        record = Record(strangers_id(packet) or new_id(), "", packet.body, packet.headers)
         log.warning("supplied.undecodable", topic=self._topic, group=self._group, packet=packet.id, reason=reason)
         try:
             await self._tables.bury(self._topic, self._group, [(record, 1, reason)])

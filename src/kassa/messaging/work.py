@@ -332,7 +332,8 @@ class MessageWork:
         )
 
     async def bury_records(self, topic: str, dead: Sequence[ParkedMessage]) -> None:
-        """Records of a broker that were given up: to the dead letters."""
+        """Records of a broker that were given up: to the dead letters. One that came twice at once is one."""
+        dead = list({one.message.id: one for one in dead}.values())
         await self._pool.execute(
             _SQL.bury_records,
             [one.message.id for one in dead],

@@ -124,3 +124,39 @@ def test_message_of_somebody_who_never_heard_of_kassa_is_a_record() -> None:
     (record,) = unpack(Packet("", "", b'{"order_id": "1"}', {"kassa-priority": "many"}), lambda: "fresh")
 
     assert record == Record("fresh", "", b'{"order_id": "1"}', {}, 4)
+
+
+STRANGERS = Packet("1", "", b"{}", {"correlation-id": "a", "x": "1"})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Packet("1", "", b"{ }", {"correlation-id": "a", "x": "1"}),
+        Packet("1", "", b"{}", {"correlation-id": "b", "x": "1"}),
+        Packet("1", "", b"{}", {"correlation-id": "a", "x": "2"}),
+        Packet("1", "", b"{}", {"correlation-id": "a"}),
+        Packet("1", "k", b"{}", {"correlation-id": "a", "x": "1"}),
+        Packet("2", "", b"{}", {"correlation-id": "a", "x": "1"}),
+    ],
+    ids=["body", "correlation id", "header", "fewer headers", "key", "id"],
+)
+def test_other_message_under_an_id_that_a_stranger_gave_is_another_record(other: Packet) -> None:
+    assert unpack(other, never)[0].id != unpack(STRANGERS, never)[0].id
+
+
+@pytest.mark.parametrize(
+    "stamped", [{}, {"x-delivery-count": "3"}, {"x-death": "[]", "x-first-death-reason": "rejected"}]
+)
+def test_strangers_message_that_comes_again_is_the_same_record(stamped: dict[str, str]) -> None:
+    again = Packet("1", "", b"{}", {**stamped, "x": "1", "correlation-id": "a"})
+
+    assert unpack(again, never)[0].id == unpack(STRANGERS, never)[0].id
+    assert unpack(STRANGERS, never)[0].id.startswith("1.")
+
+
+def test_id_of_kassa_or_of_an_event_stays_as_it_is() -> None:
+    (ours,) = unpack(Packet("1", "", b"{}", {"kassa-id": "r-1"}), never)
+    (event,) = unpack(Packet("1", "", b"{}", {"ce-id": "evt_1"}), never)
+
+    assert (ours.id, event.id) == ("r-1", "evt_1")
