@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kassa.messaging.consumer import Unavailable
     from kassa.messaging.library import Message, Messaging, NoReply, Reject
     from kassa.messaging.topology import Topic
 
-__all__ = ["Message", "Messaging", "NoReply", "Reject", "Topic"]
+__all__ = ["Message", "Messaging", "NoReply", "Reject", "Topic", "Unavailable"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,8 +19,10 @@ priorities are those of Kassa, whatever the broker.
 
 import asyncio
 import random
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -34,6 +36,8 @@ from kassa.errors import InvariantBroken, KassaError, Retry, SettingInvalid
 from kassa.ids import Id, new_id
 from kassa.messaging import outbox
 from kassa.messaging.binder import Binder, Resources, Subscription
+from kassa.messaging.breaker import Breaker
+from kassa.messaging.consumer import PAUSE_S, Unavailable
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, Record, RetryAfter, Settlement
 from kassa.messaging.order import in_waves
@@ -51,11 +55,16 @@ log = structlog.get_logger("kassa.messaging")
 
 BATCH = 100
 WAIT_S = 5.0
-INBOX_KEEP = timedelta(days=8)
-"""Longer than any broker here keeps a record that was not settled, and than a person waits to replay dead letters."""
+INBOX_KEEP_MAX = timedelta(days=3650)
 TIDY_S = 3600.0
 ASKER = "asker"
 """The group that receives a service's answers."""
+NEEDS_MAX = 10_000
+"""Messages of which is known whom they wait for; of others it is learnt again with one try each."""
+SPREAD = 0.2
+"""What waits for one destination comes back so much apart, so that the first ones tell for the others."""
+_handled: ContextVar[Any] = ContextVar("kassa_handled", default=None)
+"""The connection of the handler that runs. Its end wakes the relay, so what it sends needs no NOTIFY."""
 
 
 class Message(NamedTuple):
@@ -80,7 +89,7 @@ class Message(NamedTuple):
 
 Handler = Callable[[Message, Any], Awaitable[None]]
 """Called in a transaction, with its connection. What it raises rolls it back; the message comes again by the ladder, or is
-dead at once for `Reject`."""
+dead at once for `Reject`, or put off for `Unavailable`."""
 Transaction = Callable[[], AbstractAsyncContextManager[Any]]
 """A transaction of the service's own: gives the connection, commits at the end, rolls back on an exception."""
 
@@ -108,11 +117,21 @@ class Messaging:
 
     def __init__(
         self, broker: str, database_url: str, *, topics: Iterable[Topic] = (), name: str = "service",
-        transaction: Transaction | None = None, provision: bool = True,
+        transaction: Transaction | None = None, provision: bool = True, inbox_keep: timedelta = outbox.INBOX_KEEP,
+        notify: bool = True,
     ) -> None:  # fmt: skip
         """broker: as for `kassa up --broker`, or `memory`. topics: those of the service, beside Kassa's own. name: of the
         service; its replies come to a queue of that name. transaction: opens the service's own transactions, e.g.
-        `engine.begin` of SQLAlchemy; else asyncpg's. provision: whether topics are made when they are missing."""
+        `engine.begin` of SQLAlchemy; else asyncpg's. provision: whether topics are made when they are missing. inbox_keep: how
+        long it is remembered what was handled, 8 days or more: longer than the broker may bring it again. notify: whether a
+        commit wakes the relay; False where transactions are prepared (PREPARE TRANSACTION), which PostgreSQL then refuses.
+        Raises SettingInvalid."""
+        if not outbox.INBOX_KEEP <= inbox_keep <= INBOX_KEEP_MAX:
+            raise SettingInvalid(
+                f"What was handled is remembered for {outbox.INBOX_KEEP.days} days or more, at most {INBOX_KEEP_MAX.days}: events "
+                "that old may come again.",
+                name="inbox_keep",
+            )
         self._broker_url = broker
         self._database_url = database_url
         own = tuple(topics)
@@ -122,9 +141,15 @@ class Messaging:
         self._name = name
         self._transaction = transaction
         self._provision = provision
+        self._inbox_keep = inbox_keep
+        self._bell = outbox.Bell() if notify else None
+        self._breaker = Breaker()
+        self._needs: OrderedDict[tuple[str, str], str] = OrderedDict()
+        """Whom a message of a group waits for; the latest ones."""
         self.meters = Meters()
         """What passes, per topic and group. For Prometheus: `registry.register(QueueCollector(messaging.meters))`, from
         `kassa.observability.meters`."""
+        self.meters.watch_breaker(name, self._breaker)
         self._consumers: list[_Consumer] = []
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._asking = asyncio.Lock()
@@ -215,11 +240,7 @@ class Messaging:
         without one the message is committed here. Messages of one key arrive in the order of their commits.
         """
         message = self._outgoing(topic, body, key, type, headers, priority, delay_s)
-        if connection is None:
-            await outbox.insert(self._started_pool(), message)
-        else:
-            await outbox.insert(connection, message)
-        self._wake()
+        await self._put(message, connection)
         return message.id
 
     def send_now(
@@ -228,7 +249,7 @@ class Messaging:
     ) -> str:  # fmt: skip
         """Like `send`, for a transaction of psycopg 3 or SQLAlchemy that is not async."""
         message = self._outgoing(topic, body, key, type, headers, priority, delay_s)
-        outbox.insert_now(connection, message)
+        outbox.insert_now(connection, message, wakes=self._rings())
         return message.id
 
     async def request(
@@ -258,8 +279,18 @@ class Messaging:
         answer = outbox.outgoing(
             "", body, key="", type="", headers=headers, priority=4, delay_s=0.0
         )._replace(topic=reply_queue(self._name))  # fmt: skip
-        await outbox.insert(self._started_pool() if connection is None else connection, answer)
-        self._wake()
+        await self._put(answer, connection)
+
+    async def _put(self, message: outbox.Outgoing, connection: Any) -> None:
+        """Into the outbox; the relay is woken when it is committed, whoever does that."""
+        if connection is None:
+            await outbox.insert(self._started_pool(), message)
+            self._wake()
+        else:
+            await outbox.insert(connection, message, wakes=connection is not _handled.get() and self._rings())
+
+    def _rings(self) -> bool:
+        return self._bell is not None and self._bell.rings()
 
     # Receiving
 
@@ -304,10 +335,16 @@ class Messaging:
         message = _message(delivery, consumer.topic)
         if consumer.types and message.type not in consumer.types:
             return Ack()
+        waits_for = self._needs.get((consumer.group, message.id))
+        if waits_for is not None and (wait_s := self._breaker.wait_s(waits_for, _now())):
+            return _put_off(wait_s, f"{waits_for} is away")
         try:
             async with (consumer.transaction or self._own_transaction)() as connection:
                 if await outbox.note(connection, consumer.group, message.id):
+                    _handled.set(connection)
                     await consumer.handler(message, connection)
+        except Unavailable as away:
+            return self._is_away(consumer.group, message.id, away)
         except (Reject, msgspec.DecodeError) as error:
             return Dead(f"{type(error).__name__}: {error}")
         except Exception as error:
@@ -316,8 +353,23 @@ class Messaging:
             delay_s = message_delay(delivery.attempts + 1, random.random())
             reason = f"{type(error).__name__}: {error}"
             return Dead(reason) if delay_s is None else RetryAfter(delay_s, reason)
+        if waits_for is not None:
+            self._needs.pop((consumer.group, message.id), None)
+            self._breaker.succeeded(waits_for)
         self._wake()
         return Ack()
+
+    def _is_away(self, group: str, message: str, away: Unavailable) -> RetryAfter:
+        """Puts a message off and notes whom it waits for: it is not tried again while that one is left alone."""
+        log.warning("messaging.away", group=group, message=message, destination=away.destination, reason=str(away))
+        self._needs[group, message] = away.destination
+        self._needs.move_to_end((group, message))
+        if len(self._needs) > NEEDS_MAX:
+            self._needs.popitem(last=False)
+        if not self._breaker.wait_s(away.destination, _now()):
+            # Many are tried side by side: those that fail after it was left alone tell nothing new.
+            self._breaker.failed(away.destination, _now())
+        return _put_off(max(PAUSE_S, self._breaker.wait_s(away.destination, _now())), str(away))
 
     @asynccontextmanager
     async def _own_transaction(self) -> AsyncIterator[Any]:
@@ -394,8 +446,16 @@ class Messaging:
     async def _tidy(self) -> None:
         """Forgets inbox keys that nothing can bring back."""
         while True:
-            await self._started_pool().execute("DELETE FROM inbox WHERE at < now() - $1::interval", INBOX_KEEP)
+            await self._started_pool().execute("DELETE FROM inbox WHERE at < now() - $1::interval", self._inbox_keep)
             await asyncio.sleep(TIDY_S)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _put_off(delay_s: float, reason: str) -> RetryAfter:
+    return RetryAfter(delay_s * (1.0 + SPREAD * random.random()), reason, counts=False)
 
 
 def _key(delivery: Delivery) -> str | None:

@@ -5,6 +5,7 @@ says by its class whose it is.
 """
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -12,17 +13,46 @@ from typing import Any, NamedTuple
 from kassa.errors import SettingInvalid
 from kassa.ids import new_id
 from kassa.messaging.tables import SCHEMA
+from kassa.messaging.wake import CHANNEL, COALESCE_S, MESSAGES
 
 PREFIX = "outbox:"
 """Queues in which messages wait for the relay, one per topic."""
+INBOX_KEEP = timedelta(days=8)
+"""How long a service remembers what it handled, at least: longer than any broker here keeps a record by default."""
 _INSERT = (
     f"INSERT INTO {SCHEMA}.message (id, home, topic, key, priority, due, created_at, headers, body) "
     "VALUES ({0}, 0, {1}, {2}, {3}, {4}, {5}, {6}, {7})"
 )
+_WAKES = f"{_INSERT} RETURNING pg_notify('{CHANNEL}', '{MESSAGES}')"
+"""PostgreSQL says it when the transaction commits, once however often it was asked for, and never if it rolls back."""
 _INBOX = (
     f"INSERT INTO {SCHEMA}.inbox (group_name, record, at) VALUES ({{0}}, {{1}}, {{2}}) ON CONFLICT DO NOTHING "
     "RETURNING record"
 )
+
+
+WAKES_PER_S = 1 / COALESCE_S
+"""Commits with a NOTIFY wait for each other, with their flush to the disk: so many a second of a process, and as many at once, are
+no burden. Where there are more, one of them is never far."""
+
+
+class Bell:
+    """Which sends wake the relay with their commit: each where little happens, some of them under load."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._left = WAKES_PER_S
+        self._at = clock()
+
+    def rings(self) -> bool:
+        """Whether the next one does. Threads may ask side by side: one more or less is no matter."""
+        now = self._clock()
+        self._left = min(WAKES_PER_S, self._left + (now - self._at) * WAKES_PER_S)
+        self._at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
 
 
 class Outgoing(NamedTuple):
@@ -55,14 +85,14 @@ def outgoing(
     return Outgoing(id, PREFIX + topic, key, priority, due, now, json.dumps(sent), data)
 
 
-async def insert(connection: Any, message: Outgoing) -> None:
-    """Puts a message into the outbox in the connection's transaction."""
-    await _asynchronous(connection)(_INSERT, message)
+async def insert(connection: Any, message: Outgoing, *, wakes: bool = False) -> None:
+    """Puts a message into the outbox in the connection's transaction. wakes: whether its commit wakes the relay."""
+    await _asynchronous(connection)(_WAKES if wakes else _INSERT, message)
 
 
-def insert_now(connection: Any, message: Outgoing) -> None:
+def insert_now(connection: Any, message: Outgoing, *, wakes: bool = False) -> None:
     """The same for a connection that is not async."""
-    _synchronous(connection)(_INSERT, message)
+    _synchronous(connection)(_WAKES if wakes else _INSERT, message)
 
 
 async def note(connection: Any, group: str, record: str) -> bool:
@@ -73,26 +103,27 @@ async def note(connection: Any, group: str, record: str) -> bool:
 Run = Callable[[str, Sequence[Any]], Any]
 
 
-def _asynchronous(connection: Any) -> Callable[[str, Sequence[Any]], Awaitable[Sequence[Any]]]:
+def _asynchronous(connection: Any) -> Callable[[str, Sequence[Any]], Awaitable[int]]:
+    """Runs a statement; says how many rows it made. They are not read where the service says what becomes of rows."""
     match _driver(connection):
         case "asyncpg":
 
-            async def run(sql: str, values: Sequence[Any]) -> Sequence[Any]:
+            async def run(sql: str, values: Sequence[Any]) -> int:
                 numbered = sql.format(*(f"${place + 1}" for place in range(len(values))))
-                rows: Sequence[Any] = await connection.fetch(numbered, *values)
-                return rows
+                return len(await connection.fetch(numbered, *values))
 
         case "psycopg":
 
-            async def run(sql: str, values: Sequence[Any]) -> Sequence[Any]:
+            async def run(sql: str, values: Sequence[Any]) -> int:
                 cursor = await connection.execute(sql.format(*["%s"] * len(values)), tuple(values))
-                return await cursor.fetchall() if cursor.description else ()
+                made: int = cursor.rowcount
+                return made
 
         case _:
 
-            async def run(sql: str, values: Sequence[Any]) -> Sequence[Any]:
+            async def run(sql: str, values: Sequence[Any]) -> int:
                 result = await connection.execute(*_named(sql, values))
-                return result.all() if result.returns_rows else ()
+                return len(result.all()) if result.returns_rows else 0
 
     return run
 

@@ -17,7 +17,7 @@ from kassa.messaging.ladder import message_delay
 from kassa.messaging.log import Halt, root_name
 from kassa.messaging.model import Confirmed, Failed, LogRecord, Receipt, Record, Unknown
 from kassa.messaging.order import in_waves
-from kassa.messaging.wake import MESSAGES, Wakeups
+from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups
 from kassa.messaging.work import ClaimedMessage, MessageWork
 from kassa.observability.meters import Meters
 
@@ -28,6 +28,8 @@ RESENDS_MAX = 3
 """Tries at once for what is not known to have arrived; then the relay stops for a moment."""
 BATCH = 100
 PAUSE_S = 1.0
+AGAIN_S = (0.025, 0.05, 0.1)
+"""After work the relay looks again after these pauses: under load not every commit wakes it (outbox.Bell)."""
 SOURCE = "kassa"
 
 
@@ -112,9 +114,12 @@ class MessageRelay:
 
     async def run(self) -> None:
         """Until it is cancelled."""
+        pauses_s = iter(AGAIN_S)
         while True:
-            if not await self.step():
-                await self._watch.wait()
+            if await self.step():
+                pauses_s = iter(AGAIN_S)
+            else:
+                await self._watch.wait(next(pauses_s, POLL_S))
 
     async def step(self) -> int:
         """One batch; says how many messages it had."""

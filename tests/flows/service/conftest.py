@@ -24,6 +24,11 @@ class Shop:
         self.pool = pool
         self.topic = Topic(f"shop-{new_id()[-12:]}", (), "Orders of the shop.")
 
+    @property
+    def sqlalchemy_url(self) -> str:
+        """For an engine of SQLAlchemy with asyncpg."""
+        return self.database_url.replace("postgresql://", "postgresql+asyncpg://")
+
     def messaging(self, **options: Any) -> Messaging:
         return Messaging(self.broker, self.database_url, topics=[self.topic], name=f"s{new_id()[-8:]}", **options)
 
@@ -38,9 +43,23 @@ async def shop(request: pytest.FixtureRequest, empty_database_url: str) -> Async
     if broker == "zeromq":
         # The first service is the hub, and the others have to find it.
         broker = f"zeromq://127.0.0.1:{free_port()}"
-    async with asyncpg.create_pool(empty_database_url, min_size=1, max_size=4) as pool:
+    async with shop_at(broker, empty_database_url) as shop:
+        yield shop
+
+
+@pytest.fixture
+async def shop_alone(empty_database_url: str) -> AsyncIterator[Shop]:
+    """Where only the service's own database matters."""
+    async with shop_at("memory", empty_database_url) as shop:
+        yield shop
+
+
+@asynccontextmanager
+async def shop_at(broker: str, database_url: str) -> AsyncIterator[Shop]:
+    """A shop with its table."""
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=4) as pool:
         await pool.execute("CREATE TABLE orders (place bigint GENERATED ALWAYS AS IDENTITY, number text NOT NULL)")
-        yield Shop(broker, empty_database_url, pool)
+        yield Shop(broker, database_url, pool)
 
 
 @asynccontextmanager

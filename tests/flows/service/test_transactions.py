@@ -1,0 +1,284 @@
+"""What a service sends and does belongs to its own transaction, whatever its driver: all of it or nothing, and at once.
+
+Only the service's database matters here, so one broker is enough.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from flows.service.conftest import Shop, running, until
+from kassa.errors import SettingInvalid
+from kassa.messaging import Message, Messaging, outbox, relay
+from kassa.messaging.library import INBOX_KEEP_MAX
+from kassa.messaging.outbox import INBOX_KEEP, WAKES_PER_S, Bell
+from kassa.messaging.tables import SCHEMA
+
+HOUR_S = 3600.0
+SETTLED_S = 0.6
+"""By then the relay has looked, and looked again after work."""
+
+Begin = Callable[[], AbstractAsyncContextManager[Any]]
+"""Opens a transaction and gives what sends in it."""
+
+
+class Broken(Exception):
+    """What goes wrong in a transaction."""
+
+
+def taking_orders(shop: Shop) -> Messaging:
+    messaging = shop.messaging()
+
+    @messaging.consumer(shop.topic.name, group="books")
+    async def take(message: Message, connection: Any) -> None:
+        await connection.execute("INSERT INTO orders (number) VALUES ($1)", message.json()["number"])
+
+    return messaging
+
+
+@asynccontextmanager
+async def asyncpg_transaction(shop: Shop) -> AsyncIterator[Any]:
+    async with shop.pool.acquire() as connection, connection.transaction():
+        yield connection
+
+
+@asynccontextmanager
+async def psycopg_transaction(shop: Shop) -> AsyncIterator[Any]:
+    async with await psycopg.AsyncConnection.connect(shop.database_url) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def core_transaction(shop: Shop) -> AsyncIterator[Any]:
+    engine = create_async_engine(shop.sqlalchemy_url)
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def session_transaction(shop: Shop) -> AsyncIterator[Any]:
+    engine = create_async_engine(shop.sqlalchemy_url)
+    try:
+        async with AsyncSession(engine) as session, session.begin():
+            yield session
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def blocking_psycopg_transaction(shop: Shop) -> AsyncIterator[Any]:
+    with psycopg.connect(shop.database_url) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def blocking_core_transaction(shop: Shop) -> AsyncIterator[Any]:
+    engine = sqlalchemy.create_engine(shop.database_url.replace("postgresql://", "postgresql+psycopg://"))
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+WAYS = [
+    asyncpg_transaction,
+    psycopg_transaction,
+    core_transaction,
+    session_transaction,
+    blocking_psycopg_transaction,
+    blocking_core_transaction,
+]
+
+
+async def send(messaging: Messaging, topic: str, number: str, connection: Any) -> None:
+    """As a service of this kind sends."""
+    if isinstance(connection, psycopg.Connection | sqlalchemy.Connection):
+        messaging.send_now(topic, {"number": number}, key="k", connection=connection)
+    else:
+        await messaging.send(topic, {"number": number}, key="k", connection=connection)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_was_sent_in_a_transaction_that_rolls_back_is_never_sent(
+    shop_alone: Shop, way: Callable[[Shop], AbstractAsyncContextManager[Any]]
+) -> None:
+    shop, messaging = shop_alone, taking_orders(shop_alone)
+    async with running(messaging):
+        with pytest.raises(Broken):
+            async with way(shop) as connection:
+                await send(messaging, shop.topic.name, "never", connection)
+                raise Broken
+        async with way(shop) as connection:
+            await send(messaging, shop.topic.name, "1", connection)
+
+        async def is_empty() -> bool:
+            return bool(await shop.pool.fetchval(f"SELECT count(*) = 0 FROM {SCHEMA}.message"))
+
+        await until(lambda: has(shop, ["1"]))
+        await until(is_empty)
+
+    # The same key: what was sent before would be there before.
+    assert await shop.orders() == ["1"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_commit_wakes_the_relay(
+    shop_alone: Shop, way: Callable[[Shop], AbstractAsyncContextManager[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay does not look by itself for an hour, and has looked in vain before the commit."""
+    monkeypatch.setattr(relay, "POLL_S", HOUR_S)
+    shop, messaging = shop_alone, taking_orders(shop_alone)
+    async with running(messaging):
+        async with way(shop) as connection:
+            await send(messaging, shop.topic.name, "1", connection)
+            await asyncio.sleep(SETTLED_S)
+            assert await shop.orders() == []
+
+        await until(lambda: has(shop, ["1"]), timeout_s=60.0)
+
+
+async def test_service_that_runs_elsewhere_wakes_the_relay(shop_alone: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a web server's process does, which only sends: nothing is started there."""
+    monkeypatch.setattr(relay, "POLL_S", HOUR_S)
+    shop, messaging, elsewhere = shop_alone, taking_orders(shop_alone), shop_alone.messaging()
+
+    def sell() -> None:
+        with psycopg.connect(shop.database_url) as connection:
+            elsewhere.send_now(shop.topic.name, {"number": "1"}, connection=connection)
+
+    async with running(messaging):
+        await asyncio.sleep(SETTLED_S)
+        await asyncio.to_thread(sell)
+
+        await until(lambda: has(shop, ["1"]), timeout_s=60.0)
+
+
+async def test_what_a_handler_sends_leaves_with_its_commit(shop_alone: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "POLL_S", HOUR_S)
+    shop = shop_alone
+    messaging = shop.messaging()
+
+    @messaging.consumer(shop.topic.name, group="chain")
+    async def take(message: Message, connection: Any) -> None:
+        number = message.json()["number"]
+        await connection.execute("INSERT INTO orders (number) VALUES ($1)", str(number))
+        if number < 3:
+            await messaging.send(shop.topic.name, {"number": number + 1}, connection=connection)
+            await asyncio.sleep(SETTLED_S)
+
+    async with running(messaging):
+        await messaging.send(shop.topic.name, {"number": 1})
+
+        await until(lambda: has(shop, ["1", "2", "3"]), timeout_s=60.0)
+
+
+async def test_transaction_can_be_prepared_where_commits_do_not_notify(shop_alone: Shop) -> None:
+    """PostgreSQL refuses PREPARE TRANSACTION after a NOTIFY."""
+    shop = shop_alone
+    loud, quiet = shop.messaging(), shop.messaging(notify=False)
+    async with loud:
+        with psycopg.connect(shop.database_url) as connection:
+            if connection.execute("SHOW max_prepared_transactions").fetchone() == ("0",):
+                pytest.skip("this server prepares no transactions")
+
+        def prepare(messaging: Messaging) -> None:
+            with psycopg.connect(shop.database_url) as connection:
+                connection.tpc_begin(connection.xid(1, shop.topic.name, "shop"))
+                messaging.send_now(shop.topic.name, {"number": "1"}, connection=connection)
+                connection.tpc_prepare()
+                connection.tpc_rollback()
+
+        with pytest.raises(psycopg.Error, match="NOTIFY"):
+            prepare(loud)
+        prepare(quiet)
+
+
+@pytest.mark.parametrize("way", [asyncpg_transaction, psycopg_transaction, core_transaction])
+async def test_handler_that_fails_leaves_neither_effect_nor_inbox_row(
+    shop_alone: Shop, way: Callable[[Shop], AbstractAsyncContextManager[Any]]
+) -> None:
+    shop = shop_alone
+    messaging = shop.messaging(transaction=partial(way, shop))
+    left: list[tuple[int, int]] = []
+
+    @messaging.consumer(shop.topic.name, group="books")
+    async def take(message: Message, connection: Any) -> None:
+        # What the tries before this one left behind, seen from outside.
+        left.append(await rows(shop))
+        statement = "INSERT INTO orders (number) VALUES ('1')"
+        await connection.execute(sqlalchemy.text(statement) if way is core_transaction else statement)
+        if len(left) < 3:
+            raise Broken
+
+    async with running(messaging):
+        await messaging.send(shop.topic.name, {})
+        await until(lambda: has(shop, ["1"]))
+        await asyncio.sleep(SETTLED_S)
+
+    assert left == [(0, 0)] * 3
+    assert await rows(shop) == (1, 1)
+
+
+async def rows(shop: Shop) -> tuple[int, int]:
+    """Effects and inbox rows that are committed."""
+    row = await shop.pool.fetchrow(f"SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM {SCHEMA}.inbox)")
+    return row[0], row[1]
+
+
+async def has(shop: Shop, numbers: list[str]) -> bool:
+    return sorted(await shop.orders()) == sorted(numbers)
+
+
+async def test_service_remembers_as_long_as_it_is_told(shop_alone: Shop) -> None:
+    shop = shop_alone
+    old = INBOX_KEEP + INBOX_KEEP / 2
+
+    async def remembers() -> int:
+        count: int = await shop.pool.fetchval(f"SELECT count(*) FROM {SCHEMA}.inbox")
+        return count
+
+    async with shop.messaging(inbox_keep=2 * INBOX_KEEP) as messaging:
+        assert await outbox.note(messaging._started_pool(), "books", "r-1")
+        await shop.pool.execute(f"UPDATE {SCHEMA}.inbox SET at = now() - $1::interval", old)
+    async with shop.messaging(inbox_keep=2 * INBOX_KEEP):
+        await asyncio.sleep(SETTLED_S)
+        assert await remembers() == 1
+    async with shop.messaging():
+        await until(lambda: is_zero(remembers))
+
+
+async def is_zero(count: Callable[[], Any]) -> bool:
+    return bool(await count() == 0)
+
+
+@pytest.mark.parametrize("keep", [INBOX_KEEP / 2, -INBOX_KEEP, INBOX_KEEP_MAX * 2])
+def test_service_that_would_forget_too_soon_or_never_is_refused(keep: Any) -> None:
+    with pytest.raises(SettingInvalid, match="8 days"):
+        Messaging("memory", "postgresql://nowhere/shop", inbox_keep=keep)
+
+
+def test_bell_rings_for_each_where_little_happens_and_for_some_under_load() -> None:
+    now = 0.0
+
+    def clock() -> float:
+        return now
+
+    bell = Bell(clock)
+    first = sum(bell.rings() for _ in range(1000))
+    now += 0.5
+    later = sum(bell.rings() for _ in range(1000))
+    now += HOUR_S
+    after_rest = sum(bell.rings() for _ in range(1000))
+
+    assert (first, later, after_rest) == (WAKES_PER_S, WAKES_PER_S / 2, WAKES_PER_S)
