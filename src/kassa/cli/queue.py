@@ -20,7 +20,7 @@ from kassa.cli.watch import Line, Picture, document, lasting, picture
 from kassa.errors import QueueNotFound
 from kassa.messaging.activity import PUBLISH_S, Flows, counted
 from kassa.messaging.brokers import Brokers, Named, read_brokers
-from kassa.messaging.queues import Dead, Peeked, Purged, Queue, Queues, Waiting
+from kassa.messaging.queues import AGAIN_MAX, Dead, Peeked, Purged, Queue, Queues, Waiting
 from kassa.messaging.topology import PAYMENT_ORDERS
 
 UNREAD_S = 10.0
@@ -158,7 +158,16 @@ def dead(
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 @click.option("--from", "died_from", type=TIMES, help="Those that died since (UTC).")
 @click.option("--to", "died_to", type=TIMES, help="Those that died before (UTC).")
-@click.option("--since", type=TIMES, help="Of relay:BROKER:TOPIC: every event since (UTC), out of the event log.")
+@click.option(
+    "--since",
+    type=TIMES,
+    help=f"Of relay:BROKER:TOPIC: every event since (UTC, at most {AGAIN_MAX.days} days ago), out of the event log.",
+)
+@click.option(
+    "--beyond-inboxes",
+    is_flag=True,
+    help="With --since: also events so old that services may have forgotten that they handled them, and do it again.",
+)
 @click.option(
     "--rate", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="At most so many a second."
 )
@@ -170,6 +179,7 @@ def replay(
     died_from: datetime | None,
     died_to: datetime | None,
     since: datetime | None,
+    beyond_inboxes: bool,
     rate: int,
     brokers: tuple[str, ...],
     directory: str | None,
@@ -183,16 +193,18 @@ def replay(
     which = bool(names) or everything or died_from is not None or died_to is not None
     if which == (since is not None):
         raise click.UsageError("Say which: ids, --from, --to, or --all; or --since, of a relay.")
+    if beyond_inboxes and since is None:
+        raise click.UsageError("--beyond-inboxes goes with --since.")
 
     async def work(queues: Queues, app: Any) -> int:
         if since is not None:
-            return await queues.send_again(name, since.replace(tzinfo=UTC))
+            return await queues.send_again(name, since.replace(tzinfo=UTC), beyond_inboxes=beyond_inboxes)
         return await queues.replay(
             name, ids=names or None, died_from=_utc(died_from), died_to=_utc(died_to), per_second=rate
         )
 
     replayed = at_queues(Place(directory, database_url, brokers), work)
-    says = "put back" if since is None else "events are sent again; who has them drops them"
+    says = "put back" if since is None else "events are sent again; whoever remembers one drops it"
     show({"replayed": replayed}, as_json, lambda: print(f"{replayed} {says}."))
 
 

@@ -29,6 +29,7 @@ from kassa.messaging.brokers import OURS, Broker, Brokers
 from kassa.messaging.log import LogGroup, event_body
 from kassa.messaging.metered import MeteredBinder
 from kassa.messaging.model import Place
+from kassa.messaging.outbox import INBOX_KEEP
 from kassa.messaging.replies import reply_queue
 from kassa.messaging.topology import EVENTS, PAYMENT_ORDERS
 from kassa.messaging.wake import EVENTS as NEW_EVENTS
@@ -42,6 +43,9 @@ BROKER_S = 5.0
 PURGE_S = 300.0
 HOLDER = Id("0000000000007000800000006f707200")
 """Holds the log groups that are paused; no process has this name."""
+AGAIN_MAX = INBOX_KEEP / 2
+"""Events older than this are not sent again unasked. Half of the time for which services remember: a repeat may wait as long again
+at a broker, for a service that is down."""
 _RELAY = "relay:"
 
 Kind = Literal["group", "outbox", "log"]
@@ -232,13 +236,23 @@ class Queues:
         self._wakeups.touch(MESSAGES)
         return replayed
 
-    async def send_again(self, name: str, since: datetime) -> int:
+    async def send_again(self, name: str, since: datetime, *, beyond_inboxes: bool = False) -> int:
         """Sends every event since then to a broker again, out of the event log and under the same ids: for what the broker has
-        confirmed and somebody has taken from it since. Says how many. Raises QueueNotFound, RequestInvalid for what is no relay.
+        confirmed and somebody has taken from it since. Says how many.
+
+        beyond_inboxes: also what is older than AGAIN_MAX, though a service may handle it twice. Raises QueueNotFound,
+        RequestInvalid for what is no relay, and for what is older.
         """
         queue = await self.one(name)
         if queue.kind != "log" or not name.startswith(_RELAY):
             raise _invalid("since", f"{name} is no relay:BROKER:TOPIC, and only events are kept for good")
+        if not beyond_inboxes and since < await self._pool.fetchval(_SQL.database_time) - AGAIN_MAX:
+            raise _invalid(
+                "since",
+                f"only the last {AGAIN_MAX.days} days are sent again unasked. Services with kassa.messaging remember what they "
+                f"handled for {INBOX_KEEP.days} days, and what is older could have its effect twice in them. If none of those "
+                "that get this topic minds, say so: --beyond-inboxes, or beyond_inboxes over HTTP",
+            )
         unread = await LogGroup(self._pool, name).rewind(since)
         self._wakeups.touch(NEW_EVENTS)
         return unread

@@ -106,6 +106,9 @@ class ReplayBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     died_from: Annotated[datetime, Meta(tz=True)] | None = None
     died_to: Annotated[datetime, Meta(tz=True)] | None = None
     since: Annotated[datetime, Meta(tz=True, description="Of relay:BROKER:TOPIC: every event since")] | None = None
+    beyond_inboxes: Annotated[
+        bool, Meta(description="With `since`: also events that services may have forgotten, and then handle twice")
+    ] = False
     limit: Annotated[int, Meta(ge=1, le=REPLAY_MAX)] = 1000
     per_second: Annotated[int, Meta(ge=100, le=100_000, description="At most so many a second")] = 1000
 
@@ -174,14 +177,16 @@ class QueueRoutes:
         which = body.ids is not None or body.all or body.died_from is not None or body.died_to is not None
         if which == (body.since is not None):
             raise refused("all", "say which: ids, died_from, died_to, or all; or since, of a relay")
+        if body.beyond_inboxes and body.since is None:
+            raise refused("beyond_inboxes", "it goes with since")
         if body.since is not None:
-            replayed = await self._queues.send_again(name, body.since)
+            replayed = await self._queues.send_again(name, body.since, beyond_inboxes=body.beyond_inboxes)
         else:
             replayed = await self._queues.replay(
                 name, ids=body.ids, died_from=body.died_from, died_to=body.died_to, per_second=body.per_second,
                 limit=body.limit,
             )  # fmt: skip
-        _tell("replay", name, caller, replayed=replayed)
+        _tell("replay", name, caller, replayed=replayed, since=body.since and body.since.isoformat())
         return Response(200, _encode(Replayed(replayed)))
 
     def routes(self) -> list[Route]:
