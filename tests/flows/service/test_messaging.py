@@ -215,6 +215,26 @@ async def test_delayed_message_waits(shop: Shop) -> None:
     assert await shop.orders() == ["sooner", "later"]
 
 
+async def test_urgent_messages_come_first_where_the_topic_has_classes(shop_alone: Shop) -> None:
+    shop = shop_alone
+    shop.topic = shop.topic._replace(classes=True)
+    messaging = taking_orders(shop)
+
+    async def is_sent() -> bool:
+        return bool(await shop.pool.fetchval(f"SELECT count(*) = 0 FROM {SCHEMA}.message"))
+
+    async with messaging:
+        for number, priority in (("low", 0), ("normal", 4), ("urgent", 9)):
+            await messaging.send(shop.topic.name, {"number": number}, key="k", priority=priority)
+            await until(is_sent)
+        receiving = asyncio.create_task(messaging.run())
+        await until(lambda: is_true(shop, ["low", "normal", "urgent"]))
+        receiving.cancel()
+        await asyncio.gather(receiving, return_exceptions=True)
+
+    assert await shop.orders() == ["urgent", "normal", "low"]
+
+
 async def test_topic_that_was_not_declared_is_told_before_anything_is_sent(shop: Shop) -> None:
     messaging = shop.messaging()
     async with messaging:
