@@ -66,7 +66,12 @@ class Api:
         self._idle_workers = idle_workers
         self.routes = self._routes()
         self.document = openapi.document(self.routes, version=version("kassa"), raw=RAW)
-        self.messages = asyncapi.document(read_brokers(app.settings.brokers), version=version("kassa"), raw=RAW)
+        self.messages = asyncapi.document(
+            read_brokers(app.settings.brokers),
+            version=version("kassa"),
+            raw=RAW,
+            orders=app.settings.order_queue or "durable",
+        )
         fairness = Fairness(
             per_second=app.settings.key_requests_per_s_max, in_flight_max=app.settings.merchant_requests_max
         )

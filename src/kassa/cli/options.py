@@ -36,7 +36,7 @@ def broker_option(command: Command) -> Command:
         "brokers",
         multiple=True,
         metavar="URL[#TOPIC,…]",
-        help="amqp://…, kafka://…, rocketmq://…, zeromq://…, postgres; may be given several times, each for its topics.",
+        help="amqp://…, kafka://…, rocketmq://…?namesrv=…, zeromq://…, postgres; may be given several times, each for its topics.",
     )(command)
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import click
 import msgspec
@@ -21,7 +21,7 @@ from kassa.errors import QueueNotFound
 from kassa.messaging.activity import PUBLISH_S, Flows, counted
 from kassa.messaging.brokers import Brokers, Named, read_brokers
 from kassa.messaging.queues import AGAIN_MAX, Dead, Peeked, Purged, Queue, Queues, Waiting
-from kassa.messaging.topology import PAYMENT_ORDERS
+from kassa.messaging.topology import PAYMENT_ORDERS, Declaration
 
 UNREAD_S = 10.0
 """Events that wait so long and have no reader are worth a word."""
@@ -429,8 +429,11 @@ def print_asyncapi(brokers: tuple[str, ...], directory: str | None, database_url
     from kassa.api import asyncapi
     from kassa.api.server import RAW
 
-    named = _brokers(directory, database_url, brokers)
-    document = asyncapi.document(named, version=version("kassa"), raw=RAW)
+    settings = settings_of(directory, database_url, brokers=brokers or None).settings
+    remembered = recall(Path(settings.dir))
+    orders = cast(Declaration, settings.order_queue or remembered.order_queue or "durable")
+    named = read_brokers(settings.brokers or remembered.brokers)
+    document = asyncapi.document(named, version=version("kassa"), raw=RAW, orders=orders)
     print(msgspec.json.format(msgspec.json.encode(document)).decode())
 
 
