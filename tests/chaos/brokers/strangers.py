@@ -46,6 +46,18 @@ def _delete_records(post: KafkaPost) -> None:
         future.result(10)
 
 
+async def delete_events_topic(post: KafkaPost) -> None:
+    """The topic itself, with everything in it and where its groups were."""
+    admin = AdminClient({"bootstrap.servers": post.server.bootstrap})
+    for future in admin.delete_topics([EVENTS.name]).values():
+        await asyncio.wrap_future(future)
+
+
+async def has_events_topic(post: KafkaPost) -> bool:
+    admin = AdminClient({"bootstrap.servers": post.server.bootstrap})
+    return EVENTS.name in (await asyncio.to_thread(admin.list_topics, timeout=10)).topics
+
+
 async def delete_exchanges(rabbit: Rabbit) -> None:
     """That of the events and that of the requests, with all their bindings."""
     async with aiormq.connect(rabbit.url) as connection:

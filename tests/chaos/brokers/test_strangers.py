@@ -2,16 +2,18 @@
 messages under Kassa's own ids."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import asyncpg
 import pytest
 
 import tally
 from chaos.brokers.chain import DRAIN_S, Asker, Chain, judge_chain, under_load
-from chaos.brokers.posts import Rabbit
-from chaos.brokers.strangers import delete_exchanges, flood, litter, take_events
-from chaos.house import hurried, until
+from chaos.brokers.posts import KafkaPost, Rabbit
+from chaos.brokers.strangers import delete_events_topic, delete_exchanges, flood, has_events_topic, litter, take_events
+from chaos.house import Client, hurried, until
 from kassa.messaging.log import EARLIEST, EventLog
 from kassa.messaging.model import Confirmed
 from kassa.messaging.relay import event_record
@@ -50,6 +52,25 @@ def relay_of(chain: Chain) -> str:
 
 async def test_events_that_somebody_took_from_the_broker_come_again_out_of_the_log(chain: Chain) -> None:
     """Confirmed, then purged before anybody had them: `kassa queue replay relay:… --since`."""
+    await lose_and_replay(chain, lambda client, wallet: take_events(chain))
+
+
+@pytest.mark.brokers("kafka")
+async def test_events_whose_topic_somebody_deleted_come_again_out_of_the_log(chain: Chain) -> None:
+    """The relay makes it again, and the books, which were away and which it does not know, miss nothing of what came since."""
+    assert isinstance(chain.post, KafkaPost)
+    post = chain.post
+
+    async def lose(client: Client, wallet: str) -> None:
+        await delete_events_topic(post)
+        await client.pay_from(wallet)
+        await until(partial(has_events_topic, post), "the topic is there again")
+
+    await lose_and_replay(chain, lose)
+
+
+async def lose_and_replay(chain: Chain, lose: Callable[[Client, str], Awaitable[None]]) -> None:
+    """What is at the broker is lost while the books are away."""
     async with chain.shop() as client:
         wallet = await client.wallet(1_000_000)
         async with hurried(chain):
@@ -59,7 +80,7 @@ async def test_events_that_somebody_took_from_the_broker_come_again_out_of_the_l
             for _ in range(PAYMENTS):
                 await client.pay_from(wallet)
             await relayed(chain, relay_of(chain))
-            await take_events(chain)
+            await lose(client, wallet)
             await asyncio.to_thread(chain.parts["books"].start)
             await client.pay_from(wallet)
 
