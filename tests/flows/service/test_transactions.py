@@ -109,6 +109,30 @@ async def send(messaging: Messaging, topic: str, number: str, connection: Any) -
         await messaging.send(topic, {"number": number}, key="k", connection=connection)
 
 
+def sleepy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays do not look by themselves any more."""
+    monkeypatch.setattr(relay, "POLL_S", HOUR_S)
+    monkeypatch.setattr(relay, "AGAIN_S", ())
+
+
+async def fall_asleep(shop: Shop, messaging: Messaging) -> None:
+    """The service is up, hears what PostgreSQL tells, and its relay has sent order 0 and found nothing more."""
+
+    async def hears() -> bool:
+        return messaging._wakeups is not None and messaging._wakeups._pid != 0
+
+    await until(hears)
+    await messaging.send(shop.topic.name, {"number": "0"})
+    await until(lambda: has(shop, ["0"]))
+    await until(lambda: is_empty(shop))
+    await asyncio.sleep(SETTLED_S)
+
+
+async def is_empty(shop: Shop) -> bool:
+    """Whether nothing is in the outbox."""
+    return bool(await shop.pool.fetchval(f"SELECT count(*) = 0 FROM {SCHEMA}.message"))
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_what_was_sent_in_a_transaction_that_rolls_back_is_never_sent(
     shop_alone: Shop, way: Callable[[Shop], AbstractAsyncContextManager[Any]]
@@ -122,11 +146,8 @@ async def test_what_was_sent_in_a_transaction_that_rolls_back_is_never_sent(
         async with way(shop) as connection:
             await send(messaging, shop.topic.name, "1", connection)
 
-        async def is_empty() -> bool:
-            return bool(await shop.pool.fetchval(f"SELECT count(*) = 0 FROM {SCHEMA}.message"))
-
         await until(lambda: has(shop, ["1"]))
-        await until(is_empty)
+        await until(lambda: is_empty(shop))
 
     # The same key: what was sent before would be there before.
     assert await shop.orders() == ["1"]
@@ -137,35 +158,36 @@ async def test_commit_wakes_the_relay(
     shop_alone: Shop, way: Callable[[Shop], AbstractAsyncContextManager[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay does not look by itself for an hour, and has looked in vain before the commit."""
-    monkeypatch.setattr(relay, "POLL_S", HOUR_S)
     shop, messaging = shop_alone, taking_orders(shop_alone)
+    sleepy(monkeypatch)
     async with running(messaging):
+        await fall_asleep(shop, messaging)
         async with way(shop) as connection:
             await send(messaging, shop.topic.name, "1", connection)
             await asyncio.sleep(SETTLED_S)
-            assert await shop.orders() == []
+            assert await shop.orders() == ["0"]
 
-        await until(lambda: has(shop, ["1"]), timeout_s=60.0)
+        await until(lambda: has(shop, ["0", "1"]), timeout_s=60.0)
 
 
 async def test_service_that_runs_elsewhere_wakes_the_relay(shop_alone: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a web server's process does, which only sends: nothing is started there."""
-    monkeypatch.setattr(relay, "POLL_S", HOUR_S)
     shop, messaging, elsewhere = shop_alone, taking_orders(shop_alone), shop_alone.messaging()
+    sleepy(monkeypatch)
 
     def sell() -> None:
         with psycopg.connect(shop.database_url) as connection:
             elsewhere.send_now(shop.topic.name, {"number": "1"}, connection=connection)
 
     async with running(messaging):
-        await asyncio.sleep(SETTLED_S)
+        await fall_asleep(shop, messaging)
         await asyncio.to_thread(sell)
 
-        await until(lambda: has(shop, ["1"]), timeout_s=60.0)
+        await until(lambda: has(shop, ["0", "1"]), timeout_s=60.0)
 
 
 async def test_what_a_handler_sends_leaves_with_its_commit(shop_alone: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "POLL_S", HOUR_S)
+    sleepy(monkeypatch)
     shop = shop_alone
     messaging = shop.messaging()
 
