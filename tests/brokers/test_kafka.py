@@ -660,7 +660,8 @@ async def test_broker_without_the_topic_of_events_is_said_to_be_away(own_server:
                         assert (await shop.pay(wallet, 1)).status_code == 201
                         await asyncio.sleep(0.2)
 
-            assert read(own_server.bootstrap, EVENTS.name, 1)
+            assert (await shop.pay(wallet, 1)).status_code == 201
+            assert await asyncio.to_thread(read, own_server.bootstrap, EVENTS.name, 1)
             await delete(own_server, EVENTS)
             await pay_until(is_away=True)
 
