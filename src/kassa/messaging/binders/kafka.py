@@ -1366,10 +1366,12 @@ class KafkaTransport:
                 seen = await self._create(made.topic)
                 log.warning("kafka.topic_made_again", topic=topic, partitions=seen.partitions)
             if seen.id != made.seen.id:
+                # At once for a group that comes in this moment, and again behind whatever a slow broker throws away.
+                await self._mark(topic, seen)
                 await asyncio.sleep(FORGOTTEN_S)
+                await self._mark(topic, seen)
                 for group in made.topic.groups:
                     await self._begin(topic, seen, group, is_new=True, verify_only=False)
-                await self._mark(topic, seen)
         except (KassaError, _NotThere) as error:
             reason = str(error)
             if self._complaints.get(topic) != reason:
