@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -27,6 +28,8 @@ FIRST_S = 120.0
 """Until a new consumer has its first record: Kafka's and RocketMQ's groups take their time."""
 HOUR_S = 3600.0
 """What is put off for so long does not come by itself."""
+LATE_S = 30.0
+"""No machine is so busy that what is due comes so late."""
 
 
 async def send(bench: Bench, *records: Record) -> None:
@@ -301,7 +304,26 @@ async def test_delays_are_kept_however_they_are_mixed(bench: Bench) -> None:
     assert came.keys() == {"now", "soon", "late"}
     assert came["soon"] >= 1.5 and came["late"] >= 3.0
     assert came["soon"] < came["late"]
+    assert came["soon"] < 1.5 + LATE_S and came["late"] < 3.0 + LATE_S
     assert (await bench.binder.depth(bench.topic.name, "shop")).delayed == 1
+
+
+async def test_delay_of_days_is_over_when_the_days_are(bench: Bench) -> None:
+    """By the database's clock, which the test puts forward by putting what waits back."""
+    subscription = await warm(bench)
+    await send(bench, record("r-1", key="a", delay_s=72 * HOUR_S), record("r-2", key="b"))
+    (other,) = await collect(subscription, 1)
+    await subscription.settle([(other, Ack())])
+
+    await bench.pool.execute("UPDATE message SET due = due - interval '71 hours'")
+    early = await subscription.receive(10, 0.5)
+    await bench.pool.execute("UPDATE message SET due = due - interval '1 hour'")
+    (delivery,) = await collect(subscription, 1)
+
+    assert other.record.id == "r-2" and early == []
+    assert (delivery.record.id, delivery.record.key, delivery.attempts) == ("r-1", "a", 0)
+    assert await subscription.settle([(delivery, Ack())]) == [True]
+    await until(lambda: is_empty(bench))
 
 
 async def test_urgent_record_overtakes_ten_thousand_that_wait(bench: Bench) -> None:
@@ -331,6 +353,29 @@ async def has_fetched(subscription: Subscription, id: str) -> bool:
     return not isinstance(subscription, SuppliedSubscription) or any(
         one.packet.id == id for ahead in subscription._ahead for one in ahead.arrivals
     )
+
+
+def fetched_ahead(subscription: SuppliedSubscription) -> int:
+    """Packets at this process that nobody has asked for: with us, and in a stream that keeps some by itself."""
+    return sum(len(ahead.arrivals) + len(getattr(ahead.stream, "_ready", ())) for ahead in subscription._ahead)
+
+
+async def test_who_is_asked_for_no_more_has_a_bounded_lot(bench: Bench) -> None:
+    """However many wait, and however long it is not asked."""
+    await send(bench, *(record(f"r-{number}", key=f"k{number % 50}") for number in range(2000)))
+    subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+    handed = await subscription.receive(10, FIRST_S)
+
+    assert 0 < len(handed) <= 10
+    if not isinstance(subscription, SuppliedSubscription):
+        await asyncio.sleep(0.5)
+        assert (await bench.binder.depth(bench.topic.name, "shop")).in_flight == len(handed)
+        return
+    for _ in range(20):
+        # Of each class CREDIT; an answer to a stream's last question may be on its way when that is full.
+        assert fetched_ahead(subscription) <= 2 * CREDIT
+        await asyncio.sleep(0.1)
+    assert fetched_ahead(subscription) > 0
 
 
 async def test_long_queue_behind_one_held_key_does_not_hide_the_others(bench: Bench) -> None:
@@ -431,6 +476,24 @@ async def test_closing_gives_back_what_is_in_hand(bench: Bench) -> None:
     assert (again.record.id, again.attempts) == ("r-1", 0)
 
 
+async def test_closing_waits_for_what_is_in_hand_to_be_settled(bench: Bench) -> None:
+    await send(bench, record("r-1"))
+    one = await bench.binder.subscribe(bench.topic.name, "shop")
+    (delivery,) = await one.receive(10, FIRST_S)
+
+    closing = asyncio.create_task(one.close(PATIENCE_S))
+    await asyncio.sleep(0.5)
+    has_waited = not closing.done()
+    settled = await one.settle([(delivery, Ack())])
+    await closing
+
+    assert has_waited and settled == [True]
+    await send(bench, record("r-2"))
+    two = await bench.binder.subscribe(bench.topic.name, "shop")
+    assert ids(await collect(two, 1)) == ["r-2"]
+    assert await two.receive(10, 0.3) == []
+
+
 async def test_late_settlement_of_a_delivery_that_was_given_on_changes_nothing(bench: Bench) -> None:
     await send(bench, record("r-1"))
     one = await bench.binder.subscribe(bench.topic.name, "shop")
@@ -514,6 +577,32 @@ async def test_poison_among_a_hundred_dies_alone(bench: Bench) -> None:
     assert len(calls) < 20 + batches
 
 
+async def test_batch_that_is_all_poison_dies_and_what_comes_behind_is_handled(bench: Bench) -> None:
+    batches: list[list[str]] = []
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        if not batches:
+            # They come while the poison is in hand, and behind it in its keys.
+            await send(bench, *(record(f"good-{number}", key=f"k{number}") for number in range(10)))
+        batches.append([one.id for one in records])
+        for one in records:
+            if one.id.startswith("bad"):
+                raise RequestInvalid(f"{one.id} is poison")
+        return [bench.effect(one) for one in records]
+
+    bad = [record(f"bad-{number}", key=f"k{number % 10}", body=b"bad-%d" % number) for number in range(50)]
+    await send(bench, *bad)
+    await drain(bench, handler, lambda: has_effects(bench, 10))
+
+    assert all(id.startswith("bad") for id in batches[0])
+    letters = await bench.letters.browse(f"{bench.topic.name}:shop")
+    assert sorted(letter.body for letter in letters) == sorted(one.body for one in bad)
+    assert all(f"{letter.body.decode()} is poison" in letter.reason and letter.attempts == 1 for letter in letters)
+    assert sorted(await bench.effects()) == [f"good-{number}" for number in range(10)]
+    assert all([one.id] in batches for one in bad)
+    await until(lambda: is_empty(bench))
+
+
 async def test_order_of_a_key_holds_when_one_of_it_fails(bench: Bench) -> None:
     failures = {"a-1": 2, "a-3": 1}
 
@@ -574,6 +663,32 @@ async def test_replay_of_dead_letters_changes_nothing_twice(bench: Bench) -> Non
 
     assert await bench.effects() == [f"r-{number}" for number in range(5)]
     assert await bench.letters.browse(f"{bench.topic.name}:shop") == []
+
+
+async def test_replay_is_of_the_time_that_is_told_and_never_faster_than_that(bench: Bench) -> None:
+    is_mended = False
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        if not is_mended:
+            raise RequestInvalid("not yet")
+        return [bench.effect(one) for one in records]
+
+    queue, noon = f"{bench.topic.name}:shop", datetime(2026, 1, 1, 12, tzinfo=UTC)
+    await send(bench, *(record(f"r-{number}", key="k", body=b"%d" % number) for number in range(30)))
+    await drain(bench, handler, lambda: has_dead(bench, 30))
+    died = "$1::timestamptz + convert_from(body, 'UTF8')::int * interval '1 minute'"
+    await bench.pool.execute(f"UPDATE dead_letter SET died_at = {died}", noon)
+    is_mended = True
+    first, last = noon + timedelta(minutes=10), noon + timedelta(minutes=25)
+    replayed = await bench.letters.replay(queue, died_from=first, died_to=last, per_second=10)
+    await drain(bench, handler, lambda: has_effects(bench, 15))
+
+    assert replayed == 15
+    assert await bench.effects() == [f"r-{number}" for number in range(10, 25)]
+    assert sorted(int(letter.body) for letter in await bench.letters.browse(queue)) == [*range(10), *range(25, 30)]
+    at = [row["replayed_at"] for row in await bench.pool.fetch("SELECT replayed_at FROM dead_letter ORDER BY died_at")]
+    # One tenth of a second's lot at a time, so that there is one more in a second at most.
+    assert all((later - sooner).total_seconds() >= 1.0 for sooner, later in zip(at[10:], at[21:25], strict=False))
 
 
 async def test_refusal_that_no_repeat_can_mend_is_dead_at_once(bench: Bench) -> None:
