@@ -75,8 +75,8 @@ class Transport(Protocol):
         self, topic: Topic, packets: Sequence[Packet], *, deadline_s: float, must_arrive: bool
     ) -> list[Receipt]:
         """One receipt per packet, in order. Never raises for the broker: a connection that was lost is Unknown; a topic that
-        is not there and not ours to make again, or that nobody receives (where `must_arrive`), is Failed for good; a broker that takes no more
-        within `deadline_s` is Failed and retryable where nothing left us, else Unknown.
+        is not there and not ours to make again, or that nobody receives (where `must_arrive`), is Failed for good; a broker
+        that takes no more within `deadline_s` is Failed and retryable where nothing left us, else Unknown.
 
         Packets of one key leave in order; whoever sends one again after others of its key arrived has lost their order, so
         senders who care have one of a key under way at a time."""
