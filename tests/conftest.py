@@ -51,6 +51,16 @@ WORDS = {
 }  # fmt: skip
 """Whose server a test needs, by what its name has in it."""
 
+SLOW = (
+    "tests/simulation/",
+    "tests/chaos/",
+    "tests/conformance/",
+    "tests/sql/",
+    "tests/flows/cli/",
+    "tests/flows/api/test_openapi",
+)
+"""Files that take a minute or two."""
+
 # A busy machine is no fault of the code under test.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
@@ -163,8 +173,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first."""
-    items.sort(key=lambda item: _group(item.nodeid) not in BROKERS)
+    """What takes longest comes first, so that nobody waits for one worker at the end."""
+    items.sort(key=lambda item: _turn(item.nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -178,6 +188,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return _group(nodeid)
 
     return ByServer(config, log)
+
+
+def _turn(nodeid: str) -> int:
+    if _group(nodeid) in BROKERS:
+        return 0
+    return 1 if nodeid.startswith(SLOW) else 2
 
 
 def _group(nodeid: str) -> str:
