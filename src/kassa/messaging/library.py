@@ -41,6 +41,7 @@ from kassa.messaging.consumer import PAUSE_S, Unavailable
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, Record, RetryAfter, Settlement
 from kassa.messaging.order import in_waves
+from kassa.messaging.packing import without_digest
 from kassa.messaging.registry import make_binder
 from kassa.messaging.relay import MessageRelay
 from kassa.messaging.replies import CORRELATION, REPLY_TO, ReplyRelay, reply_queue
@@ -277,7 +278,7 @@ class Messaging:
         address = message.headers.get(REPLY_TO)
         if address is None:
             return
-        headers = {REPLY_TO: address, CORRELATION: message.headers.get(CORRELATION, message.id)}
+        headers = {REPLY_TO: address, CORRELATION: message.headers.get(CORRELATION) or without_digest(message.id)}
         answer = outbox.outgoing(
             "", body, key="", type="", headers=headers, priority=4, delay_s=0.0
         )._replace(topic=reply_queue(self._name))  # fmt: skip

@@ -117,7 +117,8 @@ def _asynchronous(connection: Any) -> Callable[[str, Sequence[Any]], Awaitable[i
             async def run(sql: str, values: Sequence[Any]) -> int:
                 cursor = await connection.execute(sql.format(*["%s"] * len(values)), tuple(values))
                 made: int = cursor.rowcount
-                return made
+                # In a pipeline nobody knows before he asks for the rows.
+                return made if made >= 0 or "RETURNING" not in sql else len(await cursor.fetchall())
 
         case _:
 

@@ -22,8 +22,10 @@ ENVELOPE_BYTES_MAX = 256 * 1024
 ID, KEY, PRIORITY, HOME = "kassa-id", "kassa-key", "kassa-priority", "kassa-home"
 """Headers beside a record that travels by itself."""
 JSON_TYPE = "application/json"
-_STAMPED = ("x-delivery-count", "x-acquired-count", "x-death", "x-first-death-", "x-last-death-", "x-opt-")
-"""Headers that begin so are the broker's: they change when a message is given out again."""
+_SAID = ("content-type", "correlation-id", "type")
+"""Headers that make another message of a stranger's. The others may differ when he sends the same one again (`reply-to`,
+`traceparent`), or the broker gives it out again (`x-death`)."""
+_DIGITS, _HEXADECIMAL = 32, frozenset("0123456789abcdef")
 _PRIORITY = Record._field_defaults["priority"]
 
 
@@ -86,13 +88,19 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
 def strangers_id(packet: Packet) -> str:
     """What a packet is named by somebody who may give the same id to all of his, or share it with others; '' if by nobody.
 
-    Its id, and a digest of all else that he said: the same packet has the same each time it comes, and no other one has it.
+    Its id, and a digest of what he said: the same message has the same each time it comes, and no other one has it.
     """
     if not packet.id:
         return ""
-    said = sorted([name, text] for name, text in packet.headers.items() if not name.startswith(_STAMPED))
-    digest = hashlib.sha256(repr((packet.key, said)).encode(errors="backslashreplace") + packet.body)
-    return f"{packet.id}.{digest.hexdigest()[:32]}"
+    said = [packet.key, *(packet.headers.get(name) for name in _SAID)]
+    digest = hashlib.sha256(repr(said).encode(errors="backslashreplace") + packet.body)
+    return f"{packet.id}.{digest.hexdigest()[:_DIGITS]}"
+
+
+def without_digest(id: str) -> str:
+    """What a stranger called his message; any other record's id as it is."""
+    name, _, digest = id.rpartition(".")
+    return name if name and len(digest) == _DIGITS and not set(digest) - _HEXADECIMAL else id
 
 
 def _number(text: str, default: int) -> int:

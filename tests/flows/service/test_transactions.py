@@ -304,3 +304,13 @@ def test_bell_rings_for_each_where_little_happens_and_for_some_under_load() -> N
     after_rest = sum(bell.rings() for _ in range(1000))
 
     assert (first, later, after_rest) == (WAKES_PER_S, WAKES_PER_S / 2, WAKES_PER_S)
+
+
+async def test_in_a_pipeline_of_psycopg_a_repeat_is_known(shop_alone: Shop) -> None:
+    shop = shop_alone
+    async with (
+        shop.messaging(),
+        await psycopg.AsyncConnection.connect(shop.database_url) as connection,
+        connection.pipeline(),
+    ):
+        assert [await outbox.note(connection, "shop", "r-1") for _ in range(2)] == [True, False]

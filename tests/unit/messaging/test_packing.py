@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kassa.messaging.model import Packet, Record
-from kassa.messaging.packing import ENVELOPE_BYTES_MAX, ENVELOPE_RECORDS_MAX, Undecodable, pack, unpack
+from kassa.messaging.packing import ENVELOPE_BYTES_MAX, ENVELOPE_RECORDS_MAX, Undecodable, pack, unpack, without_digest
 from kassa.messaging.topology import Topic, lane
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -134,25 +134,31 @@ STRANGERS = Packet("1", "", b"{}", {"correlation-id": "a", "x": "1"})
     [
         Packet("1", "", b"{ }", {"correlation-id": "a", "x": "1"}),
         Packet("1", "", b"{}", {"correlation-id": "b", "x": "1"}),
-        Packet("1", "", b"{}", {"correlation-id": "a", "x": "2"}),
-        Packet("1", "", b"{}", {"correlation-id": "a"}),
+        Packet("1", "", b"{}", {"x": "1"}),
+        Packet("1", "", b"{}", {"correlation-id": "a", "x": "1", "content-type": "text/plain"}),
         Packet("1", "k", b"{}", {"correlation-id": "a", "x": "1"}),
         Packet("2", "", b"{}", {"correlation-id": "a", "x": "1"}),
     ],
-    ids=["body", "correlation id", "header", "fewer headers", "key", "id"],
+    ids=["body", "correlation id", "no correlation id", "content type", "key", "id"],
 )
 def test_other_message_under_an_id_that_a_stranger_gave_is_another_record(other: Packet) -> None:
     assert unpack(other, never)[0].id != unpack(STRANGERS, never)[0].id
 
 
 @pytest.mark.parametrize(
-    "stamped", [{}, {"x-delivery-count": "3"}, {"x-death": "[]", "x-first-death-reason": "rejected"}]
+    "changed",
+    [{}, {"x-delivery-count": "3"}, {"x-death": "[]"}, {"reply-to": "amq.gen-2", "traceparent": "00-2"}, {"x": "2"}],
 )
-def test_strangers_message_that_comes_again_is_the_same_record(stamped: dict[str, str]) -> None:
-    again = Packet("1", "", b"{}", {**stamped, "x": "1", "correlation-id": "a"})
+def test_strangers_message_that_comes_again_is_the_same_record(changed: dict[str, str]) -> None:
+    again = Packet("1", "", b"{}", {"x": "1", "correlation-id": "a", **changed})
 
     assert unpack(again, never)[0].id == unpack(STRANGERS, never)[0].id
     assert unpack(STRANGERS, never)[0].id.startswith("1.")
+
+
+def test_stranger_is_answered_by_the_name_that_he_gave() -> None:
+    assert without_digest(unpack(STRANGERS, never)[0].id) == "1"
+    assert [without_digest(id) for id in ("evt_1", "a.b", "0" * 32)] == ["evt_1", "a.b", "0" * 32]
 
 
 def test_id_of_kassa_or_of_an_event_stays_as_it_is() -> None:

@@ -1274,8 +1274,8 @@ class KafkaTransport:
     async def _was_made_again(self, topic: str, partitions: int) -> bool:
         try:
             return bool(await self._patiently(partial(self._committed, topic, AGAIN, partitions)))
-        except SettingInvalid:
-            # Somebody may look at his own groups alone.
+        except (SettingInvalid, BrokerUnreachable):
+            # Somebody may look at his own groups alone: whose group that is, the client asks until its time is over.
             return False
 
     async def _create(self, topic: Topic) -> "_Seen":
@@ -1367,9 +1367,10 @@ class KafkaTransport:
                 log.warning("kafka.topic_made_again", topic=topic, partitions=seen.partitions)
             if seen.id != made.seen.id:
                 # At once for a group that comes in this moment, and again behind whatever a slow broker throws away.
-                await self._mark(topic, seen)
+                is_marked = await self._mark(topic, seen)
                 await asyncio.sleep(FORGOTTEN_S)
-                await self._mark(topic, seen)
+                if is_marked:
+                    await self._mark(topic, seen)
                 for group in made.topic.groups:
                     await self._begin(topic, seen, group, is_new=True, verify_only=False)
         except (KassaError, _NotThere) as error:
@@ -1383,12 +1384,14 @@ class KafkaTransport:
         self._is_whole(made._replace(seen=seen))
         return seen
 
-    async def _mark(self, topic: str, seen: "_Seen") -> None:
-        """For groups that only others know of."""
+    async def _mark(self, topic: str, seen: "_Seen") -> bool:
+        """For groups that only others know of. Whether it could be set: some may write for their own groups alone."""
         try:
             await self._put(topic, seen, AGAIN, dict.fromkeys(range(seen.partitions), 0))
-        except SettingInvalid as error:
-            log.info("kafka.not_marked", topic=topic, reason=str(error))
+        except (SettingInvalid, BrokerUnreachable) as error:
+            log.warning("kafka.not_marked", topic=topic, reason=str(error))
+            return False
+        return True
 
     async def _show(self, topic: str) -> "_Seen":
         """A topic that was made; the brokers learn of it one after the other."""
