@@ -23,6 +23,7 @@ if [ $# -eq 0 ]; then
     workers=$(($(nproc) + 2))
     # Some thousand databases are made and dropped, hundreds of files each: in memory that takes a sixth of the time. Nothing here
     # asks for a disk that keeps what it was told when the machine loses its power. Long runs write gigabytes.
+    # Where there is none, it stays the disk.
     memory=$(mktemp -d /dev/shm/kassa-tests-XXXXXX 2>/dev/null) || memory=
     if [ -n "$memory" ]; then
         chmod 711 "$memory"

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
 from confluent_kafka import KafkaError, KafkaException
+
+# Its types do not tell that this module has what it takes from the client's core.
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
 from structlog.testing import capture_logs
 
@@ -666,6 +668,7 @@ async def test_broker_without_the_topic_of_events_is_said_to_be_away(own_server:
             await pay_until(is_away=True)
 
             assert f"missing: {EVENTS.name}" in broker.reason
+            assert await house.app.pool.fetchval("SELECT count(*) FROM parked") == 0
             await provision(by_hand, EVENTS)
             await pay_until(is_away=False)
 

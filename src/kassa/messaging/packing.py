@@ -22,7 +22,7 @@ ENVELOPE_BYTES_MAX = 256 * 1024
 ID, KEY, PRIORITY, HOME = "kassa-id", "kassa-key", "kassa-priority", "kassa-home"
 """Headers beside a record that travels by itself."""
 JSON_TYPE = "application/json"
-_SAID = ("content-type", "correlation-id", "type")
+_SAID = ("content-type", "correlation-id")
 """Headers that make another message of a stranger's. The others may differ when he sends the same one again (`reply-to`,
 `traceparent`), or the broker gives it out again (`x-death`)."""
 _DIGITS, _HEXADECIMAL = 32, frozenset("0123456789abcdef")
@@ -88,7 +88,7 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
 def strangers_id(packet: Packet) -> str:
     """What a packet is named by somebody who may give the same id to all of his, or share it with others; '' if by nobody.
 
-    Its id, and a digest of what he said: the same message has the same each time it comes, and no other one has it.
+    Its id, and a digest of what he said: the same message has the same each time it comes, also when he sends it again.
     """
     if not packet.id:
         return ""

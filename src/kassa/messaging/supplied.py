@@ -141,7 +141,7 @@ class SuppliedBinder:
                 streams.append(await self.transport.subscribe(raw, group))
             memory = await self._memory.subscribe(topic, group)
         except BaseException:
-            # Also when it is cancelled: a consumer that nobody has keeps what the broker gives it.
+            # Raised again. Also when it is cancelled: a consumer that nobody has keeps what the broker gives it.
             await asyncio.gather(*(stream.close() for stream in streams))
             raise
         return SuppliedSubscription(

@@ -125,13 +125,13 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
     async def handle(records: Sequence[LogRecord]) -> list[str | None]:
         try:
             answers = await relay.handle(records)
+            if None not in answers and (lack := await _lack(binder, broker, topic)):
+                # The records are all right: none is parked, and dies, for what somebody has to make first.
+                raise Halt(lack)
         except Halt as halt:
             broker.is_away(halt.reason)
             raise
-        if None not in answers and (lack := await _lack(binder, broker, topic)):
-            broker.is_away(lack)
-        else:
-            broker.is_back()
+        broker.is_back()
         now = app.clock.now()
         for record, failure in zip(records, answers, strict=True):
             if failure is None:

@@ -64,6 +64,7 @@ async def provisioned(binder: Binder, topic: Topic) -> None:
             try:
                 await binder.provision([topic])
             except BrokerUnreachable:
+                # A pause for a server that is busy; nothing is proven by its length.
                 await asyncio.sleep(1.0)
             else:
                 return

@@ -15,7 +15,8 @@ async def refusing(pool: Any, code: str, *tables: str) -> AsyncIterator[None]:
     come. `refusals` says how many were."""
     await pool.execute("CREATE SEQUENCE refusal")
     await pool.execute(
-        # A sequence keeps what it counted when the statement is rolled back.
+        # A sequence keeps what it counted when the statement is rolled back. The first refusal takes a while, so that whoever waits
+        # for it has other things ended in his hands by then, as at a database that is slow to notice.
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN IF nextval('refusal') = 1 THEN PERFORM pg_sleep(2); END IF; "
         f"RAISE 'no' USING ERRCODE = '{code}'; END $$"

@@ -55,6 +55,8 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
+
+# Its types do not tell that this module has what it takes from the client's core.
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
