@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 # Its types do not tell that this module has what it takes from the client's core.
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound, Settin
 from kassa.ids import Id
 from kassa.messaging.binder import Binder
 from kassa.messaging.binders import kafka
-from kassa.messaging.binders.kafka import SESSION_S, KafkaStream, KafkaTransport, read_url
+from kassa.messaging.binders.kafka import SESSION_S, KafkaStream, KafkaTransport, group_id, read_url
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, LogRecord, Packet, Place, Unknown
 from kassa.messaging.packing import single
 from kassa.messaging.relay import event_record
@@ -616,6 +616,24 @@ async def test_group_that_was_away_gets_what_came_after_its_topic_was_made_again
     async with open_transport(kafka.url) as receiver:
         await provision(receiver, books)
         assert ids(await take(await receiver.subscribe(books, "books"), 1)) == ["r-1"]
+
+
+async def test_group_whose_place_is_one_of_a_deleted_topic_begins_anew(kafka: Kafka, transport: KafkaTransport) -> None:
+    """Kafka throws such places away late, or never, when a consumer that did not know yet told it where it was."""
+    topic = new_topic()
+    await provision(transport, topic._replace(groups=()))
+    await send(transport, topic, *(packet(f"r-{number}") for number in range(3)))
+    stale = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group_id(topic.name, "shop")})
+    await asyncio.to_thread(
+        stale.commit, offsets=[TopicPartition(topic.name, 0, 3, "another topic")], asynchronous=False
+    )
+    await asyncio.to_thread(stale.close)
+
+    assert await transport.provision([topic], verify_only=True) == [(topic.name, "shop")]
+    await provision(transport, topic)
+
+    assert await transport.depth(topic, "shop") == 3
+    assert len(await take(await transport.subscribe(topic, "shop"), 3)) == 3
 
 
 async def test_topic_that_may_not_be_made_again_is_a_failure_for_now(own_server: OwnKafka) -> None:

@@ -25,6 +25,7 @@ QUEUE = "payment_order:kassa"
 )
 async def test_requests_go_on_with_one_consumer_when_they_can_be_settled_again(till: Till, code: str) -> None:
     """Also where something has ended by the time that the first refusal is known, so that ending has to settle it."""
+    assert (await till.client.ask({"action": "query", "order_id": "never"})).body["code"] == "payment.not_found"
     before = consumers()
 
     async with refusing(till.pool, code, "dead_letter"):

@@ -953,15 +953,17 @@ class KafkaStream:
             consumer.resume(list(partitions))
 
     def _beginnings(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        """Where to go on: at what is committed, unless that was of a topic that is gone."""
+        """Where to go on: at what is committed, unless that was of a topic that is gone. Where nothing is, the beginning is committed
+        soon, before anything is settled: a group that has a place is no new one."""
         if not partitions:
             return []
-        return [
-            TopicPartition(self.topic, one.partition, OFFSET_BEGINNING)
-            if one.offset >= 0 and one.metadata and one.metadata != self._session_topic
-            else TopicPartition(self.topic, one.partition)
-            for one in consumer.committed(list(partitions), ADMIN_S)
-        ]
+        beginnings: list[TopicPartition] = []
+        for one in consumer.committed(list(partitions), ADMIN_S):
+            is_old = one.offset >= 0 and one.metadata and one.metadata != self._session_topic
+            if one.error is None and (is_old or one.offset < 0):
+                self._held[one.partition].upto = 0
+            beginnings.append(TopicPartition(self.topic, one.partition, *([OFFSET_BEGINNING] if is_old else [])))
+        return beginnings
 
     def _let_go(self, partitions: Iterable[int]) -> list[TopicPartition]:
         """Nothing of these partitions is settled any more from now on; what is left to commit of them."""
@@ -1084,7 +1086,7 @@ class _Asker:
         self._consumer = Consumer({**settings.client, "group.id": group_id(topic, group), "enable.auto.commit": False})
         self._alone = threading.Lock()
 
-    def committed(self, partitions: int) -> dict[int, int]:
+    def committed(self, partitions: int, topic_id: str) -> "_Places":
         """Blocks. Raises KafkaException."""
         asked = [TopicPartition(self._topic, one) for one in range(partitions)]
         with self._alone:
@@ -1094,7 +1096,9 @@ class _Asker:
         for answer in answers:
             if answer.error is not None and answer.error.code() not in _NO_TOPIC:
                 raise KafkaException(answer.error)
-        return {answer.partition: answer.offset for answer in answers if answer.offset >= 0}
+        placed = [answer for answer in answers if answer.offset >= 0]
+        ours = {answer.partition: answer.offset for answer in placed if answer.metadata in (None, "", topic_id)}
+        return _Places(ours, is_of_old=len(ours) < len(placed))
 
     def commit(self, offsets: list[TopicPartition]) -> None:
         """Blocks. Raises KafkaException."""
@@ -1233,13 +1237,15 @@ class KafkaTransport:
 
     async def depth(self, topic: Topic, group: str) -> int | None:
         """Offsets between what is committed and the end: a transaction of somebody else's counts its marks too."""
-        partitions = (await self._require(topic.name, group)).partitions
+        seen = await self._require(topic.name, group)
+        partitions = seen.partitions
         ends, begins, committed = await asyncio.gather(
             self._patiently(partial(self._offsets, topic.name, partitions, _LATEST)),
             self._patiently(partial(self._offsets, topic.name, partitions, _EARLIEST)),
-            self._patiently(partial(self._committed, topic.name, group, partitions)),
+            self._patiently(partial(self._committed, topic.name, group, seen)),
         )
-        return sum(max(0, ends[one] - max(committed.get(one, 0), begins[one])) for one in range(partitions))
+        places = committed.offsets
+        return sum(max(0, ends[one] - max(places.get(one, 0), begins[one])) for one in range(partitions))
 
     async def subscribe(self, topic: Topic, group: str) -> KafkaStream:
         """The group itself is in Kassa's tables: Kafka makes one of any name, and forgets one that is not used."""
@@ -1261,10 +1267,11 @@ class KafkaTransport:
         partitions = seen.partitions
         # The ends first: whatever is sent after somebody else has made the group is behind what is read here.
         ends = await self._patiently(partial(self._offsets, topic, partitions, _EARLIEST if is_new else _LATEST))
-        if await self._patiently(partial(self._committed, topic, group, partitions)):
+        committed = await self._patiently(partial(self._committed, topic, group, seen))
+        if committed.offsets:
             return False
         if not verify_only:
-            if not is_new and await self._was_made_again(topic, partitions):
+            if not is_new and (committed.is_of_old or await self._was_made_again(topic, seen)):
                 ends = await self._patiently(partial(self._offsets, topic, partitions, _EARLIEST))
             await self._put(topic, seen, group, ends)
         return True
@@ -1273,9 +1280,9 @@ class KafkaTransport:
         offsets = [TopicPartition(topic, one, end, seen.id) for one, end in ends.items()]
         await self._patiently(partial(self._ask_group, topic, group, partial(_Asker.commit, offsets=offsets)))
 
-    async def _was_made_again(self, topic: str, partitions: int) -> bool:
+    async def _was_made_again(self, topic: str, seen: "_Seen") -> bool:
         try:
-            return bool(await self._patiently(partial(self._committed, topic, AGAIN, partitions)))
+            return bool((await self._patiently(partial(self._committed, topic, AGAIN, seen))).offsets)
         except (SettingInvalid, BrokerUnreachable):
             # Somebody may look at his own groups alone: whose group that is, the client asks until its time is over.
             return False
@@ -1371,6 +1378,8 @@ class KafkaTransport:
                 # At once for a group that comes in this moment, and again behind whatever a slow broker throws away.
                 is_marked = await self._mark(topic, seen)
                 await asyncio.sleep(FORGOTTEN_S)
+                for group in made.topic.groups:
+                    await self._forgotten(topic, seen, group)
                 if is_marked:
                     await self._mark(topic, seen)
                 for group in made.topic.groups:
@@ -1385,6 +1394,15 @@ class KafkaTransport:
             ) from error
         self._is_whole(made._replace(seen=seen))
         return seen
+
+    async def _forgotten(self, topic: str, seen: "_Seen", group: str) -> None:
+        """Until Kafka has thrown away where a group of the old topic was: what is committed before that goes with it. Not for ever:
+        a consumer elsewhere that does not know yet may have told again where it was."""
+        for _ in range(TRIES_MAX):
+            if not (await self._patiently(partial(self._committed, topic, group, seen))).is_of_old:
+                return
+            await asyncio.sleep(BETWEEN_TRIES_S)
+        log.info("kafka.not_forgotten", topic=topic, group=group)
 
     async def _mark(self, topic: str, seen: "_Seen") -> bool:
         """For groups that only others know of. Whether it could be set: some may write for their own groups alone."""
@@ -1468,8 +1486,9 @@ class KafkaTransport:
         except _NotThere as error:
             raise QueueNotFound(topic=topic) from error
 
-    async def _committed(self, topic: str, group: str, partitions: int) -> dict[int, int]:
-        return await self._ask_group(topic, group, partial(_Asker.committed, partitions=partitions))
+    async def _committed(self, topic: str, group: str, seen: "_Seen") -> "_Places":
+        question = partial(_Asker.committed, partitions=seen.partitions, topic_id=seen.id)
+        return await self._ask_group(topic, group, question)
 
     async def _ask_group(self, topic: str, group: str, question: "Callable[[_Asker], T]") -> T:
         asker = self._askers.get((topic, group))
@@ -1666,6 +1685,15 @@ class _Made(NamedTuple):
     seen: _Seen
     config: Mapping[str, str]
     """What was set for it alone."""
+
+
+class _Places(NamedTuple):
+    """What is committed for a group."""
+
+    offsets: Mapping[int, int]
+    """By partition, of the topic as it is now."""
+    is_of_old: bool
+    """Some is of a deleted topic of the same name."""
 
 
 class _NotThere(Exception):
