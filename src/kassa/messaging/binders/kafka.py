@@ -962,7 +962,10 @@ class KafkaStream:
             is_old = one.offset >= 0 and one.metadata and one.metadata != self._session_topic
             if one.error is None and (is_old or one.offset < 0):
                 self._held[one.partition].upto = 0
-            beginnings.append(TopicPartition(self.topic, one.partition, *([OFFSET_BEGINNING] if is_old else [])))
+            beginning = TopicPartition(self.topic, one.partition)
+            if is_old:
+                beginning.offset = OFFSET_BEGINNING
+            beginnings.append(beginning)
         return beginnings
 
     def _let_go(self, partitions: Iterable[int]) -> list[TopicPartition]:
