@@ -953,8 +953,8 @@ class KafkaStream:
             consumer.resume(list(partitions))
 
     def _beginnings(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-        """Where to go on: at what is committed, unless that was of a topic that is gone. Where nothing is, the beginning is committed
-        soon, before anything is settled: a group that has a place is no new one."""
+        """Where to go on: at what is committed, unless that was of a topic that is gone. Where nothing is, the beginning is
+        committed soon, before anything is settled: a group that has a place is no new one."""
         if not partitions:
             return []
         beginnings: list[TopicPartition] = []
