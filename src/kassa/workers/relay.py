@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from kassa.app import App
-from kassa.errors import BrokerUnreachable, KassaError
+from kassa.errors import BrokerUnreachable, KassaError, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import Id
 from kassa.messaging.binder import Binder
 from kassa.messaging.brokers import OURS, Broker
@@ -33,12 +33,12 @@ def group_name(broker: str, topic: str) -> str:
 
 
 async def opened(broker: Broker) -> Binder:
-    """The broker's binder, as soon as it can be reached."""
+    """The broker's binder, as soon as it can be reached and has what Kassa needs."""
     pause_s = PAUSE_S
     while True:
         try:
             binder = await broker.binder()
-        except BrokerUnreachable as error:
+        except (BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
             broker.is_away(str(error))
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, PAUSE_MAX_S)
