@@ -6,9 +6,7 @@ from urllib.parse import urlsplit
 import aiormq
 import pytest
 from confluent_kafka import TopicPartition
-
-# Its types do not tell that this module has what it takes from the client's core.
-from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient
 
 from flows.api.support import running
 from flows.queues.house import Till, client_of, until
