@@ -1,0 +1,79 @@
+"""A transaction that somebody leaves open keeps every row that is deleted after it began, and no VACUUM takes one away: the queue
+in PostgreSQL must go on all the same. Counted in pages, which no busy machine changes."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from kassa.db.pool import connect, open_pool
+from kassa.ids import new_id
+from kassa.messaging.work import MessageWork, OutgoingMessage
+
+QUEUE = "post:office"
+BATCH, KEYS = 100, 500
+WAITING = 500
+DONE = 3_000
+"""While the snapshot is held. What a claim reads grows with it, and a test has no five minutes."""
+SPEED_LEAST = 0.3
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[Any]:
+    pool = await open_pool(database_url, application="test")
+    yield pool
+    await pool.close()
+
+
+async def send(work: MessageWork, count: int) -> None:
+    for _ in range(count // KEYS):
+        await work.send(
+            [OutgoingMessage(new_id(), 1, QUEUE, f"key-{key}", 4, 0.0, {}, b"x" * 200) for key in range(KEYS)]
+        )
+
+
+async def receive(work: MessageWork, count: int) -> None:
+    for _ in range(count // BATCH):
+        claimed = await work.claim(QUEUE, BATCH)
+        assert len(await work.acknowledge(claimed)) == BATCH
+
+
+async def pages_of_a_claim(pool: Any) -> int:
+    """How many pages are looked at for one batch, which nobody gets."""
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        told = await connection.fetchval(
+            "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON)"
+            f" SELECT * FROM claim_messages('{QUEUE}', {BATCH}, interval '1 minute')"
+        )
+        await transaction.rollback()
+    (plan,) = (one["Plan"] for one in json.loads(told))
+    assert plan["Actual Rows"] == BATCH
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def test_claims_go_on_beside_a_transaction_that_is_left_open(database_url: str, pool: Any) -> None:
+    work = MessageWork(pool)
+    await send(work, 2 * WAITING)
+    await receive(work, WAITING)
+    before = await pages_of_a_claim(pool)
+    holder = await connect(database_url, application="left open")
+    held = holder.transaction(isolation="repeatable_read")
+    await held.start()
+    await holder.fetchval("SELECT count(*) FROM message")
+
+    for _ in range(DONE // KEYS):
+        await send(work, KEYS)
+        await receive(work, KEYS)
+    await pool.execute("VACUUM message")
+    beside = await pages_of_a_claim(pool)
+    await held.rollback()
+    await holder.close()
+    await pool.execute("VACUUM message")
+    afterwards = await pages_of_a_claim(pool)
+
+    assert before < beside < before / SPEED_LEAST
+    assert afterwards < beside
+    assert await pool.fetchval("SELECT count(*) FROM message") == WAITING
