@@ -47,7 +47,7 @@ async def under_load(bench: Bench, total: int, trouble: Callable[[], Awaitable[N
     await sending
 
     async def is_complete() -> bool:
-        return len(await bench.effects()) >= total
+        return await bench.count() >= total
 
     try:
         await until(is_complete, 300)

@@ -819,7 +819,7 @@ async def _end_and_start(bench: Bench, server: OwnKafka, end: str) -> None:
 
 
 async def _has_effects(bench: Bench, wanted: int) -> bool:
-    return len(await bench.effects()) >= wanted
+    return await bench.count() >= wanted
 
 
 @pytest.mark.long
@@ -832,7 +832,7 @@ async def test_rounds_of_kills_stops_and_freezes(own_server: OwnKafka, database_
     async def trouble() -> None:
         for _ in range(8):
             # A quick machine may have handled them all before the last round.
-            wanted = min(total, len(await bench.effects()) + random.randint(100, 400))
+            wanted = min(total, await bench.count() + random.randint(100, 400))
             await until(partial(_has_effects, bench, wanted))
             end = random.choice(["kill", "stop", "freeze"])
             await asyncio.to_thread(getattr(own_server, end))

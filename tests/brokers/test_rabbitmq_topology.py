@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import aiormq
-import asyncpg
 import pytest
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
@@ -57,15 +56,6 @@ async def stranger(place: Place) -> AsyncIterator[AbstractChannel]:
         yield await connection.channel()
 
 
-@pytest.fixture
-async def known_database_url(database_url: str) -> str:
-    """A database that knows the group of `payment_order`: Kassa ran on it with an account that may declare."""
-    connection = await asyncpg.connect(database_url)
-    await connection.execute("INSERT INTO subscription (topic, group_name) VALUES ('payment_order', 'kassa')")
-    await connection.close()
-    return database_url
-
-
 async def make(place: Place, database_url: str, *topics: Topic) -> None:
     """What the operators of the broker do before, or after, Kassa comes."""
     async with open_transport(place.theirs, database_url) as transport:
@@ -103,14 +93,14 @@ async def says(house: House) -> str:
     return "" if check["ok"] else check["says"]
 
 
-async def test_who_may_declare_nothing_answers_over_what_others_made(place: Place, known_database_url: str) -> None:
-    await make(place, known_database_url, EVENTS, EVENT_BATCHES, ORDERS)
+async def test_who_may_declare_nothing_answers_over_what_others_made(place: Place, database_url: str) -> None:
+    await make(place, database_url, EVENTS, EVENT_BATCHES, ORDERS)
     async with stranger(place) as channel:
         queue = (await channel.queue_declare(exclusive=True)).queue
         assert queue is not None
         await channel.queue_bind(queue, EVENTS.name, "payment.*")
         events = await heard(channel, queue)
-        async with running(known_database_url, brokers=(place.ours,), broker_topology="verify") as house:
+        async with running(database_url, brokers=(place.ours,), broker_topology="verify") as house:
             answer = await ask(channel, order(await (await house.shop()).wallet(1000)))
             event = await asyncio.wait_for(events.get(), PATIENCE_S)
 
@@ -121,11 +111,11 @@ async def test_who_may_declare_nothing_answers_over_what_others_made(place: Plac
 
 @pytest.mark.parametrize("missing", [EVENTS, ORDERS], ids=lambda topic: topic.name)
 async def test_what_is_missing_is_named_and_taken_once_somebody_made_it(
-    place: Place, known_database_url: str, missing: Topic
+    place: Place, database_url: str, missing: Topic
 ) -> None:
     """Payments over the API do not notice."""
-    await make(place, known_database_url, *({EVENTS, EVENT_BATCHES, ORDERS} - {missing}))
-    async with running(known_database_url, brokers=(place.ours,), broker_topology="verify") as house:
+    await make(place, database_url, *({EVENTS, EVENT_BATCHES, ORDERS} - {missing}))
+    async with running(database_url, brokers=(place.ours,), broker_topology="verify") as house:
         (broker,) = house.app.brokers
 
         async def is_told() -> bool:
@@ -136,7 +126,7 @@ async def test_what_is_missing_is_named_and_taken_once_somebody_made_it(
         shop = await house.shop()
         wallet = await shop.wallet(1000)
         assert (await shop.pay(wallet, 100)).status_code == 201
-        await make(place, known_database_url, missing)
+        await make(place, database_url, missing)
 
         async with stranger(place) as channel:
             assert (await ask(channel, order(wallet)))["state"] == "succeeded"

@@ -12,6 +12,7 @@ from kassa.api.http import Handler, Router, Server
 from kassa.api.rest import meta
 from kassa.app import App
 from kassa.db.away import AWAY
+from kassa.db.queries import load
 
 CHECK_S = 2.0
 """A database that does not answer in that time counts as away."""
@@ -20,6 +21,8 @@ LOOK_MAX_S = 3.0
 BROKER_S = 2.0
 COST_MAX = 0.1
 """Of the time at most so much goes into looking: a queue of millions is counted less often, and the page has the last number."""
+
+_SQL = load("kassa.db")
 
 log = structlog.get_logger("kassa.api.measure")
 
@@ -84,6 +87,7 @@ class Measure:
             metrics.doubts_seen(noun, count=count, oldest_s=oldest_s)
         stuck, overdue_s = await app.timers.health()
         metrics.timers_seen(stuck=stuck, overdue_s=overdue_s)
+        metrics.transactions_seen(oldest_s=await app.pool.fetchval(_SQL.oldest_transaction))
 
 
 def numbers_server(app: App, idle_workers: Callable[[], Sequence[str]], host: str, port: int) -> Server:

@@ -23,7 +23,7 @@ from kassa.cli.options import place_options, run
 from kassa.cli.output import json_option, note, show, table
 from kassa.db.migrate import pending
 from kassa.db.pool import connect, without_password
-from kassa.errors import BrokerUnreachable, KassaError, SettingInvalid
+from kassa.errors import BrokerUnreachable, KassaError, QueueNotFound
 from kassa.ledger.store import LedgerStore
 from kassa.merchants.store import MerchantStore
 from kassa.merchants.vault import Vault
@@ -219,7 +219,7 @@ async def _contents(url: str, settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _brokers(url: str, settings: Settings) -> AsyncIterator[Finding]:
-    """Each broker: whether it answers and has what Kassa needs there. Nothing is made."""
+    """Each broker: whether it answers and has what Kassa needs there. Nothing is made at it."""
     remembered = places.recall(Path(settings.dir))
     try:
         named = read_brokers(settings.brokers or remembered.brokers)
@@ -244,7 +244,7 @@ async def _broker(broker: Broker) -> Finding:
     except (BrokerUnreachable, TimeoutError) as error:
         says = f"{broker.shown} cannot be reached ({error})."
         return Finding(part, "failure", says, "Start it, or correct its URL. Payments go on; what is for it waits.")
-    except SettingInvalid as error:
+    except QueueNotFound as error:
         return Finding(part, "warning", error.detail, "`kassa up` and `kassa worker` make what is missing.")
     except KassaError as error:
         return Finding(part, "failure", error.detail)

@@ -18,7 +18,7 @@ from kassa.cli.output import encoded, json_option, note, show
 from kassa.db.migrate import Migration, require_current
 from kassa.db.migrate import migrate as bring_up
 from kassa.db.pool import connect
-from kassa.errors import BrokerUnreachable
+from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound
 from kassa.observability.log import configure_logging
 from kassa.settings import Settings
 from kassa.supervisor import Supervisor
@@ -136,11 +136,11 @@ async def _numbers(app: App, supervisor: Supervisor, host: str, port: int) -> As
 
 
 async def _open_brokers(app: App, names: tuple[str, ...]) -> None:
-    """Says at once, where somebody looks, that a broker is away; one that goes away later is waited for. Workers that need
+    """Says at once, where somebody looks, that a broker is away or lacks something; later that is waited for. Workers that need
     none do not wait for it: a restart in the middle of an outage must not stop timers and webhooks."""
     try:
         await app.brokers.open()
-    except BrokerUnreachable as error:
+    except (BrokerUnreachable, QueueNotFound, QueueMismatch) as error:
         if set(names) <= set(loops.BROKER_WORKERS):
             raise
         note(f"! {error.detail}")

@@ -13,7 +13,7 @@ import asyncpg
 import structlog
 
 from kassa.db.queries import load
-from kassa.errors import BrokerUnreachable, SettingInvalid
+from kassa.errors import BrokerUnreachable, QueueNotFound, SettingInvalid
 from kassa.messaging.binder import Binder, Resources
 from kassa.messaging.registry import REGISTRY, make_binder
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS, Topic
@@ -79,6 +79,11 @@ def _kind(url: str) -> str:
     return module.rpartition(".")[2]
 
 
+def _is_kept_here(url: str) -> bool:
+    """Whether a broker's topics are nowhere but in Kassa's own tables, where nobody else makes them."""
+    return _kind(url) in ("postgres", "zeromq")
+
+
 class Broker:
     """One broker of this process: opened when it is first needed, and watched."""
 
@@ -137,10 +142,10 @@ class Broker:
         return bool(await self._pool.fetch(_SQL.groups_of_topic, topic))
 
     async def subscribe_group(self, topic: str, group: str) -> list[str]:
-        """A group of a topic, from now on; says what was made for it. Raises BrokerUnreachable."""
+        """A group of a topic, from now on; says what was made for it. Raises BrokerUnreachable, QueueNotFound."""
         binder = await self.binder()
         declared = next(one for one in await self.topology() if one.name == topic)
-        return await binder.provision([declared._replace(groups=(group,))])
+        return await self._make_sure(binder, [declared._replace(groups=(group,))])
 
     async def close(self) -> None:
         """Lets go of every connection."""
@@ -174,14 +179,19 @@ class Broker:
     async def _provision(self, binder: Binder, topology: Sequence[Topic]) -> None:
         if self._mode == "leave":
             return
+        await self._make_sure(binder, topology)
+
+    async def _make_sure(self, binder: Binder, topology: Sequence[Topic]) -> list[str]:
+        """Makes what is missing, and says what; where others make it, raises QueueNotFound instead."""
         said = await binder.provision(topology, verify_only=self._mode == "verify")
+        if self._mode == "verify" and said:
+            raise QueueNotFound(
+                f"{self.name} lacks what Kassa needs, and broker_topology is `verify`: {'; '.join(said)}.",
+                broker=self.name,
+            )
         for line in said:
             log.info("broker.provisioned", broker=self.name, says=line)
-        if self._mode == "verify" and said:
-            raise SettingInvalid(
-                f"{self.name} lacks what Kassa needs, and broker_topology is `verify`: {'; '.join(said)}.",
-                name="broker_topology",
-            )
+        return said
 
 
 class Brokers:
@@ -197,8 +207,15 @@ class Brokers:
         topology: Mode = "create",
         meters: Meters | None = None,
     ) -> None:
-        """orders: the topic payment_order as this installation declares it. meters: where what passes is counted."""
-        self._all = [Broker(one, pool, wakeups, orders, topology=topology, meters=meters) for one in named]
+        """orders: the topic payment_order as this installation declares it. topology: of those where others can make something.
+        meters: where what passes is counted."""
+        self._all = [
+            Broker(
+                one, pool, wakeups, orders, meters=meters,
+                topology="create" if topology == "verify" and _is_kept_here(one.url) else topology,
+            )
+            for one in named
+        ]  # fmt: skip
 
     def __iter__(self) -> Iterator[Broker]:
         return iter(self._all)

@@ -90,7 +90,8 @@ class SuppliedBinder:
         await self.close()
 
     async def provision(self, topics: Sequence[Topic], *, verify_only: bool = False) -> list[str]:
-        """The broker's part first: a group that is in our tables is there as a whole."""
+        """The broker's part first: a group that is in our tables is there as a whole. Others may make that part; nobody else writes
+        into our tables that its groups are received, so that is done also where the broker's part is only looked at."""
         self._topics.update((topic.name, topic) for topic in topics)
         expanded = [one for topic in topics for one in travelling(topic)]
         word = "missing" if verify_only else "created"
@@ -100,9 +101,11 @@ class SuppliedBinder:
             for topic, group in await self.transport.provision(expanded, verify_only=verify_only)
             if topic in ours
         ]
-        return said + [
-            line for line in await self._memory.provision(topics, verify_only=verify_only) if line not in said
-        ]
+        if verify_only:
+            if not said:
+                await self._memory.provision(topics)
+            return said
+        return said + [line for line in await self._memory.provision(topics) if line not in said]
 
     async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
         """What is delayed waits in our own queues, the rest goes to the broker."""

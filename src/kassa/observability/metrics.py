@@ -169,6 +169,11 @@ class Metrics:
             "How long ago the oldest timer was due that nobody holds.",
             registry=registry,
         )
+        self._oldest_transaction = Gauge(
+            "kassa_database_oldest_transaction_seconds",
+            "For how long the oldest transaction has been open that keeps deleted rows from being taken away.",
+            registry=registry,
+        )
         self._in_doubt = Gauge(
             "kassa_in_doubt", "Attempts and refunds of which the channel has not said what became of them.", ("noun",),
             registry=registry,
@@ -252,6 +257,10 @@ class Metrics:
         """What a look at the timers found."""
         self._timers_stuck.set(stuck)
         self._timers_overdue.set(overdue_s)
+
+    def transactions_seen(self, *, oldest_s: float) -> None:
+        """What a look at the database's sessions found."""
+        self._oldest_transaction.set(oldest_s)
 
     def doubts_seen(self, noun: str, *, count: int, oldest_s: float) -> None:
         """What a look at attempts or refunds found."""

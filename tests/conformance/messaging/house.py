@@ -43,6 +43,11 @@ class Bench:
         events = await EventLog(self.pool).of_home(HOME, 100_000)
         return [msgspec.json.decode(event.data)["record"] for event in reversed(events)]
 
+    async def count(self) -> int:
+        """How many effects there are, for who asks again and again: reading all of them would take the time of who makes them."""
+        count: int = await self.pool.fetchval("SELECT count(*) FROM event WHERE home = $1", HOME)
+        return count
+
     def effect(self, record: Record) -> Change:
         """An effect that can be counted: a wallet of its own with one event."""
         id = new_id()

@@ -59,7 +59,7 @@ async def is_empty(bench: Bench) -> bool:
 
 
 async def has_effects(bench: Bench, count: int) -> bool:
-    return len(await bench.effects()) >= count
+    return await bench.count() >= count
 
 
 async def has_dead(bench: Bench, count: int) -> bool:

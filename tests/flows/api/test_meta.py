@@ -189,3 +189,29 @@ async def test_the_numbers_say_what_waits_and_what_was_told(
         assert line in page.splitlines()
     assert 'kassa_webhook_deliveries_total{result="failed"}' in page
     assert 'kassa_queue_latency_seconds_count{group="webhooks",topic="kassa.events"}' in page
+
+
+async def test_a_transaction_that_somebody_leaves_open_is_in_the_numbers(house: House, database_url: str) -> None:
+    """Those of a moment are too; this one stays."""
+
+    async def oldest_s() -> float:
+        page = (await house.http.get("/metrics")).text
+        (line,) = [one for one in page.splitlines() if one.startswith("kassa_database_oldest_transaction_seconds ")]
+        return float(line.split()[1])
+
+    holder = await connect(database_url, application="left open")
+    held = holder.transaction(isolation="repeatable_read")
+    await held.start()
+    await holder.fetchval("SELECT 1")
+    await asyncio.sleep(2)
+    beside = await oldest_s()
+    await held.rollback()
+    await holder.close()
+
+    assert beside >= 2
+    # The page may have the last look's number for a while.
+    for _ in range(600):
+        if (after := await oldest_s()) < 2:
+            break
+        await asyncio.sleep(0.1)
+    assert after < 2

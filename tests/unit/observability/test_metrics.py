@@ -17,6 +17,7 @@ def test_everything_recorded_is_on_the_page() -> None:
     metrics.queue_seen("payment", "relay", length=3, oldest_age_s=1.5, dead=2, retrying=1, paused=True, is_read=False)
     metrics.broker_seen("rabbitmq", 12.5)
     metrics.timers_seen(stuck=3, overdue_s=9.0)
+    metrics.transactions_seen(oldest_s=700.5)
     metrics.doubts_seen("attempt", count=4, oldest_s=60.0)
     metrics.process_seen(database_up=True, workers_idle=1, journal_writable=False)
     metrics.delivery_handled("payment", "relay", 0.2)
@@ -47,6 +48,7 @@ def test_everything_recorded_is_on_the_page() -> None:
         'kassa_broker_up{broker="rabbitmq"} 0.0',
         'kassa_broker_away_seconds{broker="rabbitmq"} 12.5',
         "kassa_timers_stuck 3.0",
+        "kassa_database_oldest_transaction_seconds 700.5",
         "kassa_timers_overdue_seconds 9.0",
         "kassa_journal_writable 0.0",
     ):

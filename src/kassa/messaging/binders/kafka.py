@@ -1410,6 +1410,8 @@ class KafkaTransport:
     async def _mark(self, topic: str, seen: "_Seen") -> bool:
         """For groups that only others know of. Whether it could be set: some may write for their own groups alone."""
         try:
+            # Who has no right to the group is told after ten seconds when he asks, and after more than forty when he commits.
+            await self._committed(topic, AGAIN, seen)
             await self._put(topic, seen, AGAIN, dict.fromkeys(range(seen.partitions), 0))
         except (SettingInvalid, BrokerUnreachable) as error:
             log.warning("kafka.not_marked", topic=topic, reason=str(error))
