@@ -24,7 +24,7 @@ from brokers.rabbit_house import (
 )
 from brokers.streams import see
 from conformance.journal.cutter import Cut, Cutter
-from conformance.messaging.house import collect, record, until
+from conformance.messaging.house import Bench, collect, record, until
 from kassa.db import embedded
 from kassa.errors import BrokerUnreachable, QueueMismatch, SettingInvalid
 from kassa.ids import new_id
@@ -689,7 +689,7 @@ async def has_effect(bench: Any, id: str) -> bool:
     return id in await bench.effects()
 
 
-async def has_all(bench: Any, count: int) -> bool:
+async def has_all(bench: Bench, count: int) -> bool:
     return await bench.count() >= count
 
 
