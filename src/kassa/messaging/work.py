@@ -376,10 +376,13 @@ class MessageWork:
         return gone
 
     def _ended_by(self, given: dict[int, set[Id]]) -> list[int]:
-        """The leases that end when these are given back: nothing else is in hand of them, nor being given back now."""
+        """The leases that end when these are given back: nothing else is in hand of them, nor being given back now.
+
+        Of what somebody else claimed we do not know what is still in hand; it ends by itself.
+        """
         ended, self._over = self._over, []
         return ended + [
-            lease for lease, ids in given.items() if lease not in self._in_hand or self._in_hand[lease].messages <= ids
+            lease for lease, ids in given.items() if (held := self._in_hand.get(lease)) and held.messages <= ids
         ]
 
     def _let_go(self, given: dict[int, set[Id]], ended: Sequence[int]) -> None:

@@ -61,6 +61,21 @@ async def test_a_lease_ends_with_the_last_of_its_batch(house: House) -> None:
     assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
 
 
+async def test_who_settles_for_another_ends_nothing_of_what_is_still_in_hand(house: House) -> None:
+    """A hub that took over, or another process, gets the settlements of what it did not claim itself."""
+    work, other, third = MessageWork(house.pool), MessageWork(house.pool), MessageWork(house.pool)
+    await sent(work, "a", "b", "c", "d", "e")
+    one, two, three, four, five = await work.claim(QUEUE, 10)
+
+    assert await other.acknowledge([one]) == {one.id}
+    assert await other.bury([(two, "no")]) == {two.id}
+    assert await other.retry([(three, 60.0, None, False)]) == {three.id}
+
+    assert await third.claim(QUEUE, 10) == []
+    assert await other.acknowledge([four]) == {four.id}
+    assert await work.acknowledge([five]) == {five.id}
+
+
 async def test_those_who_settle_a_batch_at_the_same_time_all_may(house: House) -> None:
     work = MessageWork(house.pool)
     for _ in range(20):
