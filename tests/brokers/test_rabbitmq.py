@@ -200,12 +200,14 @@ async def test_foreign_message_is_received_with_whatever_it_has(transport: Rabbi
     assert arrival.sent_at is None
 
 
-async def test_garbage_ends_nothing(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:
-    """Bytes that no client can decode, in every place that has text, and a date beyond all calendars."""
+@pytest.mark.parametrize("first", range(5))
+async def test_garbage_ends_nothing(transport: RabbitTransport, rabbitmq: RabbitMQ, first: int) -> None:
+    """Bytes that no client can decode, in every place that has text, a date beyond all calendars, lists in lists in lists; each
+    of them may be what shows that there is such a thing."""
     topic = await ready(transport)
     stream = await transport.subscribe(topic, "shop")
 
-    await asyncio.to_thread(publish_garbage, rabbitmq.url, topic.name)
+    await asyncio.to_thread(publish_garbage, rabbitmq.url, topic.name, first)
     await send(transport, topic, packet("r-1", key=key_of(0)))
 
     seen: list[Arrival] = []
@@ -213,26 +215,39 @@ async def test_garbage_ends_nothing(transport: RabbitTransport, rabbitmq: Rabbit
         arrivals = await take(stream, 1)
         assert await stream.settle(arrivals) == [True] * len(arrivals)
         seen += arrivals
-    assert [arrival.packet.body for arrival in seen] == [b"garbage 0", b"garbage 1", b"garbage 2", b"garbage 3", b"{}"]
+    expected = [b"garbage %d" % ((first + number) % 5) for number in range(5)]
+    assert [arrival.packet.body for arrival in seen] == [*expected, b"{}"]
 
 
-def publish_garbage(url: str, exchange: str) -> None:
-    """With a client that sends what it is told to; four messages to the first lane."""
+def test_header_that_is_nested_too_deeply_ends_nothing() -> None:
+    assert amqp.text_of(nested(100_000)) == "nested too deeply"
+
+
+def publish_garbage(url: str, exchange: str, first: int) -> None:
+    """With a client that sends what it is told to; five messages to the first lane."""
     import pika
 
     key = lane_key(0)
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
-    for number, (routing_key, properties) in enumerate(
-        [
-            (key, pika.BasicProperties(content_type=BadText("text/plain"))),
-            (key, pika.BasicProperties(headers={BadText("header-name"): "x"})),
-            (key, pika.BasicProperties(timestamp=2**62)),
-            (BadText("routing-key"), pika.BasicProperties(headers={"CC": [key]})),
-        ]
-    ):
-        channel.basic_publish(exchange, routing_key, b"garbage %d" % number, properties)
+    garbage = [
+        (key, pika.BasicProperties(content_type=BadText("text/plain"))),
+        (key, pika.BasicProperties(headers={BadText("header-name"): "x"})),
+        (key, pika.BasicProperties(timestamp=2**62)),
+        (BadText("routing-key"), pika.BasicProperties(headers={"CC": [key]})),
+        (key, pika.BasicProperties(headers={"deep": nested(600)})),
+    ]
+    for number in range(first, first + len(garbage)):
+        routing_key, properties = garbage[number % len(garbage)]
+        channel.basic_publish(exchange, routing_key, b"garbage %d" % (number % len(garbage)), properties)
     connection.close()
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 class BadText(str):

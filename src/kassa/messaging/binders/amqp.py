@@ -70,6 +70,8 @@ _SENT_AT = "kassa-sent-us"
 _DELIVERY_COUNT = "x-delivery-count"
 _NOBODY, _NO_EXCHANGE = "nobody receives ", "there is no exchange "
 """How the reasons begin for which a topic may have to be made again."""
+_UNDECODABLE = (PAMQPException, ValueError, OverflowError, RecursionError)
+"""What pamqp raises over the bytes of somebody else."""
 T = TypeVar("T")
 
 
@@ -238,7 +240,10 @@ def text_of(value: object) -> str:
         case bytes() | bytearray():
             return bytes(value).decode(errors="replace")
         case bool() | None | dict() | list():
-            return msgspec.json.encode(value, enc_hook=str).decode()
+            try:
+                return msgspec.json.encode(value, enc_hook=str).decode()
+            except RecursionError:
+                return "nested too deeply"
         case _:
             return str(value)
 
@@ -248,7 +253,8 @@ def text_of(value: object) -> str:
 
 class _Mended(asyncio.StreamReader):
     """Frames as they come, but for those that the client cannot decode and would end the connection over, for ever: somebody
-    sent bytes that are no text, or a date beyond all calendars. Such a message arrives without its properties."""
+    sent bytes that are no text, a date beyond all calendars, or lists in lists without end. Such a message arrives without its
+    properties."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
@@ -266,7 +272,7 @@ class _Mended(asyncio.StreamReader):
         frame, self._head = self._head + data, b""
         try:
             unmarshal(frame)
-        except (PAMQPException, ValueError, OverflowError):
+        except _UNDECODABLE:
             return _mended(frame)[constants.FRAME_HEADER_SIZE :]
         return data
 
@@ -426,7 +432,7 @@ class Link:
 
 def _was_undecodable(connection: Connection) -> bool:
     reason = _end_of(connection.closing)
-    if not isinstance(reason, refused.InvalidFrameError | ValueError | OverflowError):
+    if not isinstance(reason, (refused.InvalidFrameError, *_UNDECODABLE)):
         return False
     log.warning("rabbitmq.undecodable", reason=why(reason))
     return True
