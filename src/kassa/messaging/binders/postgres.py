@@ -46,7 +46,14 @@ TRAITS = Traits(
     request_reply=True,
 )  # fmt: skip
 
-_REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError, OverflowError)
+_REFUSED = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+    ValueError,
+    OverflowError,
+)
+"""What is wrong with a record, and not with the database: also a key that is too long for an index."""
 
 
 def make_binder(url: str, resources: Resources) -> "PostgresBinder":
