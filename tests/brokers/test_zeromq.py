@@ -20,7 +20,7 @@ from conformance.messaging.house import Bench, collect, record
 from kassa.db.pool import connect, open_pool
 from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.journal.writer import PostgresJournal
-from kassa.messaging.binder import Resources
+from kassa.messaging.binder import Binder, Resources
 from kassa.messaging.binders.zeromq import CALL_S, RESEND_S, SILENCE_S, ZeroMQBinder, make_binder, make_keys, read_url
 from kassa.messaging.model import Ack, Confirmed, Unknown
 from kassa.messaging.topology import Topic
@@ -86,6 +86,11 @@ async def bench_at(url: str, database_url: str, parts: tuple[Any, Wakeups]) -> A
         await binder.provision([TOPIC])
         yield Bench(binder, TOPIC, pool, journal, wakeups, DeadLetters(pool))
     await journal.stop()
+
+
+def tcp(binder: Binder) -> str:
+    """Where a ZeroMQ socket reaches the hub that this binder is."""
+    return binder.url.replace("zeromq", "tcp")  # type: ignore[attr-defined, no-any-return]
 
 
 async def test_hub_that_is_killed_again_and_again_loses_and_repeats_nothing(
@@ -159,6 +164,44 @@ async def test_nothing_piles_up_for_a_hub_that_is_away(parts: tuple[Any, Wakeups
     context.destroy(linger=0)
 
     assert len(frames) <= 2
+
+
+NOT_UTF_8 = b"\xa1\xff"
+DEEP = b"\x91" * 100_000 + b"\xc0"
+
+
+@pytest.mark.parametrize("part", [b"", NOT_UTF_8, b"\xa1a" + DEEP], ids=["broken off", "not UTF-8", "too deep"])
+async def test_hub_answers_after_a_call_that_nobody_can_read(
+    database_url: str, parts: tuple[Any, Wakeups], part: bytes
+) -> None:
+    async with bench_at("zeromq://127.0.0.1:0", database_url, parts) as bench:
+        with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as stranger:
+            stranger.connect(tcp(bench.binder))
+            await stranger.send(b"\x95\xa1a\x01\x01" + part)
+            await stranger.send(b"\x95\xa1a\x01\x01\xa4ping\xc0")
+            async with asyncio.timeout(DEADLINE_S):
+                await stranger.recv()
+
+        assert await bench.binder.send(TOPIC.name, [record("r-1")], deadline_s=DEADLINE_S) == [Confirmed()]
+
+
+@pytest.mark.parametrize("part", [b"", b"\xc0" + NOT_UTF_8, DEEP], ids=["broken off", "not UTF-8", "too deep"])
+async def test_peer_hears_the_hub_after_an_answer_that_nobody_can_read(parts: tuple[Any, Wakeups], part: bytes) -> None:
+    (port,) = free_ports(1)
+    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as hub:
+        hub.bind(f"tcp://127.0.0.1:{port}")
+
+        async def answer() -> None:
+            while True:
+                identity, _ = await hub.recv_multipart()
+                await hub.send_multipart([identity, b"\x94\x01" + part])
+                await hub.send_multipart([identity, b"\x94\x01\xc0\xa0\xa0"])
+
+        answering = asyncio.create_task(answer())
+        peer = ZeroMQBinder(read_url(f"zeromq://127.0.0.1:{port}?role=peer"), Resources(*parts))
+        await peer.open()
+        await end_tasks(answering)
+        await peer.close()
 
 
 async def test_what_a_vanished_peer_had_goes_to_another(database_url: str, parts: tuple[Any, Wakeups]) -> None:

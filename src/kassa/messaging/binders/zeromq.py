@@ -77,6 +77,8 @@ BEAT_S = 1.0
 HIGH_WATER = 10_000
 """Far above what can be under way, since ZeroMQ drops what is past it."""
 HEARTBEAT_MS = 1000
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a frame from a stranger may raise: text that is not UTF-8 and lists in lists without end have errors of their own."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 log = structlog.get_logger("kassa.messaging.zeromq")
@@ -311,7 +313,7 @@ class Hub:
             identity, *frames = await socket.recv_multipart()
             try:
                 call = _calls.decode(frames[-1] if frames else b"")
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 log.warning("zeromq.unreadable", error=str(error))
                 continue
             self._follow(asyncio.create_task(self._answer(socket, identity, call)))
@@ -348,7 +350,7 @@ class Hub:
             return _Answer(call.number, msgspec.Raw(_encode(await method(session, call.arguments))))
         except KassaError as error:
             return _Answer(call.number, _NOTHING, error.code, error.detail)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             return _Answer(call.number, _NOTHING, "request.invalid", str(error))
         except Exception as error:
             # The outermost loop of a call: whatever it raises belongs to its caller.
@@ -619,7 +621,7 @@ class ZeroMQBinder:
             (*_, frame) = await socket.recv_multipart()
             try:
                 answer = _answers.decode(frame)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 log.warning("zeromq.unreadable", error=str(error))
                 continue
             waiting = self._waiting.get(answer.number)
