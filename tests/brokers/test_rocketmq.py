@@ -271,17 +271,18 @@ async def test_garbage_is_received_and_stops_nobody(rocketmq: RocketMQ, database
             (b"\xff\xfe", {}),
             (b"[broken", {"content-type": "application/cloudevents-batch+json"}),
             (b"x", {"kassa-priority": "many", "CE_": "", "kassa-empty": "{", "kassa-empty-body": "1"}),
+            (b"deep", {"kassa-empty": "[" * 2000}),
         ]:
             await rocketmq_client.send(rocketmq.endpoint, name, body, properties=properties)
         await rocketmq_client.send(rocketmq.endpoint, name, b"no gzip at all", is_gzip=True)
         await rocketmq_client.send(rocketmq.endpoint, name, zlib.compress(b"squeezed"), is_gzip=True)
         await bench.binder.send(topic.name, [record("r-1")], deadline_s=DEADLINE_S)
 
-        deliveries = await collect(subscription, 5)
+        deliveries = await collect(subscription, 6)
 
         bodies = {delivery.record.body for delivery in deliveries}
-        assert bodies == {b"\xff\xfe", b"x", b"no gzip at all", b"squeezed", b"{}"}
-        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 5
+        assert bodies == {b"\xff\xfe", b"x", b"deep", b"no gzip at all", b"squeezed", b"{}"}
+        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 6
         (letter,) = await bench.letters.browse(f"{topic.name}:shop")
         assert letter.body == b"[broken"
 

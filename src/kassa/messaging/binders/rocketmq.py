@@ -225,7 +225,8 @@ def packet_of(message: Any) -> Packet:
 
 def _empty(names: str) -> dict[str, str]:
     """Headers without a value."""
-    with suppress(ValueError):
+    # What is nested too deep for Python is no ValueError.
+    with suppress(ValueError, RecursionError):
         found = json.loads(names)
         return {name: "" for name in found if isinstance(name, str)} if isinstance(found, list) else {}
     return {}
