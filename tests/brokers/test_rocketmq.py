@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from random import Random
 
@@ -32,7 +32,7 @@ from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound, Settin
 from kassa.ids import new_id
 from kassa.messaging.binders import rocketmq as ours
 from kassa.messaging.binders import rocketmq_wire as wire
-from kassa.messaging.binders.rocketmq import RocketTransport, group_name, message_group, topic_name
+from kassa.messaging.binders.rocketmq import RocketStream, RocketTransport, group_name, message_group, topic_name
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, Packet, Receipt, Unknown
 from kassa.messaging.topology import Topic, lane
 from servers import RocketMQ
@@ -344,6 +344,56 @@ async def test_what_is_held_for_long_stays_ours(transport: RocketTransport, monk
         await until_depth(transport, topic, 0)
 
     await asyncio.gather(hold(True), hold(False))
+
+
+async def end_session(holder: RocketStream) -> None:
+    """As the proxy does when it is started again."""
+    await session_of(holder).end()
+
+
+async def give_up_connection(holder: RocketStream) -> None:
+    """As a sender does on whose connection nothing is answered."""
+    holder._transport.link.renew(session_of(holder).channel)
+
+
+async def cancel_sign_of_life(holder: RocketStream) -> None:
+    """As gRPC does with what is being said when a fetcher ends the session."""
+
+    async def cancelled(_: object) -> None:
+        raise asyncio.CancelledError
+
+    session_of(holder).telemetry.write = cancelled
+
+
+def session_of(stream: RocketStream) -> ours._Session:
+    assert stream._session_now is not None
+    return stream._session_now
+
+
+@pytest.mark.parametrize("lose", [end_session, give_up_connection, cancel_sign_of_life])
+async def test_what_is_held_stays_ours_when_the_session_is_lost_and_nobody_asks(
+    rocketmq: RocketMQ,
+    transport: RocketTransport,
+    monkeypatch: pytest.MonkeyPatch,
+    lose: Callable[[RocketStream], Awaitable[None]],
+) -> None:
+    """A handler that takes long asks for nothing."""
+    monkeypatch.setattr(ours, "INVISIBLE_S", 10.0)
+    monkeypatch.setattr(ours, "MARGIN_S", 4.0)
+    monkeypatch.setattr(ours, "LOOK_S", 0.2)
+    monkeypatch.setattr(ours, "BEAT_S", 1.0)
+    topic = await ready(transport)
+    await send(transport, topic, packet("r-0", key="k"))
+    async with open_transport(rocketmq.url) as holding:
+        holder = await holding.subscribe(topic, "shop")
+        arrivals = await take(holder, 1)
+        await lose(holder)
+        other = await transport.subscribe(topic, "shop")
+
+        assert await other.receive(10, 15.0) == []
+
+        assert await holder.settle(arrivals) == [True]
+        await until_depth(transport, topic, 0)
 
 
 async def until_depth(transport: RocketTransport, topic: Topic, expected: int) -> None:

@@ -52,7 +52,7 @@ from kassa.messaging.model import Arrival, Confirmed, Failed, Packet, Receipt, T
 from kassa.messaging.packing import ENVELOPE_TYPE, ID
 from kassa.messaging.supplied import SuppliedBinder
 from kassa.messaging.topology import Topic, lane
-from kassa.supervisor import end_tasks
+from kassa.supervisor import end_tasks, is_ended
 
 log = structlog.get_logger("kassa.messaging.rocketmq")
 
@@ -730,16 +730,30 @@ class RocketStream:
         while True:
             await asyncio.sleep(LOOK_S)
             session = self._session_now
-            if session is None or session.is_over:
+            if (session is None or session.is_over) and not self._all_held():
                 continue
             try:
+                # A handler that takes long asks for nothing, and what it has is to stay ours.
+                session = await self._session()
                 if loop.time() >= beat_at:
                     beat_at = loop.time() + BEAT_S
                     await self._beat(session)
                 await self._extend(session.channel)
-            except (grpc.aio.AioRpcError, _Refused, TimeoutError) as error:
+            except (
+                grpc.aio.AioRpcError,
+                # Somebody else gave the connection up, or ended the session while we spoke.
+                grpc.aio.UsageError,
+                asyncio.InvalidStateError,
+                asyncio.CancelledError,
+                KassaError,
+                _Refused,
+                TimeoutError,
+            ) as error:
+                if is_ended():
+                    raise
                 log.info("rocketmq.not_kept", group=self._wire_group, reason=_why(error))
-                session.is_over = True
+                if session is not None:
+                    await session.end()
             except Exception as error:
                 # The outermost loop: without it nothing would be extended any more.
                 log.exception("rocketmq.keeper", group=self._wire_group, reason=_why(error))
@@ -754,7 +768,7 @@ class RocketStream:
     async def _extend(self, channel: Channel) -> None:
         """Exchanges the handles of what we have held for half of its time."""
         now = asyncio.get_running_loop().time()
-        old = [held for held in self._all_held() if now < held.expires_at < now + INVISIBLE_S / 2]
+        old = [held for held in self._all_held() if held.expires_at < now + INVISIBLE_S / 2]
         if old:
             async with self._handles:
                 await asyncio.gather(*(self._change(channel, held, INVISIBLE_S) for held in old))
@@ -813,15 +827,23 @@ class RocketStream:
 
     async def _give_back(self) -> None:
         session = self._session_now
-        held = list(self._all_held())
+        held = self._all_held()
         if session is None or not held:
             return
         async with self._handles:
             # One that cannot be given back comes again when its time is over.
             await asyncio.gather(*(self._change(session.channel, one, BACK_S) for one in held), return_exceptions=True)
 
-    def _all_held(self) -> Iterable[_Held]:
-        return [held for one in self._lanes.values() if not one.is_over for held in one.held.values()]
+    def _all_held(self) -> list[_Held]:
+        """Whose time is not over."""
+        now = asyncio.get_running_loop().time()
+        return [
+            held
+            for one in self._lanes.values()
+            if not one.is_over
+            for held in one.held.values()
+            if now < held.expires_at
+        ]
 
 
 def _token(arrival: Arrival) -> _Held:
