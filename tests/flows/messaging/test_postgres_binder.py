@@ -1,16 +1,34 @@
 """What the binder without a broker promises beside what all binders do: what it refuses, and whoever goes while it claims."""
 
+import asyncio
 import secrets
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from flows.messaging.house import HOME, House
-from kassa.messaging.binders.postgres import PostgresBinder
-from kassa.messaging.model import Confirmed, Failed, Record
+from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription
+from kassa.messaging.model import Confirmed, Delivery, Failed, Record
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
+from kassa.messaging.work import ClaimedMessage, MessageWork
 
 TOPIC = Topic("post", ("office",), "Letters, for the tests.")
+
+
+class SlowWork(MessageWork):
+    """Whose claims are committed, and answered when the test says so."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(pool)
+        self.has_claimed, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
+        claimed = await super().claim(topic, limit)
+        self.has_claimed.set()
+        await self.goes_on.wait()
+        return claimed
 
 
 @pytest.fixture
@@ -33,3 +51,34 @@ async def test_a_key_that_no_index_takes_fails_for_good_and_alone(binder: Postgr
     assert receipts[0] == receipts[2] == Confirmed()
     assert isinstance(receipts[1], Failed) and not receipts[1].is_retryable
     assert "maximum" in receipts[1].reason
+
+
+@pytest.mark.parametrize("end", ["close", "cancel", "cancel and close"])
+async def test_what_is_claimed_for_one_who_goes_meanwhile_is_free_at_once(house: House, end: str) -> None:
+    """At each rolling restart: the claim is committed, and whoever asked for it does not hear the answer."""
+    wakeups = Wakeups(house.pool.acquire)
+    work, others = SlowWork(house.pool), MessageWork(house.pool)
+    binder = PostgresBinder(house.pool, wakeups)
+    await binder.provision([TOPIC])
+    await binder.send(TOPIC.name, [letter("one", "a"), letter("two", "b")], deadline_s=10.0)
+    going = PostgresSubscription(work, wakeups, "post:office")
+    receiving = asyncio.create_task(going.receive(10, 60.0))
+    await work.has_claimed.wait()
+
+    if "cancel" in end:
+        receiving.cancel()
+        with suppress(asyncio.CancelledError):
+            await receiving
+    closing = asyncio.create_task(going.close(60.0) if "close" in end else asyncio.sleep(0))
+    await asyncio.sleep(0.05)
+    assert await others.claim("post:office", 10) == []
+    work.goes_on.set()
+    await closing
+
+    staying = PostgresSubscription(others, wakeups, "post:office")
+    found: list[Delivery] = []
+    async with asyncio.timeout(10.0):
+        while len(found) < 2:
+            found += await staying.receive(10, 1.0)
+    assert [(one.record.id, one.attempts) for one in found] == [("one", 0), ("two", 0)]
+    assert end != "close" or await receiving == []

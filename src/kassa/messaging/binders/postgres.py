@@ -6,10 +6,10 @@ priorities, attempts, dead letters, pausing, depth; and the commit of the effect
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import asyncpg
 
@@ -36,8 +36,12 @@ from kassa.messaging.topology import Topic
 from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups
 from kassa.messaging.work import ClaimedMessage, MessageWork, OutgoingMessage, ParkedMessage
 
+T = TypeVar("T")
+
 _SQL = load("kassa.messaging")
 
+CLAIM_S = 5.0
+"""A claim that is under way when a consumer closes takes milliseconds, unless the database is away."""
 RECORD_HEADER = "kassa-record"
 """The record's own id, which may be anything; the row's is derived from it and the queue."""
 TRAITS = Traits(
@@ -256,6 +260,8 @@ class PostgresSubscription:
         self._is_closed = False
         self._held: dict[Id, ClaimedMessage] = {}
         self._drained = asyncio.Event()
+        self._claims: set[asyncio.Task[Any]] = set()
+        """Claims under way, and what gives back those that nobody waits for any more."""
 
     async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
         """Looks, and waits for a wake-up or for what is due next."""
@@ -263,9 +269,8 @@ class PostgresSubscription:
         deadline = clock() + wait_s
         try:
             while not self._is_closed:
-                claimed = await self._work.claim(self._queue, limit)
+                claimed = await self._claim(limit)
                 if claimed:
-                    self._held.update((message.id, message) for message in claimed)
                     return [_delivery(message) for message in claimed]
                 left_s = deadline - clock()
                 if left_s <= 0:
@@ -308,15 +313,49 @@ class PostgresSubscription:
         """Gives back what is still held when the time is over; what the database does not take back, its lease does."""
         self._is_closed = True
         self._watch.set()
+        if self._claims:
+            await asyncio.wait(self._claims, timeout=CLAIM_S)
         if self._held:
             self._drained.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(drain_s):
                     await self._drained.wait()
         if self._held:
-            with suppress(*AWAY):
-                await self._work.retry([(message, 0.0, None, False) for message in self._held.values()])
+            await self._give_back(self._held.values())
             self._held.clear()
+
+    async def _claim(self, limit: int) -> list[ClaimedMessage]:
+        """Goes on when who asks is cancelled: the answer would be lost, and what was claimed would wait for its lease."""
+        claiming = self._follow(self._claim_to_the_end(limit))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            self._follow(self._forgo(claiming))
+            raise
+
+    async def _claim_to_the_end(self, limit: int) -> list[ClaimedMessage]:
+        claimed = await self._work.claim(self._queue, limit)
+        if claimed and self._is_closed:
+            await self._give_back(claimed)
+            return []
+        self._held.update((message.id, message) for message in claimed)
+        return claimed
+
+    async def _forgo(self, claiming: asyncio.Task[list[ClaimedMessage]]) -> None:
+        with suppress(*AWAY):
+            claimed = [message for message in await claiming if self._held.pop(message.id, None) is not None]
+            if claimed:
+                await self._give_back(claimed)
+
+    async def _give_back(self, messages: Iterable[ClaimedMessage]) -> None:
+        with suppress(*AWAY):
+            await self._work.retry([(message, 0.0, None, False) for message in messages])
+
+    def _follow(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(coroutine)
+        self._claims.add(task)
+        task.add_done_callback(self._claims.discard)
+        return task
 
 
 def _row(queue: str, record: Record) -> OutgoingMessage:
