@@ -5,6 +5,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from random import Random
+from typing import Any, NamedTuple
 
 import pytest
 from msgspec.structs import replace
@@ -394,6 +395,30 @@ async def test_what_is_held_stays_ours_when_the_session_is_lost_and_nobody_asks(
 
         assert await holder.settle(arrivals) == [True]
         await until_depth(transport, topic, 0)
+
+
+async def test_handle_is_not_used_while_it_is_exchanged_though_another_exchange_failed(
+    transport: RocketTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "MARGIN_S", ours.INVISIBLE_S / 2)
+    topic = await ready(transport, keyed=False)
+    await send(transport, topic, packet("r-0"), packet("r-1"))
+    stream = await transport.subscribe(topic, "shop")
+    failing, slow = await take(stream, 2)
+    exchanged: list[str] = []
+
+    class Proxy(NamedTuple):
+        async def change(self, request: Any, **_: object) -> Any:
+            if request.message_id == failing.packet.id:
+                raise TimeoutError
+            await asyncio.sleep(0.2)
+            exchanged.append(request.message_id)
+            return wire.make("ChangeInvisibleDurationResponse")
+
+    with pytest.raises(TimeoutError):
+        await stream._extend(Proxy())  # type: ignore[arg-type]
+
+    assert exchanged == [slow.packet.id]
 
 
 async def until_depth(transport: RocketTransport, topic: Topic, expected: int) -> None:

@@ -771,7 +771,12 @@ class RocketStream:
         old = [held for held in self._all_held() if held.expires_at < now + INVISIBLE_S / 2]
         if old:
             async with self._handles:
-                await asyncio.gather(*(self._change(channel, held, INVISIBLE_S) for held in old))
+                # Each to its end: a handle that is still being exchanged must not be used.
+                changes = (self._change(channel, held, INVISIBLE_S) for held in old)
+                results = await asyncio.gather(*changes, return_exceptions=True)
+            for result in results:
+                if result is not None:
+                    raise result
 
     async def _change(self, channel: Channel, held: _Held, seconds: float) -> None:
         request = make(
