@@ -291,15 +291,16 @@ async def test_garbage_is_received_and_stops_nobody(kafka: Kafka, database_url: 
             {"value": None},
             {"value": b"\x00\x01", "key": b"\xff\x00", "headers": [("x\0", b"\xff\x00"), ("y", None)]},
             {"value": b"[{", "headers": {"content-type": "application/cloudevents-batch+json"}},
+            {"value": b"long ago", "timestamp": -(2**62)},
             {"value": b"fine", "headers": {"kassa-id": "r-1"}},
         )  # fmt: skip
         subscription = await bench.binder.subscribe(topic.name, "shop")
 
-        deliveries = await collect(subscription, 3)
+        deliveries = await collect(subscription, 4)
 
-        assert [delivery.record.body for delivery in deliveries] == [b"", b"\x00\x01", b"fine"]
+        assert [delivery.record.body for delivery in deliveries] == [b"", b"\x00\x01", b"long ago", b"fine"]
         assert "\0" not in repr([delivery.record for delivery in deliveries]).replace("\\x00", "")
-        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 3
+        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 4
         (letter,) = await bench.letters.browse(f"{topic.name}:shop")
         assert "cannot be read" in letter.reason
         await until_depth(bench.binder, topic, 0)

@@ -42,6 +42,7 @@ from kassa.journal.table import Tables
 from kassa.merchants.model import ALL_SCOPES, Caller
 from kassa.messaging import replies
 from kassa.messaging.model import Record
+from kassa.messaging.packing import UNREADABLE
 from kassa.messaging.replies import Address
 from kassa.payments.service import Payments
 
@@ -125,7 +126,7 @@ def read_order(body: bytes) -> QueueOrder:
         if "`$.action`" in str(error):
             raise refused("action", f"must be one of {', '.join(ACTIONS)}") from None
         action = "pay"
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         # The real reader says what is wrong with it.
         action = "pay"
     if action not in _READERS:

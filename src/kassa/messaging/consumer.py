@@ -116,7 +116,7 @@ class Consumer:
                 try:
                     waiting[place] = self._journal.submit(self._with_done(wave[place], change))
                 except KassaError as error:
-                    ends[place] = _put_off(error)
+                    ends[place] = _not_stored(wave[place], error)
             else:
                 ends[place] = change
         for place, future in waiting.items():
@@ -165,7 +165,7 @@ class Consumer:
         try:
             verdict = await asyncio.shield(future)
         except KassaError as error:
-            return _put_off(error)
+            return _not_stored(delivery, error)
         match verdict:
             case Committed():
                 self.counts = self.counts._replace(handled=self.counts.handled + 1)
@@ -185,8 +185,11 @@ def _key(delivery: Delivery) -> str | None:
     return delivery.record.key or None
 
 
-def _put_off(error: KassaError) -> RetryAfter:
-    """The journal could not write, or does not know whether it did: nothing is wrong with the record."""
+def _not_stored(delivery: Delivery, error: KassaError) -> Settlement:
+    """The journal could not write, or does not know whether it did: nothing is wrong with the record. Unless it could never be
+    stored: it is tried some more times, and given up."""
+    if error.retry is Retry.NEVER:
+        return _failed(delivery, str(error), is_final=False)
     return RetryAfter(PAUSE_S, str(error), counts=False)
 
 

@@ -26,7 +26,14 @@ _SAID = ("content-type", "correlation-id")
 """Headers that make another message of a stranger's. The others may differ when he sends the same one again (`reply-to`,
 `traceparent`), or the broker gives it out again (`x-death`)."""
 _DIGITS, _HEXADECIMAL = 32, frozenset("0123456789abcdef")
-_PRIORITY = Record._field_defaults["priority"]
+NAME_BYTES_MAX = 512
+"""Of an id or a key: what one of PostgreSQL's indexes takes whole, with room for others beside it."""
+_PRIORITY, _PRIORITY_MAX, _HOME_MAX = Record._field_defaults["priority"], 9, 2**63 - 1
+SOURCE = "kassa"
+_OUR_SOURCES = frozenset({"", SOURCE, "kassa.messaging"})
+"""Of events whose id is theirs alone."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a reader of JSON says to somebody else's bytes: no JSON, no text, or nested beyond all use."""
 
 
 class Undecodable(Exception):
@@ -78,11 +85,27 @@ def single(record: Record) -> Packet:
 
 def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     headers = packet.headers.copy()
-    id = headers.pop(ID, "") or headers.get("ce-id", "") or strangers_id(packet) or new_name()
+    id = headers.pop(ID, "") or _event_id(headers) or strangers_id(packet) or new_name()
     key = headers.pop(KEY, packet.key)
-    priority = min(_number(headers.pop(PRIORITY), _PRIORITY), 9) if PRIORITY in headers else _PRIORITY
+    priority = min(_number(headers.pop(PRIORITY), _PRIORITY), _PRIORITY_MAX) if PRIORITY in headers else _PRIORITY
     home = _number(headers.pop(HOME), 0) if HOME in headers else 0
-    return Record(id, key, packet.body, headers, priority, 0.0, home)
+    return Record(_name(id), _name(key), packet.body, headers, priority, 0.0, home)
+
+
+def _event_id(headers: dict[str, str]) -> str:
+    """Of somebody's CloudEvent: two sources may number theirs alike."""
+    id, source = headers.get("ce-id", ""), headers.get("ce-source", "")
+    return id if not id or source in _OUR_SOURCES else f"{source} {id}"
+
+
+def _name(text: str) -> str:
+    """An id or a key as PostgreSQL keeps it: without zero bytes, and one that is too long as its beginning with a digest of all."""
+    if len(text) <= NAME_BYTES_MAX // 4 and text.isascii() and "\0" not in text:
+        return text
+    raw = text.encode(errors="replace")
+    if len(raw) > NAME_BYTES_MAX:
+        raw = raw[: NAME_BYTES_MAX - _DIGITS - 1] + b"." + hashlib.sha256(raw).hexdigest()[:_DIGITS].encode()
+    return raw.decode(errors="ignore").replace("\0", "\ufffd")
 
 
 def strangers_id(packet: Packet) -> str:
@@ -94,7 +117,7 @@ def strangers_id(packet: Packet) -> str:
         return ""
     said = [packet.key, *(packet.headers.get(name) for name in _SAID)]
     digest = hashlib.sha256(repr(said).encode(errors="backslashreplace") + packet.body)
-    return f"{packet.id}.{digest.hexdigest()[:_DIGITS]}"
+    return f"{_name(packet.id)}.{digest.hexdigest()[:_DIGITS]}"
 
 
 def without_digest(id: str) -> str:
@@ -141,7 +164,6 @@ _decode_items = msgspec.json.Decoder(list[_Item]).decode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _decode_any = msgspec.json.Decoder().decode
 RECORD_TYPE = "kassa.record"
-SOURCE = "kassa"
 
 
 def _envelopes(topic: Topic, records: Sequence[Record], now: datetime) -> Iterator[Packed]:
@@ -199,7 +221,7 @@ def _other_headers(headers: dict[str, str]) -> str:
 def _is_json(body: bytes) -> bool:
     try:
         _decode_any(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return False
     return True
 
@@ -207,7 +229,7 @@ def _is_json(body: bytes) -> bool:
 def _opened(packet: Packet) -> list[Record]:
     try:
         return [_record(item) for item in _decode_items(packet.body)]
-    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error) as error:
+    except (*UNREADABLE, binascii.Error) as error:
         raise Undecodable(f"the envelope cannot be read: {error}") from error
 
 
@@ -219,7 +241,13 @@ def _record(item: _Item) -> Record:
     if item.kassaheaders:
         headers = _decode_headers(item.kassaheaders) | headers
     body = base64.b64decode(item.data_base64, validate=True) if item.data_base64 else bytes(item.data)
-    return Record(item.id, item.kassakey, body, headers, item.kassapriority, 0.0, item.kassahome)
+    priority, home = min(max(item.kassapriority, 0), _PRIORITY_MAX), min(max(item.kassahome, 0), _HOME_MAX)
+    return Record(_name(item.id) or _unnamed(item), _name(item.kassakey), body, headers, priority, 0.0, home)
+
+
+def _unnamed(item: _Item) -> str:
+    """The id of one that came without: what it says, so that it has the same when it comes again."""
+    return hashlib.sha256(_encode(item)).hexdigest()[:_DIGITS]
 
 
 def _event_headers(item: _Item) -> dict[str, str]:

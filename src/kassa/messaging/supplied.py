@@ -301,7 +301,12 @@ class SuppliedSubscription:
         while not self._is_closed:
             found = await self._from_memory(max(1, limit // 2), clock())
             if not self._is_paused:
-                found += await self._from_broker(limit - len(found))
+                try:
+                    found += await self._from_broker(limit - len(found))
+                except BrokerUnreachable:
+                    # What was taken from our own queue does not wait for the broker; who asks again is told.
+                    if not found:
+                        raise
             if found:
                 return found
             left_s = deadline - clock()
@@ -353,6 +358,15 @@ class SuppliedSubscription:
                 ahead.lost = error
                 self._watch.nudge()
                 await asyncio.sleep(PAUSE_S)
+                continue
+            except Exception as error:
+                # The outermost loop of a stream: what a transport could not bear must not stop it without a word.
+                log.exception("supplied.stream_crashed", topic=self._topic, group=self._group)
+                ahead.lost = BrokerUnreachable(f"receiving failed: {error!r}", topic=self._topic, group=self._group)
+                self._watch.nudge()
+                await asyncio.sleep(PAUSE_S)
+                with suppress(BrokerUnreachable):
+                    await self._start_again({ahead.stream})
                 continue
             if arrivals:
                 ahead.bring(arrivals, max(CREDIT, self._batch), clock())
@@ -431,10 +445,11 @@ class SuppliedSubscription:
             arrival = ahead.arrivals.popleft()
             try:
                 records = unpack(arrival.packet, new_id)
-            except Undecodable as error:
-                # One whose session is over comes again elsewhere.
+            except Exception as error:
+                # Whatever reading a packet stumbles over is that packet's. One whose session is over comes again elsewhere.
                 if ahead.stream.holds(arrival):
-                    await self._bury_whole(ahead.stream, arrival, str(error))
+                    reason = str(error) if isinstance(error, Undecodable) else f"it cannot be read: {error!r}"
+                    await self._bury_whole(ahead.stream, arrival, reason)
                 continue
             parcel = _Parcel(arrival, ahead.stream, len(records))
             self._held.add(parcel)

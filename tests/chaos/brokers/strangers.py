@@ -16,7 +16,9 @@ from kassa.messaging.binders.rabbitmq import exchange_of, lane_key, queues_of
 from kassa.messaging.binders.rocketmq import topic_name
 from kassa.messaging.topology import EVENTS, PAYMENT_ORDERS
 
-GARBAGE = (b"", b"\xff\xfe\x00", b"[[[[", b'{"order_id": 1}', b'"text"')
+GARBAGE = (
+    b"", b"\xff\xfe\x00", b"[[[[", b'{"order_id": 1}', b'"text"', b'{"order_id":' + b"[" * 2000 + b"]" * 2000 + b"}"
+)  # fmt: skip
 
 
 async def take_events(chain: Chain) -> None:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kassa.messaging.model import Packet, Record
-from kassa.messaging.packing import ENVELOPE_BYTES_MAX, ENVELOPE_RECORDS_MAX, Undecodable, pack, unpack, without_digest
+from kassa.messaging.packing import (
+    ENVELOPE_BYTES_MAX,
+    ENVELOPE_RECORDS_MAX,
+    NAME_BYTES_MAX,
+    Undecodable,
+    pack,
+    unpack,
+    without_digest,
+)
 from kassa.messaging.topology import Topic, lane
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -23,7 +31,7 @@ EVENT = Record(
     },
 )  # fmt: skip
 
-texts = st.text(st.characters(codec="utf-8"), max_size=20)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 records = st.lists(
     st.builds(
         Record,
@@ -166,3 +174,25 @@ def test_id_of_kassa_or_of_an_event_stays_as_it_is() -> None:
     (event,) = unpack(Packet("1", "", b"{}", {"ce-id": "evt_1"}), never)
 
     assert (ours.id, event.id) == ("r-1", "evt_1")
+
+
+def test_events_of_two_sources_are_two_whatever_they_are_numbered() -> None:
+    one, other = (Packet("", "", b"{}", {"ce-id": "1", "ce-source": source}) for source in ("/a", "/b"))
+
+    assert [unpack(packet, never)[0].id for packet in (one, other)] == ["/a 1", "/b 1"]
+    assert unpack(Packet("", "", b"{}", {"ce-id": "evt_1", "ce-source": "kassa"}), never)[0].id == "evt_1"
+
+
+def test_name_that_is_too_long_is_cut_and_stays_a_name_of_its_own() -> None:
+    ids = [unpack(Packet("", "", b"", {"kassa-id": "\u4e00" * 1000 + end}), never)[0].id for end in ("", "a", "a")]
+
+    assert len(set(ids)) == 2 and ids[1] == ids[2]
+    assert all(len(id.encode()) <= NAME_BYTES_MAX for id in ids)
+    assert unpack(Packet("", "a\0b", b"", {"kassa-id": "1"}), never)[0].key == "a\ufffdb"
+
+
+def test_body_that_is_nested_beyond_use_travels_as_bytes() -> None:
+    body = b"[" * 2000 + b"]" * 2000
+    (packed,) = pack(ENVELOPES, [Record("r-1", "k", body, {"content-type": "application/json"})], NOW)
+
+    assert unpack(packed.packet, never)[0].body == body

@@ -1042,9 +1042,12 @@ def _arrival(message: Message, held: _Held, offset: int) -> Arrival:
 
 
 @lru_cache(maxsize=1024)
-def _moment(milliseconds: int) -> datetime:
-    """Many packets have one time between them."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+def _moment(milliseconds: int) -> datetime | None:
+    """Many packets have one time between them. None: somebody gave one that is in no calendar."""
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _headers_in(pairs: Any) -> dict[str, str]:
