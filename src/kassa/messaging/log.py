@@ -9,7 +9,7 @@ import asyncio
 import random
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -341,6 +341,7 @@ class LogGroup:
                     [reason for _, _, _, reason, _ in parked],
                     [state for *_, state in parked],
                 )
+                await self._line_up(connection, {root_of(record) for record, *_ in parked})
             await self._move_cursors(connection, ends(handled))
 
     async def parked_due(self, limit: int) -> list[tuple[LogRecord, int]]:
@@ -355,11 +356,13 @@ class LogGroup:
             await self._fence(connection)
             if failure is None:
                 await connection.execute(_SQL.unpark, *key)
+                await self._line_up(connection, [root_of(record)])
                 return
             delay_s = message_delay(attempts + 1, random.random())
             if delay_s is None:
                 log.error("log.dead", group=self.name, event_id=record.name, reason=failure)
                 await connection.execute(_SQL.park_dead, *key, shortened(failure))
+                await self._line_up(connection, [root_of(record)])
             else:
                 await connection.execute(_SQL.park_again, *key, timedelta(seconds=delay_s), shortened(failure))
 
@@ -376,9 +379,14 @@ class LogGroup:
     async def replay_dead(
         self, root: Id | None = None, limit: int = 1000, *, places: Sequence[Place] | None = None
     ) -> int:
-        """Tries again what was given up, of one root, of some places, or all; says how many."""
+        """Tries again what was given up, of one root, of some places, or all, each root's in order; says how many."""
         columns = (None, None, None) if places is None else [[place[part] for place in places] for part in range(3)]
-        return len(await self._pool.fetch(_SQL.replay_parked, self.name, root, limit, *columns))
+        async with self._pool.acquire() as connection, connection.transaction():
+            # Whoever settles what is before them meanwhile would not see that these wait for it.
+            await connection.execute(_SQL.lock_group, self.name)
+            rows = await connection.fetch(_SQL.replay_parked, self.name, root, limit, *columns)
+            await self._line_up(connection, {(row["home"], Id(row["root"].hex)) for row in rows})
+        return len(rows)
 
     async def rewind(self, since: datetime) -> int:
         """Reads again what was committed since then; says how many events that are, with those that it had not read yet.
@@ -394,6 +402,13 @@ class LogGroup:
     async def lag(self) -> list[Lag]:
         """How far the group is behind each writer."""
         return [Lag(*row) for row in await self._pool.fetch(_SQL.group_lag, self.name)]
+
+    async def _line_up(
+        self,
+        connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]",
+        roots: Collection[tuple[int, Id]],
+    ) -> None:
+        await connection.execute(_SQL.line_up, self.name, [home for home, _ in roots], [root for _, root in roots])
 
     async def _move_cursors(
         self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]", places: Sequence[Place]

@@ -513,43 +513,62 @@ SELECT count(*)
  WHERE (e.seq, e.ord) > (COALESCE(p.seq, -1), COALESCE(p.ord, -1::smallint));
 
 -- name: park
--- Records that failed (state retry), and those of their roots that wait behind them.
-INSERT INTO parked (group_name, home, root, writer, seq, ord, sequence, attempts, due, parked_at, first_reason, reason, state)
+-- Records that failed (state retry), and those of their roots that wait behind them. One that was given up, and is read again
+-- because its group went back, is tried from the start of the ladder.
+INSERT INTO parked AS k (group_name, home, root, writer, seq, ord, sequence, attempts, due, parked_at, first_reason, reason, state)
 SELECT $1, home, root, writer, seq, ord, sequence, attempts, clock_timestamp() + delay, clock_timestamp(), reason, reason, state
   FROM unnest($2::bigint[], $3::uuid[], $4::smallint[], $5::bigint[], $6::smallint[], $7::bigint[], $8::integer[],
               $9::interval[], $10::text[], $11::text[])
        AS n (home, root, writer, seq, ord, sequence, attempts, delay, reason, state)
-ON CONFLICT DO NOTHING;
+ON CONFLICT (group_name, home, root, sequence) DO UPDATE
+   SET attempts = EXCLUDED.attempts,
+       due = EXCLUDED.due,
+       reason = EXCLUDED.reason,
+       state = EXCLUDED.state
+ WHERE k.state = 'dead';
+
+-- name: line_up
+-- Of each root the first record that is not given up is tried, at once if it had to wait until now.
+UPDATE parked AS k
+   SET state = 'retry',
+       due = clock_timestamp()
+  FROM unnest($2::bigint[], $3::uuid[]) AS n (home, root)
+ CROSS JOIN LATERAL (
+       SELECT sequence
+         FROM parked
+        WHERE group_name = $1
+          AND home = n.home
+          AND root = n.root
+          AND state <> 'dead'
+        ORDER BY sequence
+        LIMIT 1) AS first
+ WHERE k.group_name = $1
+   AND k.home = n.home
+   AND k.root = n.root
+   AND k.sequence = first.sequence
+   AND k.state = 'waiting';
 
 -- name: parked_due
--- Parked records that may be tried again: of each root only the first. The root's first one that waits counts as due when
--- nothing stands before it any more.
+-- Parked records that may be tried again: of each root only the first that is not given up.
 SELECT k.attempts, e.writer, e.seq, e.ord, e.home, e.root, e.sequence, e.at, e.type, e.data
   FROM parked AS k
   JOIN event AS e ON e.writer = k.writer AND e.seq = k.seq AND e.ord = k.ord
  WHERE k.group_name = $1
    AND k.state = 'retry'
    AND k.due <= clock_timestamp()
+   AND NOT EXISTS (SELECT 1 FROM parked AS b
+                    WHERE b.group_name = $1 AND b.home = k.home AND b.root = k.root AND b.sequence < k.sequence
+                      AND b.state <> 'dead')
  ORDER BY k.due
  LIMIT $2;
 
 -- name: unpark
--- Handled at last; the next one of the root may be tried.
-WITH gone AS (
-    DELETE FROM parked
-     WHERE group_name = $1
-       AND home = $2
-       AND root = $3
-       AND sequence = $4
-)
-UPDATE parked
-   SET state = 'retry',
-       due = clock_timestamp()
+-- Handled at last.
+DELETE FROM parked
  WHERE group_name = $1
    AND home = $2
    AND root = $3
-   AND sequence = (SELECT min(sequence) FROM parked
-                    WHERE group_name = $1 AND home = $2 AND root = $3 AND sequence > $4 AND state = 'waiting');
+   AND sequence = $4;
 
 -- name: park_again
 -- Failed again.
@@ -563,25 +582,15 @@ UPDATE parked
    AND sequence = $4;
 
 -- name: park_dead
--- Given up; the next one of the root goes on.
-WITH dead AS (
-    UPDATE parked
-       SET attempts = attempts + 1,
-           state = 'dead',
-           reason = $5
-     WHERE group_name = $1
-       AND home = $2
-       AND root = $3
-       AND sequence = $4
-)
+-- Given up.
 UPDATE parked
-   SET state = 'retry',
-       due = clock_timestamp()
+   SET attempts = attempts + 1,
+       state = 'dead',
+       reason = $5
  WHERE group_name = $1
    AND home = $2
    AND root = $3
-   AND sequence = (SELECT min(sequence) FROM parked
-                    WHERE group_name = $1 AND home = $2 AND root = $3 AND sequence > $4 AND state = 'waiting');
+   AND sequence = $4;
 
 -- name: parked_records
 -- What is parked in a group, in one state or all, oldest first.
@@ -594,8 +603,15 @@ SELECT k.home, k.root, k.sequence, k.attempts, k.due, k.parked_at, k.first_reaso
  ORDER BY k.parked_at, k.home, k.root, k.sequence
  LIMIT $3;
 
+-- name: lock_group
+-- What is parked in a group stays as it is until this transaction ends.
+SELECT name
+  FROM log_group
+ WHERE name = $1
+   FOR UPDATE;
+
 -- name: replay_parked
--- Given up once, tried again from the start of the ladder: some events, or all.
+-- Given up once, tried again from the start of the ladder when nothing of the root is before it: some events, or all.
 WITH chosen AS (
     SELECT group_name, home, root, sequence
       FROM parked
@@ -609,15 +625,14 @@ WITH chosen AS (
        FOR UPDATE SKIP LOCKED
 )
 UPDATE parked
-   SET state = 'retry',
-       attempts = 0,
-       due = clock_timestamp()
+   SET state = 'waiting',
+       attempts = 0
   FROM chosen
  WHERE parked.group_name = chosen.group_name
    AND parked.home = chosen.home
    AND parked.root = chosen.root
    AND parked.sequence = chosen.sequence
-RETURNING parked.sequence;
+RETURNING parked.home, parked.root;
 
 -- name: group_names
 -- Every group of readers of the event log.
@@ -788,7 +803,7 @@ SELECT g.name,
        count(*) FILTER (WHERE p.state = 'retry') AS retrying,
        count(*) FILTER (WHERE p.state = 'waiting') AS behind,
        count(*) FILTER (WHERE p.state = 'dead') AS dead,
-       extract(epoch FROM clock_timestamp() - min(p.parked_at) FILTER (WHERE p.state = 'retry'))::float8 AS oldest_s
+       extract(epoch FROM clock_timestamp() - min(p.parked_at) FILTER (WHERE p.state <> 'dead'))::float8 AS oldest_s
   FROM log_group AS g
   LEFT JOIN parked AS p ON p.group_name = g.name
  GROUP BY g.name, g.holder, g.held_until

@@ -12,9 +12,11 @@ import pytest
 from flows.messaging.house import HOME, House
 from kassa.db.pool import connect
 from kassa.ids import Id
+from kassa.messaging.brokers import Brokers
 from kassa.messaging.log import EARLIEST, EventLog, GroupReader, Halt, LogGroup, LostGroup, Unread, event_item
 from kassa.messaging.model import LogRecord, Place
-from kassa.messaging.queues import HOLDER
+from kassa.messaging.queues import HOLDER, Queues
+from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.messaging.wake import EVENTS, Wakeups
 
 
@@ -244,6 +246,143 @@ async def test_record_that_is_given_up_lets_its_root_go_on_and_can_be_replayed(h
 
     assert seen.order() == {root: [2, 1]}
     assert await group.parked() == []
+
+
+async def all_due(house: House, log: GroupReader) -> None:
+    """Reads until nothing is parked any more that can be tried, or nothing comes of it."""
+    for _ in range(20):
+        await house.pool.execute("UPDATE parked SET due = clock_timestamp()")
+        await read_all(log)
+        if not await house.pool.fetchval("SELECT count(*) FROM parked WHERE state <> 'dead'"):
+            return
+
+
+async def due_in(house: House, sequence: int, days: int) -> None:
+    """When a parked record may be tried."""
+    await house.pool.execute(
+        "UPDATE parked SET due = clock_timestamp() + make_interval(days => $2) WHERE sequence = $1", sequence, days
+    )
+
+
+async def parked_states(house: House) -> list[tuple[int, str]]:
+    """What is parked, by its sequence."""
+    return sorted((one.sequence, one.state) for one in await LogGroup(house.pool, "test").parked())
+
+
+async def rewound(house: House, seen: Seen) -> GroupReader:
+    """A reader of a group that an operator let begin again."""
+    group = LogGroup(house.pool, "test")
+    await group.rewind(EARLIEST)
+    await let_go(house)
+    assert await group.hold()
+    return GroupReader(group, seen.handle, asyncio.sleep)
+
+
+async def test_group_that_goes_back_before_a_parked_record_leaves_nothing_behind(house: House) -> None:
+    root = await house.root()
+    for _ in range(5):
+        await house.happen(house.one, root)
+    seen = Seen()
+    seen.fails[root, 5] = 4
+    await read_all(await reader(house, seen))
+    assert seen.order() == {root: [1, 2, 3, 4]}
+    await due_in(house, 5, days=1)
+    seen.records.clear()
+
+    log = await rewound(house, seen)
+    await read_all(log)
+    await house.happen(house.two, root)
+    await all_due(house, log)
+
+    assert await parked_states(house) == []
+    assert seen.order() == {root: [1, 2, 3, 4, 5, 6, 7]}
+
+
+async def test_record_that_was_given_up_is_tried_again_when_its_group_goes_back(house: House) -> None:
+    root = await house.root()
+    for _ in range(2):
+        await house.happen(house.one, root)
+    seen = Seen()
+    seen.fails[root, 2] = 8
+    await all_due(house, await reader(house, seen))
+    assert seen.order() == {root: [1, 3]}
+    seen.records.clear()
+    seen.fails[root, 2] = 6
+
+    log = await rewound(house, seen)
+    await read_all(log)
+    assert await parked_states(house) == [(2, "retry"), (3, "waiting")]
+    await all_due(house, log)
+
+    assert seen.order() == {root: [1, 2, 3]}
+    assert await parked_states(house) == []
+
+
+async def test_replayed_record_goes_before_those_of_its_root_that_failed_after_it(house: House) -> None:
+    root = await house.root()
+    for _ in range(3):
+        await house.happen(house.one, root)
+    seen = Seen()
+    seen.fails = {(root, 2): 8, (root, 3): 6}
+    log = await reader(house, seen)
+    group = LogGroup(house.pool, "test")
+    await read_all(log)
+    while (2, "dead") not in await parked_states(house):
+        await due_in(house, 2, days=0)
+        await log.step()
+    await read_all(log)
+    assert await parked_states(house) == [(2, "dead"), (3, "retry"), (4, "waiting")]
+
+    assert await group.replay_dead() == 1
+    await due_in(house, 3, days=-1)
+    await read_all(log)
+    await all_due(house, log)
+
+    assert seen.order() == {root: [1, 2, 3, 4]}
+    assert await parked_states(house) == []
+
+
+async def test_records_of_one_root_are_replayed_one_after_the_other(house: House) -> None:
+    root = await house.root()
+    for _ in range(3):
+        await house.happen(house.one, root)
+    seen = Seen()
+    seen.fails = {(root, sequence): 8 for sequence in (1, 2, 3)}
+    log = await reader(house, seen)
+    await all_due(house, log)
+    group = LogGroup(house.pool, "test")
+    assert await parked_states(house) == [(1, "dead"), (2, "dead"), (3, "dead")]
+    seen.records.clear()
+    seen.fails = {(root, 1): 6}
+
+    assert await group.replay_dead() == 3
+    await read_all(log)
+    assert seen.records == []
+    assert await parked_states(house) == [(1, "retry"), (2, "waiting"), (3, "waiting")]
+    await all_due(house, log)
+
+    assert seen.order() == {root: [1, 2, 3]}
+    assert await parked_states(house) == []
+
+
+async def test_record_that_waits_for_nothing_is_seen_and_goes_on_with_its_root(house: House) -> None:
+    """As an earlier version could leave it."""
+    root = await house.root()
+    seen = Seen()
+    seen.fails[root, 1] = 6
+    log = await reader(house, seen)
+    await read_all(log)
+    await house.pool.execute("UPDATE parked SET state = 'waiting', parked_at = parked_at - interval '1 hour'")
+
+    wakeups = Wakeups(lambda: connect(house.url, application="test wake"))
+    queue = await Queues(house.pool, Brokers([], house.pool, wakeups, PAYMENT_ORDERS), wakeups).one("test")
+    assert (queue.delayed, queue.retrying) == (1, 0)
+    assert queue.oldest_s is not None and queue.oldest_s >= 3600
+    await house.happen(house.one, root)
+    await read_all(log)
+    await all_due(house, log)
+
+    assert seen.order() == {root: [1, 2]}
 
 
 async def test_destination_that_takes_few_at_a_time_gets_fewer_and_then_all(house: House) -> None:
