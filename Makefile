@@ -14,7 +14,7 @@ demo: install ## one payment from beginning to end, narrated
 test: ## all tests but the long ones (at most 15 minutes)
 	@scripts/test.sh
 
-test-long: ## the long seeds, kills and backlogs (about 50 minutes on two cores)
+test-long: ## the long seeds, kills and backlogs (about 50 minutes on two quick cores)
 	@scripts/test.sh -m long --verbose --durations 10 -o faulthandler_timeout=4000
 
 check: ## format, lint, types, layers, queries, pure tests
