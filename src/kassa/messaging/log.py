@@ -640,14 +640,15 @@ class GroupReader:
 
 
 def _handled(unread: Sequence[Unread], done: set[Place]) -> list[Unread]:
-    """What the cursors may move past: in each writer, everything before the first record that is not done."""
-    stopped: set[int] = set()
+    """What the cursors may move past: in each writer, everything before the first record that is not done, or that stands
+    behind one of its root which is read again."""
+    stopped: set[int | tuple[int, Id]] = set()
     handled: list[Unread] = []
     for one in unread:
-        writer = one.record.place.writer
-        if one.record.place not in done:
-            stopped.add(writer)
-        elif writer not in stopped:
+        both: set[int | tuple[int, Id]] = {one.record.place.writer, root_of(one.record)}
+        if one.record.place not in done or stopped & both:
+            stopped |= both
+        else:
             handled.append(one)
     return handled
 

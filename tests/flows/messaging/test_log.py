@@ -385,6 +385,33 @@ async def test_record_that_waits_for_nothing_is_seen_and_goes_on_with_its_root(h
     assert seen.order() == {root: [1, 2]}
 
 
+async def test_what_failed_in_a_page_that_halted_is_still_before_those_of_its_root(house: House) -> None:
+    """The failed one stands behind one that was not sent, in another writer's events than the next of its root."""
+    other, root = await house.root(house.one), await house.root(house.one)
+    for _ in range(2):
+        await house.happen(house.one, other)
+    await house.happen(house.one, root)
+    await house.happen(house.two, root)
+    group = LogGroup(house.pool, "test")
+    await group.create(from_now=False)
+    assert await group.hold()
+
+    async def handle(records: Sequence[LogRecord]) -> list[str | None]:
+        if any(record.root == other and record.sequence == 3 for record in records):
+            raise Halt("away")
+        return ["no" if record.root == root and record.sequence == 2 else None for record in records]
+
+    with pytest.raises(Halt):
+        await read_all(GroupReader(group, handle, asyncio.sleep))
+    seen = Seen()
+    log = GroupReader(group, seen.handle, asyncio.sleep)
+    await read_all(log)
+    await all_due(house, log)
+
+    assert seen.order()[root][-2:] == [2, 3]
+    assert await parked_states(house) == []
+
+
 async def test_destination_that_takes_few_at_a_time_gets_fewer_and_then_all(house: House) -> None:
     roots = [await house.root(house.one) for _ in range(40)]
     for root in roots:
