@@ -771,7 +771,11 @@ class Publisher:
 
 
 def went_nowhere(receipt: Receipt) -> bool:
-    return isinstance(receipt, Failed) and receipt.reason.startswith((_NOBODY, _NO_EXCHANGE))
+    return lacks_exchange(receipt) or (isinstance(receipt, Failed) and receipt.reason.startswith(_NOBODY))
+
+
+def lacks_exchange(receipt: Receipt) -> bool:
+    return isinstance(receipt, Failed) and receipt.reason.startswith(_NO_EXCHANGE)
 
 
 async def _cut_if_silent(outlet: _Outlet, since: float) -> None:

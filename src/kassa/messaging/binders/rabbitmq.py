@@ -62,6 +62,7 @@ from kassa.messaging.binders.amqp import (
     ask,
     close_channel,
     content,
+    lacks_exchange,
     packet_of,
     read_url,
     text_of,
@@ -520,8 +521,8 @@ class RabbitTransport:
         self._streams: list[RabbitStream] = []
         self._epochs = count(1)
         self._lanes = count()
-        self._made: set[Topic] = set()
-        """What this process declared, and may declare again."""
+        self._made: dict[str, Topic] = {}
+        """What this process declared, and may declare again, by topic: with all groups that it ever declared there."""
         self._binding_until: dict[str, float] = {}
         """By topic: until when its consumers bind their queues again."""
         self._cluster = ""
@@ -551,9 +552,11 @@ class RabbitTransport:
         began = asyncio.get_running_loop().time()
         receipts = await self._publish(topic, letters, deadline_s)
         nowhere = [place for place, receipt in enumerate(receipts) if went_nowhere(receipt)]
-        if nowhere and topic in self._made:
+        made = self._made.get(topic.name)
+        # Where there is an exchange and nobody receives, declaring no group again helps nobody.
+        if nowhere and made is not None and (made.groups or lacks_exchange(receipts[nowhere[0]])):
             left_s = deadline_s - (asyncio.get_running_loop().time() - began)
-            if await self._make_again(topic, left_s):
+            if await self._make_again(made, left_s):
                 left_s = deadline_s - (asyncio.get_running_loop().time() - began)
                 again = await self._publish(topic, [letters[place] for place in nowhere], left_s)
                 for place, receipt in zip(nowhere, again, strict=True):
@@ -578,7 +581,7 @@ class RabbitTransport:
             log.warning("rabbitmq.topic_missing", topic=topic.name, reason=why(error))
             return False
         log.warning("rabbitmq.topic_made_again", topic=topic.name)
-        if not topic.groups:
+        if topic.declaration == "kassa":
             self._binding_until[topic.name] = asyncio.get_running_loop().time() + BINDING_S
         return True
 
@@ -690,7 +693,7 @@ class RabbitTransport:
     async def _bind_again(self, topic: Topic, group: str) -> None:
         """Somebody may have deleted the exchange, and the bindings with it. An exchange of several groups is made by who sends,
         who then waits for all of them; that of a single queue is made here. Raises what aiormq raises."""
-        if topic.name not in {made.name for made in self._made}:
+        if topic.name not in self._made:
             return
         live = await self.receiving.live()
         if topic.declaration == "kassa":
@@ -713,12 +716,18 @@ class RabbitTransport:
                         said.append((topic.name, group))
             if not verify_only:
                 await self._make(live, topics, {name for name, _ in said})
-                self._made.update(topics)
+                self._remember(topics)
         except refused.ChannelAccessRefused as error:
             raise SettingInvalid(f"{why(error)}. Provision with an account that may, or only verify.") from None
         except LOST as error:
             raise BrokerUnreachable(why(error), broker=self.shown) from error
         return said
+
+    def _remember(self, made: Sequence[Topic]) -> None:
+        """A topic may be declared with some of its groups today and with others tomorrow."""
+        for topic in made:
+            known = self._made.get(topic.name, topic).groups
+            self._made[topic.name] = topic._replace(groups=tuple(dict.fromkeys(known + topic.groups)))
 
     async def _make(self, live: Live, topics: Sequence[Topic], new: Set[str]) -> None:
         """Queues first; those of topics that are new have a moment before anything can be sent to them. The exchange comes behind
