@@ -21,7 +21,16 @@ from kassa.db.pool import connect, open_pool
 from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.journal.writer import PostgresJournal
 from kassa.messaging.binder import Binder, Resources
-from kassa.messaging.binders.zeromq import CALL_S, RESEND_S, SILENCE_S, ZeroMQBinder, make_binder, make_keys, read_url
+from kassa.messaging.binders.zeromq import (
+    BEAT_S,
+    CALL_S,
+    RESEND_S,
+    SILENCE_S,
+    ZeroMQBinder,
+    make_binder,
+    make_keys,
+    read_url,
+)
 from kassa.messaging.model import Ack, Confirmed, Unknown
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
@@ -281,6 +290,45 @@ async def test_only_peers_whose_keys_are_known_are_heard(
 
         stranger = f"{url}?role=peer&{query(secret=stranger_secret, server=hub_public)}"
         await asyncio.gather(is_not_heard(stranger), is_not_heard(f"{url}?role=peer"))
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_next_process_is_the_hub_once_the_first_has_ended(
+    parts: tuple[Any, Wakeups], tmp_path: Path, is_encrypted: bool
+) -> None:
+    public, secret = make_keys(tmp_path, "hub")
+    keys = query(secret=secret, peers=tmp_path, server=public) if is_encrypted else ""
+    url = f"zeromq://127.0.0.1:{free_ports(1)[0]}?{keys}"
+    first, second = (make_binder(url, Resources(*parts)) for _ in range(2))
+    async with first, second:
+        await second.provision([TOPIC])
+        subscription = await second.subscribe(TOPIC.name, "shop")
+
+        await first.close()
+
+        assert await second.send(TOPIC.name, [record("r-1", key="k")], deadline_s=DEADLINE_S) == [Confirmed()]
+        (delivery,) = await collect(subscription, 1)
+        assert await subscription.settle([(delivery, Ack())]) == [True]
+
+
+async def test_process_with_another_key_leaves_the_port_to_the_hub(parts: tuple[Any, Wakeups], tmp_path: Path) -> None:
+    """Nobody would believe that it is the hub."""
+    public, hub_secret = make_keys(tmp_path, "hub")
+    _, shop_secret = make_keys(tmp_path, "shop")
+    url = f"zeromq://127.0.0.1:{free_ports(1)[0]}"
+    first, second, third = (
+        make_binder(f"{url}?{query(secret=secret, peers=tmp_path, server=public)}", Resources(*parts))
+        for secret in (hub_secret, shop_secret, hub_secret)
+    )
+    async with first, second:
+        await second.provision([TOPIC])
+
+        await first.close()
+
+        (receipt,) = await second.send(TOPIC.name, [record("r-1")], deadline_s=CALL_S + 3 * BEAT_S)
+        assert isinstance(receipt, Unknown)
+        async with third:
+            assert await second.send(TOPIC.name, [record("r-1")], deadline_s=DEADLINE_S) == [Confirmed()]
 
 
 async def test_hub_that_cannot_begin_leaves_nothing_open(parts: tuple[Any, Wakeups], tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ it to its queues in PostgreSQL, and it stays there until the receiver settles it
 number; a call that is not answered is made again with its number, and the hub gives the first answer again. A peer receives
 by a call that the hub answers when there is something, so what is asked for is the credit.
 
-    zeromq://host:port                      the first process on a machine that opens it is the hub, the others are peers
+    zeromq://host:port                      the first process on a machine that opens it is the hub, the others are peers; when
+                                            it ends, one of them is the next
     zeromq://host:port?role=peer            never the hub: a service on another machine (role=hub: it must be the hub)
     …?secret=FILE&peers=DIR                 the hub's CURVE key, and the public keys of those who may call (*.key)
     …?secret=FILE&server=FILE               a peer's CURVE key, and the hub's public key
@@ -610,11 +611,14 @@ class ZeroMQBinder:
                 continue
 
     async def _beat(self) -> None:
-        """The hub takes a peer that says nothing for gone, however long its handlers take."""
+        """The hub takes a peer that says nothing for gone, however long its handlers take; and one of the peers is the next hub
+        when there is none any more."""
         while True:
             await asyncio.sleep(BEAT_S)
-            with suppress(BrokerUnreachable):
+            try:
                 await self.call("ping", None, CALL_S)
+            except BrokerUnreachable:
+                self._take_over()
 
     async def _listen(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -648,12 +652,26 @@ class ZeroMQBinder:
         self._is_hub = True
         self._hub.start(socket)
 
+    def _take_over(self) -> None:
+        """Is the hub from now on, if the one before has left the port, and its peers would know this one by its key."""
+        if self._address.role != "auto" or self._is_hub:
+            return
+        try:
+            secret, server = self._address.secret, self._address.server
+            if secret is None or _keys(secret)[0] == _keys(server)[0]:
+                self._be_hub()
+        except KassaError as error:
+            log.warning("zeromq.not_taken_over", error=str(error))
+        if self._is_hub:
+            log.warning("zeromq.taken_over", url=self.url)
+
     def _secure_hub(self, socket: zmq.asyncio.Socket, secret_file: Path) -> None:
         public, secret = _keys(secret_file)
         if self._address.peers is None:
             raise SettingInvalid("A ZeroMQ hub with CURVE needs peers=DIR: the public keys of who may call.")
-        self._authenticator = AsyncioAuthenticator(self._context)
-        self._authenticator.start()
+        if self._authenticator is None:
+            self._authenticator = AsyncioAuthenticator(self._context)
+            self._authenticator.start()
         self._authenticator.configure_curve(domain="*", location=str(self._address.peers))
         socket.curve_secretkey, socket.curve_publickey, socket.curve_server = secret, public, True
 
