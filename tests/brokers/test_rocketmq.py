@@ -421,6 +421,23 @@ async def test_handle_is_not_used_while_it_is_exchanged_though_another_exchange_
     assert exchanged == [slow.packet.id]
 
 
+async def test_what_ran_out_is_not_kept_in_mind(transport: RocketTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "INVISIBLE_S", 2.0)
+    monkeypatch.setattr(ours, "MARGIN_S", 1.9)
+    topic = await ready(transport, keyed=False)
+    await send(transport, topic, *(packet(f"r-{number}") for number in range(3)))
+    stream = await transport.subscribe(topic, "shop")
+
+    async with asyncio.timeout(DEADLINE_S):
+        while not any(one.held for one in stream._lanes.values()):
+            await stream.receive(10, 0.1)
+
+    async def is_forgotten() -> bool:
+        return not any(one.held for one in stream._lanes.values())
+
+    await until(is_forgotten)
+
+
 async def until_depth(transport: RocketTransport, topic: Topic, expected: int) -> None:
     async def is_there() -> bool:
         return await transport.depth(topic, "shop") == expected

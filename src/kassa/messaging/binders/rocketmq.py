@@ -373,6 +373,11 @@ class _Lane:
             del self.held[held.serial]
         return done
 
+    def drop_expired(self, now: float) -> None:
+        """Of a NORMAL queue; of a FIFO one, what comes next ends all that is held."""
+        if not self.is_fifo:
+            self.held = {serial: held for serial, held in self.held.items() if now < held.expires_at}
+
 
 class _Session:
     """What the proxy knows of a consumer, as long as a stream of telemetry lasts."""
@@ -729,6 +734,8 @@ class RocketStream:
         beat_at = loop.time() + BEAT_S
         while True:
             await asyncio.sleep(LOOK_S)
+            for one in self._lanes.values():
+                one.drop_expired(loop.time())
             session = self._session_now
             if (session is None or session.is_over) and not self._all_held():
                 continue
