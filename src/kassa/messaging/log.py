@@ -37,7 +37,7 @@ PAGE_MIN = 10
 SKIM_PAGE = 5000
 """Events per writer that are looked over at a time, for a reader that can tell by the home whether it needs them."""
 HOLD_S = 15.0
-"""A reader that dies is followed by another after so long."""
+"""A reader that dies is followed by another after so long; one that is alive renews its hold three times as often."""
 STEP_S = 0.02
 BUSY_MIN = 20
 """Where a reading finds so many events, the next begins no sooner than so long after: each costs a handful of statements. Below
@@ -258,8 +258,8 @@ class LogGroup:
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", name: str, *, hold_s: float = HOLD_S) -> None:
         self.name = name
+        self.hold_s = hold_s
         self._pool = pool
-        self._hold = timedelta(seconds=hold_s)
         self._holder = new_id()
 
     async def create(self, *, from_now: bool) -> bool:
@@ -283,7 +283,16 @@ class LogGroup:
 
     async def hold(self) -> bool:
         """Whether this process reads for the group, for the next `hold_s` seconds."""
-        return await self._pool.fetchval(_SQL.hold_group, self.name, self._holder, self._hold) is not None
+        return (
+            await self._pool.fetchval(_SQL.hold_group, self.name, self._holder, timedelta(seconds=self.hold_s))
+            is not None
+        )
+
+    async def keep(self) -> None:
+        """Holds on for another `hold_s` seconds. Raises LostGroup if somebody has taken it over, though he may be gone again."""
+        hold = timedelta(seconds=self.hold_s)
+        if await self._pool.fetchval(_SQL.keep_group, self.name, self._holder, hold) is None:
+            raise LostGroup(group=self.name)
 
     async def is_held(self) -> bool:
         """Whether nobody has taken it over."""
@@ -576,7 +585,7 @@ class GroupReader:
 
     async def _hold(self) -> bool:
         now = asyncio.get_running_loop().time()
-        if now - self._held_at < HOLD_S / 3:
+        if not self._is_time_to_hold(now):
             return True
         if not await self._group.is_held():
             # Somebody else had it meanwhile: what is in hand may not be what comes next any more.
@@ -585,6 +594,32 @@ class GroupReader:
             return False
         self._held_at = now
         return True
+
+    def _is_time_to_hold(self, now: float) -> bool:
+        return now - self._held_at >= self._group.hold_s / 3
+
+    async def _keep(self) -> None:
+        """In the middle of a page, however long it takes. Raises LostGroup."""
+        now = asyncio.get_running_loop().time()
+        if self._is_time_to_hold(now):
+            await self._group.keep()
+            self._held_at = now
+
+    async def _keep_on(self) -> None:
+        while True:
+            await asyncio.sleep(self._group.hold_s / 3)
+            await self._keep()
+
+    async def _answers(self, records: Sequence[LogRecord]) -> Sequence[str | None]:
+        """What the handler says; the group is held while it takes its time. Raises Halt, LostGroup."""
+        await self._keep()
+        keeping = asyncio.create_task(self._keep_on(), name=f"keep {self._group.name}")
+        try:
+            return await self._handler(records)
+        finally:
+            # Whether it was lost meanwhile is said by the database before the next wave, and before a cursor moves.
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
 
     async def _handle(self, unread: Sequence[Unread]) -> None:
         self._read_ahead()
@@ -599,7 +634,7 @@ class GroupReader:
             behind += late
             done.update(record.place for record in late)
             try:
-                answers = await self._handler(ready) if ready else ()
+                answers = await self._answers(ready) if ready else ()
             except Halt as stop:
                 halt = stop
                 break
@@ -634,7 +669,7 @@ class GroupReader:
             await self._moved()
             await self._look_again()
         for record, attempts in due:
-            (failure,) = await self._handler([record])
+            (failure,) = await self._answers([record])
             await self._group.settle_parked(record, attempts, failure)
         return bool(due)
 

@@ -392,6 +392,14 @@ UPDATE log_group
    AND (holder = $2 OR held_until IS NULL OR held_until <= clock_timestamp())
 RETURNING name;
 
+-- name: keep_group
+-- A reader goes on holding its group, also when its time was over and nobody came. No row: somebody took it over.
+UPDATE log_group
+   SET held_until = clock_timestamp() + $3
+ WHERE name = $1
+   AND holder = $2
+RETURNING name;
+
 -- name: release_group
 -- Lets the next process read at once.
 UPDATE log_group

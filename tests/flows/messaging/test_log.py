@@ -203,6 +203,37 @@ async def test_one_process_at_a_time_reads_and_the_other_cannot_move_the_cursor(
         await first.advance(unread, [], [])
 
 
+@pytest.mark.parametrize(("events", "wave_s"), [(20, 0.15), (1, 3.0)], ids=["many waves", "a long wave"])
+async def test_page_that_takes_longer_than_a_hold_is_read_by_one_of_two(
+    house: House, events: int, wave_s: float
+) -> None:
+    """Else they take the group from each other for ever, and send the same."""
+    root = await house.root()
+    for _ in range(events - 1):
+        await house.happen(house.one, root)
+    sent: list[int] = []
+
+    async def handle(records: Sequence[LogRecord]) -> list[str | None]:
+        await asyncio.sleep(wave_s)
+        sent.extend(record.sequence for record in records)
+        return [None] * len(records)
+
+    groups = [LogGroup(house.pool, "test", hold_s=1.5) for _ in range(2)]
+    await groups[0].create(from_now=False)
+    running = [asyncio.create_task(GroupReader(group, handle, asyncio.sleep).run()) for group in groups]
+    async with asyncio.timeout(120):
+        while any(lag.behind for lag in await groups[0].lag()) and len(sent) < 5 * events:  # noqa: ASYNC110 - a cursor tells nobody
+            await asyncio.sleep(0.05)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+    # A machine that stands still for a second may cost a few, not all of them again and again.
+    assert sorted(set(sent)) == list(range(1, events + 1))
+    assert len(sent) < 3 * events
+    assert all(lag.behind == 0 for lag in await groups[0].lag())
+
+
 @pytest.mark.parametrize("page", [1, 2, 3, 500])
 async def test_failed_record_parks_its_root_only_and_is_retried_in_order(house: House, page: int) -> None:
     """With small pages the failure is in the middle of pages that overlap."""
