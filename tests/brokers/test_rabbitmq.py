@@ -743,6 +743,33 @@ async def test_full_local_queue_fails_what_never_left_us(
         assert await send(transport, topic, packet("r-500")) == [Confirmed()]
 
 
+async def test_queue_that_confirms_nothing_stops_the_others_no_longer_than_a_deadline(
+    transport: RabbitTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quorum queue without its majority: what waits for it is all that may be under way."""
+    stuck, topic = await ready(transport), await ready(transport)
+    monkeypatch.setattr(amqp, "IN_FLIGHT_MAX", 10)
+    hear = amqp._Outlet._on_confirm_frame
+
+    async def hear_of_others(outlet: Any, frame: Any) -> None:
+        if outlet._in_flight[frame.delivery_tag].batch.exchange != stuck.name:
+            await hear(outlet, frame)
+
+    monkeypatch.setattr(amqp._Outlet, "_on_confirm_frame", hear_of_others)
+    waiting = asyncio.create_task(send(transport, stuck, *(packet(f"r-{number}") for number in range(10))))
+
+    async def is_full() -> bool:
+        return transport._publisher._outlet is not None and transport._publisher._outlet.is_full()
+
+    await until(is_full)
+    first = await transport.send(topic, [packet("r-10")], deadline_s=1, must_arrive=True)
+    second = await transport.send(topic, [packet("r-11")], deadline_s=5, must_arrive=True)
+
+    assert isinstance(first[0], Failed) and first[0].is_retryable
+    assert second == [Confirmed()]
+    assert {type(receipt) for receipt in await waiting} == {Unknown}
+
+
 async def test_frozen_broker_keeps_nobody_from_closing(own_server: RabbitMQ, database_url: str) -> None:
     """Also while more is to be written than it takes."""
     async with open_transport(own_server.url, database_url) as transport:

@@ -591,7 +591,7 @@ class _Outlet(Channel):
                 if batch.written:
                     # The others have their turn, and what is written goes out.
                     await asyncio.sleep(0)
-                while self._is_full() and not self.is_over:
+                while self.is_full() and not self.is_over:
                     self._room.clear()
                     await self._room.wait()
                 if not self.is_over:
@@ -632,7 +632,7 @@ class _Outlet(Channel):
             self._wire.writer.write(b"".join(self._to_write))
             self._to_write.clear()
 
-    def _is_full(self) -> bool:
+    def is_full(self) -> bool:
         return len(self._in_flight) >= IN_FLIGHT_MAX or self._bytes >= IN_FLIGHT_BYTES_MAX
 
     async def _on_confirm_frame(self, frame: ConfirmationFrameType) -> None:
@@ -740,7 +740,7 @@ class Publisher:
                 await outlet.write(batch, self._clock.now)
                 await batch.done.wait()
         except TimeoutError:
-            if outlet is not None and batch.written:
+            if outlet is not None and (batch.written or outlet.is_full()):
                 await _cut_if_silent(outlet, began)
         except (BrokerUnreachable, SettingInvalid) as error:
             otherwise = str(error)
