@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -550,6 +551,28 @@ async def test_started_again_it_gives_the_same_in_order_and_the_broker_counts_no
     assert [(arrival.packet.id, arrival.redeliveries) for arrival in again] == [("r-1", 0), ("r-2", 0), ("r-3", 0)]
     assert await stream.settle(again) == [True] * 3
     await until_depth(transport, topic, 0)
+
+
+async def test_who_asks_again_and_again_through_an_outage_is_told_the_same_each_time(
+    own_server: RabbitMQ, database_url: str
+) -> None:
+    """Not a longer story each time."""
+    async with open_transport(own_server.url, database_url) as transport:
+        stream = await transport.subscribe(await ready(transport), "shop")
+        await killed(own_server)
+        try:
+            lengths = [await told(stream) for _ in range(20)]
+        finally:
+            await asyncio.to_thread(own_server.start)
+
+    assert len(set(lengths)) == 1
+
+
+async def told(stream: RabbitStream) -> int:
+    """The length of the traceback."""
+    with pytest.raises(BrokerUnreachable) as raised:
+        await stream.receive(1, DEADLINE_S)
+    return len(list(traceback.walk_tb(raised.value.__traceback__)))
 
 
 async def test_consumer_goes_on_after_its_queues_were_deleted(transport: RabbitTransport, rabbitmq: RabbitMQ) -> None:

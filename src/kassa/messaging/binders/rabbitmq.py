@@ -277,7 +277,8 @@ class RabbitStream:
         self._orphans: set[int] = set()
         """Those that nobody consumed when we looked last."""
         self._lanes: dict[int, _Lane] = {}
-        self._lost: BrokerUnreachable | None = None
+        self._lost = ""
+        """Why nothing comes; '' while there is a connection."""
         self._complaint = ""
         self._turn = 0
         self._is_closed = False
@@ -295,8 +296,8 @@ class RabbitStream:
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
         while not (found := self._take(limit)):
-            if self._lost is not None:
-                raise self._lost
+            if self._lost:
+                raise BrokerUnreachable(self._lost, broker=self._transport.shown)
             self.news.clear()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -336,7 +337,7 @@ class RabbitStream:
         if self._keeper is not None:
             await end_tasks(self._keeper)
         await self._drop(self._lanes)
-        self._lost = BrokerUnreachable("The subscription was closed.", broker=self._transport.shown)
+        self._lost = "The subscription was closed."
         self.news.set()
         await self._transport.forget(self)
 
@@ -392,7 +393,7 @@ class RabbitStream:
                 if self._is_closed:
                     return
                 self.is_up = False
-                self._lost = BrokerUnreachable("The connection was lost.", broker=self._transport.shown)
+                self._lost = "The connection was lost."
                 self.news.set()
                 live = await self._reconnect()
             except Exception as error:
@@ -420,7 +421,7 @@ class RabbitStream:
                 await asyncio.sleep(RETRY_S * (0.5 + random.random()))
                 continue
             self.is_up = True
-            self._lost = None
+            self._lost = ""
             self._complaint = ""
             await self._transport.announce()
             return live
