@@ -11,12 +11,13 @@ import aiormq
 import pytest
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
+from structlog.testing import capture_logs
 
-from brokers.rabbit_house import open_transport
+from brokers.rabbit_house import open_transport, packet
 from flows.api.support import House, running
 from flows.queues.house import PATIENCE_S, until
 from kassa.ids import new_id
-from kassa.messaging.binders.rabbitmq import exchange_of
+from kassa.messaging.binders.rabbitmq import exchange_of, queues_of
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS, Topic
 from servers import RabbitMQ
 
@@ -135,6 +136,31 @@ async def test_what_is_missing_is_named_and_taken_once_somebody_made_it(
             return not await says(house)
 
         await until(is_well, "the broker is back")
+
+
+@pytest.mark.parametrize("topic", [ORDERS, EVENTS._replace(groups=("kassa",), lanes=1)], ids=lambda topic: topic.name)
+async def test_queue_that_others_made_and_deleted_is_missed_until_they_make_it_again(
+    place: Place, database_url: str, topic: Topic
+) -> None:
+    """Also by an account that may declare: only to look is what it was told."""
+    (queue,) = queues_of(topic, "kassa")
+    await make(place, database_url, topic)
+    async with open_transport(place.theirs, database_url) as transport:
+        assert await transport.provision([topic], verify_only=True) == []
+        stream = await transport.subscribe(topic, "kassa")
+        with capture_logs() as logs:
+            async with stranger(place) as channel:
+                await channel.queue_delete(queue)
+            await asyncio.sleep(3)
+        async with stranger(place) as channel:
+            with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
+                await channel.queue_declare(queue, passive=True)
+        await make(place, database_url, topic)
+        await transport.send(topic, [packet("r-1")], deadline_s=PATIENCE_S, must_arrive=True)
+
+        (arrival,) = await stream.receive(1, PATIENCE_S)
+        assert arrival.packet.id == "r-1"
+        assert [one["event"] for one in logs] == ["rabbitmq.queue_missing"]
 
 
 async def test_queue_that_a_stranger_declared_otherwise_is_taken_as_it_is(place: Place, database_url: str) -> None:

@@ -430,8 +430,11 @@ class RabbitStream:
         """Seconds after which to look again; None when nothing is left to do."""
         try:
             await self._set_up(live)
-        except refused.ChannelNotFoundEntity:
+        except refused.ChannelNotFoundEntity as missing:
             # Somebody deleted what was there when we began.
+            if not self._transport.has_made(self.topic):
+                self._complain("rabbitmq.queue_missing", missing)
+                return RETRY_S
             try:
                 await self._transport.declare(live, self.topic, self.group)
                 log.warning("rabbitmq.queue_made_again", queue=self.place)
@@ -694,7 +697,7 @@ class RabbitTransport:
     async def _bind_again(self, topic: Topic, group: str) -> None:
         """Somebody may have deleted the exchange, and the bindings with it. An exchange of several groups is made by who sends,
         who then waits for all of them; that of a single queue is made here. Raises what aiormq raises."""
-        if topic.name not in self._made:
+        if not self.has_made(topic):
             return
         live = await self.receiving.live()
         if topic.declaration == "kassa":
@@ -729,6 +732,10 @@ class RabbitTransport:
         for topic in made:
             known = self._made.get(topic.name, topic).groups
             self._made[topic.name] = topic._replace(groups=tuple(dict.fromkeys(known + topic.groups)))
+
+    def has_made(self, topic: Topic) -> bool:
+        """Whether this process declared it. What others made is theirs to make again."""
+        return topic.name in self._made
 
     async def _make(self, live: Live, topics: Sequence[Topic], new: Set[str]) -> None:
         """Queues first; those of topics that are new have a moment before anything can be sent to them. The exchange comes behind
