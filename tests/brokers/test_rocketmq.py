@@ -662,6 +662,57 @@ async def test_broker_that_is_not_there_is_said_to_be(own_server: RocketMQ, monk
     assert isinstance(receipt, Failed) and receipt.is_retryable
 
 
+async def test_connection_given_up_while_a_sender_waits_for_it_fails_what_he_sends() -> None:
+    nobody = RocketTransport(wire.read_url("rocketmq://127.0.0.1:9"))
+    sending = asyncio.create_task(send(nobody, new_topic(), packet("r-0"), packet("r-1")))
+    await asyncio.sleep(0.1)
+    assert nobody.link._channel is not None
+
+    nobody.link.renew(nobody.link._channel)
+
+    receipts = await sending
+    await nobody.close()
+    assert all(isinstance(receipt, Failed) and receipt.is_retryable for receipt in receipts)
+
+
+async def test_connection_given_up_under_what_was_sent_leaves_doubt(
+    rocketmq: RocketMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "POLL_S", 0.1)
+    monkeypatch.setattr(ours, "LATE_S", 0.1)
+    line = Line(rocketmq.port("grpc"))
+    try:
+        async with open_transport(with_port(rocketmq.url, await line.start())) as transport:
+            topic = await ready(transport)
+            line.forget()
+            sending = asyncio.create_task(send(transport, topic, packet("r-0")))
+            await asyncio.sleep(0.1)
+
+            transport.link.renew(await transport.link.live())
+
+            (receipt,) = await sending
+            assert isinstance(receipt, Unknown)
+    finally:
+        await line.stop()
+
+
+async def test_connection_given_up_while_it_is_acknowledged_acknowledges_over_a_new_one(
+    rocketmq: RocketMQ, transport: RocketTransport
+) -> None:
+    topic = await ready(transport)
+    stream = await transport.subscribe(topic, "shop")
+    await send(transport, topic, packet("r-0", key="k"))
+    arrivals = await take(stream, 1)
+    transport.link.renew(await transport.link.live())
+    transport.link._channel = nobody = wire.Channel(wire.read_url("rocketmq://127.0.0.1:9"))
+
+    settling = asyncio.create_task(stream.settle(arrivals))
+    await asyncio.sleep(0.1)
+    transport.link.renew(nobody)
+
+    assert await settling == [True]
+
+
 @pytest.mark.long
 async def test_rounds_of_kills_stops_and_freezes(own_server: RocketMQ, database_url: str) -> None:
     random = Random(20260)

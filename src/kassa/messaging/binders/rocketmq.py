@@ -270,6 +270,9 @@ class Link:
                 await channel.ready()
         except TimeoutError:
             raise BrokerUnreachable(f"{self.shown} cannot be reached.", broker="rocketmq") from None
+        except grpc.aio.UsageError:
+            # While we waited somebody else gave this connection up.
+            raise BrokerUnreachable(f"{self.shown}: the connection was given up.", broker="rocketmq") from None
         return channel
 
     async def answer(self, channel: Channel, call: Awaitable[Any]) -> Any:
@@ -1060,6 +1063,11 @@ class RocketTransport:
             if "failed to connect" in (error.details() or "").lower():
                 return Failed(_why(error), is_retryable=True)
             return Unknown(_why(error))
+        except asyncio.CancelledError:
+            if is_ended():
+                raise
+            # Somebody else gave the connection up, and gRPC has ended what was under way on it.
+            return Unknown("the connection was given up before RocketMQ confirmed it")
         return _receipt(answer.status, is_single=len(step) == 1)
 
     async def _verdict(self, topic: Topic, name: str, deadline: float) -> Receipt | None:
