@@ -20,6 +20,7 @@ from kassa.messaging.model import Confirmed, Failed, Receipt, Record, Unknown
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import ClaimedMessage, MessageWork
 from kassa.observability.meters import Meters
+from kassa.supervisor import end_tasks
 
 log = structlog.get_logger("kassa.messaging.replies")
 
@@ -34,7 +35,12 @@ ADDRESS_MAX = 255
 """Characters of a queue's name in AMQP; topics are shorter everywhere."""
 BATCH = 100
 DEADLINE_S = 10.0
-PAUSE_S = 1.0
+SOON_S = 1.0
+"""Longer than a broker takes that is well. An address that takes longer is sent to beside the next answers."""
+SLOW_MAX = 100
+"""Where so many addresses at once take long, it is the broker, and there is no use in more."""
+PAUSE_S, PAUSE_MAX_S = 1.0, 15.0
+"""The longer ones are for an address that took long and confirmed nothing: it is tried more and more seldom."""
 NOT_YET_S = 0.5
 DELAY_MAX_S = 300.0
 GIVEN_UP_S = 3600.0
@@ -111,21 +117,51 @@ class ReplyRelay:
         self._queue = reply_queue(broker.name)
         self._look = look
         self._watch = wakeups.watch(MESSAGES)
+        self._sending: dict[str, asyncio.Task[None]] = {}
+        self._pauses_s: dict[str, float] = {}
+        """Of the addresses that took long and confirmed nothing the last time, and that nobody waits for."""
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        while True:
-            if not await self.step():
-                await self._watch.wait()
+        try:
+            while True:
+                if not await self.step():
+                    await self._watch.wait()
+        except asyncio.CancelledError:
+            await end_tasks(*self._sending.values())
+            raise
 
     async def step(self) -> int:
-        """One batch; says how many answers it had."""
+        """One batch; says how many answers it had. What takes long may still be under way."""
+        if len(self._sending) >= SLOW_MAX:
+            await asyncio.wait(self._sending.values(), return_when=asyncio.FIRST_COMPLETED)
         claimed = await self._work.claim(self._queue, BATCH)
         by_address: dict[str, list[ClaimedMessage]] = {}
         for message in claimed:
             by_address.setdefault(message.headers.get(REPLY_TO, ""), []).append(message)
-        await asyncio.gather(*(self._send(address, messages) for address, messages in by_address.items()))
+        behind: list[tuple[ClaimedMessage, float, str | None, bool]] = []
+        for address in self._sending.keys() & by_address.keys():
+            pause_s = self._pauses_s.get(address, PAUSE_S)
+            behind += [(message, pause_s, None, False) for message in by_address.pop(address)]
+        started = {address: self._start(address, messages) for address, messages in by_address.items()}
+        if behind:
+            await self._work.retry(behind)
+            self._passage.put_off += len(behind)
+        if soon := [task for address, task in started.items() if address not in self._pauses_s]:
+            await asyncio.wait(soon, timeout=SOON_S)
         return len(claimed)
+
+    def _start(self, address: str, messages: Sequence[ClaimedMessage]) -> asyncio.Task[None]:
+        task = self._sending[address] = asyncio.create_task(self._try(address, messages), name="reply")
+        task.add_done_callback(lambda _: self._sending.pop(address))
+        return task
+
+    async def _try(self, address: str, messages: Sequence[ClaimedMessage]) -> None:
+        try:
+            await self._send(address, messages)
+        except Exception as error:
+            # The outermost loop of an address: whatever it raises belongs to it. Its answers come again when their lease is over.
+            log.warning("replies.failed", broker=self._broker.name, replies=len(messages), error=repr(error))
 
     async def _send(self, address: str, messages: Sequence[ClaimedMessage]) -> None:
         ready: list[tuple[ClaimedMessage, Record]] = []
@@ -140,7 +176,7 @@ class ReplyRelay:
             await self._work.retry(not_yet)
         if ready:
             receipts = await self._receipts(address, [record for _, record in ready])
-            await self._settle([message for message, _ in ready], receipts)
+            await self._settle([message for message, _ in ready], receipts, self._pauses_s.get(address, PAUSE_S))
 
     async def _body(self, message: ClaimedMessage) -> bytes | None:
         if _OWED not in message.headers:
@@ -154,9 +190,16 @@ class ReplyRelay:
         except BrokerUnreachable as error:
             self._broker.is_away(str(error))
             return [Failed(str(error), is_retryable=True)] * len(records)
-        return await binder.reply(address, records, deadline_s=DEADLINE_S)
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        receipts = await binder.reply(address, records, deadline_s=DEADLINE_S)
+        if clock() - started >= SOON_S and all(map(_is_open, receipts)):
+            self._pauses_s[address] = min(2 * self._pauses_s.get(address, PAUSE_S / 2), PAUSE_MAX_S)
+        else:
+            self._pauses_s.pop(address, None)
+        return receipts
 
-    async def _settle(self, messages: Sequence[ClaimedMessage], receipts: Sequence[Receipt]) -> None:
+    async def _settle(self, messages: Sequence[ClaimedMessage], receipts: Sequence[Receipt], pause_s: float) -> None:
         sent: list[ClaimedMessage] = []
         later: list[tuple[ClaimedMessage, float, str | None, bool]] = []
         dead: list[tuple[ClaimedMessage, str]] = []
@@ -171,7 +214,7 @@ class ReplyRelay:
                     else:
                         later.append((message, delay_s, reason, True))
                 case Failed(reason) | Unknown(reason):
-                    later.append((message, PAUSE_S, reason, False))
+                    later.append((message, pause_s, reason, False))
         if sent:
             await self._work.acknowledge(sent)
             self._passage.took_since([message.created_at for message in sent], datetime.now(UTC))
@@ -182,6 +225,10 @@ class ReplyRelay:
         if dead:
             log.error("replies.given_up", broker=self._broker.name, replies=len(dead), reason=dead[0][1])
             await self._work.bury(dead)
+
+
+def _is_open(receipt: Receipt) -> bool:
+    return isinstance(receipt, Unknown) or (isinstance(receipt, Failed) and receipt.is_retryable)
 
 
 def _record(message: ClaimedMessage, body: bytes) -> Record:

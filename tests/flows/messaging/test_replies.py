@@ -1,0 +1,122 @@
+"""Answers on their way over a broker, of which some addresses do not take any."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from flows.messaging.house import HOME, House
+from kassa.ids import Id, new_id
+from kassa.messaging import replies
+from kassa.messaging.binder import Binder
+from kassa.messaging.binders.postgres import PostgresBinder
+from kassa.messaging.model import Confirmed, Receipt, Record, Unknown
+from kassa.messaging.replies import REPLY_TO, ReplyRelay, reply_queue
+from kassa.messaging.wake import Wakeups
+from kassa.messaging.work import MessageWork, OutgoingMessage
+
+QUEUE = reply_queue("slow")
+PATIENCE_S = 30.0
+
+
+class Slow(PostgresBinder):
+    """A broker that confirms nothing to the address "bad", and says so when it is let."""
+
+    def __init__(self, pool: Any, wakeups: Wakeups) -> None:
+        super().__init__(pool, wakeups)
+        self.name = "slow"
+        self.is_asked, self.says_so = asyncio.Event(), asyncio.Event()
+        self.arrived = 0
+
+    async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        if address == "bad":
+            self.is_asked.set()
+            await self.says_so.wait()
+            return [Unknown("no confirm")] * len(records)
+        self.arrived += len(records)
+        return [Confirmed()] * len(records)
+
+    async def binder(self) -> Binder:
+        return self
+
+    def is_away(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+class NotedWork(MessageWork):
+    """Remembers for how long answers were put off."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(pool)
+        self.delays_s: list[float] = []
+
+    async def retry(self, failed: Sequence[tuple[Any, float, str | None, bool]]) -> set[Id]:
+        self.delays_s += [delay_s for _, delay_s, _, _ in failed]
+        return await super().retry(failed)
+
+
+async def answer(work: MessageWork, address: str, count: int = 1, headers: dict[str, str] | None = None) -> None:
+    """So many answers wait for an address."""
+    headers = {REPLY_TO: address, **(headers or {})}
+    await work.send([OutgoingMessage(new_id(), HOME, QUEUE, "", 4, 0.0, headers, b"{}") for _ in range(count)])
+
+
+async def look(home: int, noun: str, resource: Id) -> bytes | None:
+    raise LookupError(resource)
+
+
+@pytest.fixture
+def wakeups(house: House) -> Wakeups:
+    return Wakeups(house.pool.acquire)
+
+
+async def test_an_address_that_confirms_nothing_holds_up_no_other(house: House, wakeups: Wakeups) -> None:
+    work, broker = MessageWork(house.pool), Slow(house.pool, wakeups)
+    await answer(work, "bad", 5)
+    await answer(work, "good", 300)
+    running = asyncio.create_task(ReplyRelay(work, broker, look, wakeups).run())
+
+    left = 305
+    async with asyncio.timeout(PATIENCE_S):
+        await broker.is_asked.wait()
+        await answer(work, "bad", 5)
+        while left > 10:
+            await asyncio.sleep(0.05)
+            left = await house.pool.fetchval("SELECT count(*) FROM message")
+
+    assert broker.arrived == 300
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_an_address_that_confirms_nothing_is_tried_more_and_more_seldom(
+    house: House, wakeups: Wakeups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "SOON_S", 0.0)
+    work, broker = NotedWork(house.pool), Slow(house.pool, wakeups)
+    relay = ReplyRelay(work, broker, look, wakeups)
+    broker.says_so.set()
+    await answer(work, "bad")
+
+    async with asyncio.timeout(PATIENCE_S):
+        while len(work.delays_s) < 6:
+            await house.pool.execute("UPDATE message SET due = clock_timestamp() WHERE topic = $1", QUEUE)
+            await relay.step()
+            await asyncio.sleep(0.01)
+
+    assert work.delays_s == [1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
+
+
+async def test_an_answer_that_cannot_be_read_holds_up_no_other(house: House, wakeups: Wakeups) -> None:
+    work, broker = MessageWork(house.pool), Slow(house.pool, wakeups)
+    relay = ReplyRelay(work, broker, look, wakeups)
+    await answer(work, "one", headers={"kassa-owed": "payment x"})
+    await answer(work, "two")
+    await answer(work, "three")
+
+    assert await relay.step() == 3
+
+    (queue,) = await work.queues(QUEUE)
+    assert (broker.arrived, queue.in_flight) == (2, 1)
