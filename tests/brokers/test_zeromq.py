@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 import time
@@ -9,12 +10,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import zmq
 import zmq.asyncio
 
 from brokers.load import under_load
+from chaos.brokers.line import Line
 from conformance.journal.cutter import Cut, Cutter
 from conformance.messaging.house import Bench, collect, record
 from kassa.db.pool import connect, open_pool
@@ -22,6 +25,7 @@ from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.journal.writer import PostgresJournal
 from kassa.messaging.binder import Binder, Resources
 from kassa.messaging.binders.zeromq import (
+    BATCH_BYTES,
     BEAT_S,
     CALL_S,
     RESEND_S,
@@ -211,6 +215,44 @@ async def test_peer_hears_the_hub_after_an_answer_that_nobody_can_read(parts: tu
         await peer.open()
         await end_tasks(answering)
         await peer.close()
+
+
+async def test_record_that_is_longer_on_its_way_than_silence_may_last_arrives(
+    database_url: str, parts: tuple[Any, Wakeups]
+) -> None:
+    """What has come of it shows that the other side lives."""
+    body = random.randbytes(6_000_000)
+    with hub_process(database_url) as hub:
+        line = Line(urlsplit(hub.url).port or 0)
+        port = await line.start()
+        async with bench_at(f"zeromq://127.0.0.1:{port}?role=peer", database_url, parts) as bench:
+            line.bytes_per_s = 1_000_000.0
+            receipts = await bench.binder.send(TOPIC.name, [record("r-1", body=body)], deadline_s=DEADLINE_S)
+            line.bytes_per_s = None
+
+            assert receipts == [Confirmed()]
+            (delivery,) = await collect(await bench.binder.subscribe(TOPIC.name, "shop"), 1)
+            assert delivery.record.body == body
+        await line.stop()
+
+
+async def test_what_does_not_fit_into_an_answer_comes_with_the_next_or_goes_to_another(
+    database_url: str, parts: tuple[Any, Wakeups]
+) -> None:
+    async with bench_at("zeromq://127.0.0.1:0", database_url, parts) as bench:
+        long = [record(f"r-{number}", key=f"k{number}", body=bytes(BATCH_BYTES // 2 + 1)) for number in range(3)]
+        assert await bench.binder.send(TOPIC.name, long, deadline_s=DEADLINE_S) == [Confirmed()] * 3
+        one = await bench.binder.subscribe(TOPIC.name, "shop")
+        two = await bench.binder.subscribe(TOPIC.name, "shop")
+
+        first = await one.receive(10, DEADLINE_S)
+        second = await one.receive(10, DEADLINE_S)
+        settled = [await one.settle([(delivery, Ack())]) for delivery in (*first, *second)]
+        await one.close(0.0)
+        (third,) = await collect(two, 1)
+
+        assert (len(first), len(second), settled) == (1, 1, [[True], [True]])
+        assert {delivery.record.id for delivery in (*first, *second, third)} == {"r-0", "r-1", "r-2"}
 
 
 async def test_what_a_vanished_peer_had_goes_to_another(database_url: str, parts: tuple[Any, Wakeups]) -> None:

@@ -22,6 +22,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from itertools import accumulate, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -67,7 +68,9 @@ LEASE_S = 30.0
 """What was on its way to a peer when the hub was killed comes again after so long; peers settle what they hold at any hub."""
 CALL_S = 5.0
 RESEND_S = 1.0
-"""An answer that did not come by then was lost with a connection."""
+"""An answer that did not come by then, and the time that the call takes on the wire, was lost with a connection."""
+WIRE_BYTES_S = 500_000
+"""A narrow line. Where it is narrower still, each repetition waits twice as long for the wire: it would only stand in the way."""
 SILENCE_S = 5.0
 """A peer that has not called for so long is gone, and what it had goes to others. A waiting call counts as calling."""
 RECEIVE_MAX_S = 2.0
@@ -78,6 +81,10 @@ BEAT_S = 1.0
 HIGH_WATER = 10_000
 """Far above what can be under way, since ZeroMQ drops what is past it."""
 HEARTBEAT_MS = 1000
+PART_BYTES = 65_536
+"""A heartbeat ends a connection on which no whole part comes for three seconds, so a long frame goes in parts."""
+BATCH_BYTES = 262_144
+"""Of bodies in one call or answer, unless one record is longer: each has to be through before its call is given up."""
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What a frame from a stranger may raise: text that is not UTF-8 and lists in lists without end have errors of their own."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -256,6 +263,17 @@ def _receipt_in(sent: _Receipt) -> Receipt:
             return Unknown(sent.reason)
 
 
+def _parts(frame: bytes) -> list[bytes]:
+    return [frame[start : start + PART_BYTES] for start in range(0, len(frame), PART_BYTES)]
+
+
+def _batch(records: Sequence[Record]) -> list[Record]:
+    """The first of them that travel together: at least one."""
+    sizes = accumulate(len(record.body) for record in records)
+    count = sum(1 for _ in takewhile(lambda size: size <= BATCH_BYTES, sizes))
+    return list(records[: max(count, 1)])
+
+
 # The hub
 
 
@@ -266,6 +284,8 @@ class _Session:
         self.answers: dict[int, bytes] = {}
         self.running: set[int] = set()
         self.subscriptions: dict[str, Subscription] = {}
+        self.left: dict[str, list[_Handed]] = {}
+        """What a subscription was given and did not fit into its answer: the next one begins with it."""
         self.heard_at = 0.0
 
 
@@ -311,9 +331,9 @@ class Hub:
 
     async def _listen(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            identity, *frames = await socket.recv_multipart()
+            identity, *parts = await socket.recv_multipart()
             try:
-                call = _calls.decode(frames[-1] if frames else b"")
+                call = _calls.decode(b"".join(parts))
             except UNREADABLE as error:
                 log.warning("zeromq.unreadable", error=str(error))
                 continue
@@ -341,7 +361,7 @@ class Hub:
             session.answers[call.number] = kept
         with suppress(zmq.ZMQError):
             # A peer that is gone is not told.
-            await socket.send_multipart([identity, kept])
+            await socket.send_multipart([identity, *_parts(kept)])
 
     async def _result(self, session: _Session, call: _Call) -> _Answer:
         method = self._methods.get(call.method)
@@ -382,6 +402,7 @@ class Hub:
                 # The database is away; the leases run out by themselves.
                 log.warning("zeromq.not_given_back", error=str(error))
         session.subscriptions.clear()
+        session.left.clear()
 
     # Calls
 
@@ -411,7 +432,12 @@ class Hub:
     async def _receive(self, session: _Session, raw: msgspec.Raw) -> list[_Handed]:
         wanted: _Receive = _decode(raw, _Receive)
         subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
-        return [_handed(one) for one in await subscription.receive(wanted.limit, min(wanted.wait_s, RECEIVE_MAX_S))]
+        found = session.left.pop(wanted.subscription, None) or [
+            _handed(one) for one in await subscription.receive(wanted.limit, min(wanted.wait_s, RECEIVE_MAX_S))
+        ]
+        count = min(wanted.limit, len(_batch([one.record for one in found])))
+        session.left.setdefault(wanted.subscription, []).extend(found[count:])
+        return found[:count]
 
     async def _settle(self, session: _Session, raw: msgspec.Raw) -> list[bool]:
         wanted: _Settle = _decode(raw, _Settle)
@@ -420,6 +446,7 @@ class Hub:
 
     async def _close(self, session: _Session, raw: msgspec.Raw) -> None:
         wanted: _Receive = _decode(raw, _Receive)
+        session.left.pop(wanted.subscription, None)
         subscription = session.subscriptions.pop(wanted.subscription, None)
         if subscription is not None:
             await subscription.close(0.0)
@@ -540,16 +567,26 @@ class ZeroMQBinder:
         """Confirmed once the hub has committed it. What is not answered is asked again under the same number."""
         too_large = {place for place, record in enumerate(records) if len(record.body) > TRAITS.bytes_max}
         fitting = [record for place, record in enumerate(records) if place not in too_large]
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + deadline_s
         answers: list[Receipt] = []
-        if fitting:
-            try:
-                raw = await self.call("send", _Sent(topic, fitting, deadline_s), deadline_s)
-                answers = [_receipt_in(one) for one in _decode(raw, list[_Receipt])]
-            except BrokerUnreachable:
-                answers = [Unknown("the hub does not answer")] * len(fitting)
+        while len(answers) < len(fitting):
+            batch = _batch(fitting[len(answers) :])
+            if answers and isinstance(answers[-1], Unknown):
+                # Nothing overtakes what has to be sent again.
+                answers += [answers[-1]] * len(batch)
+            else:
+                answers += await self._send(topic, batch, deadline - clock())
         left = iter(answers)
         refusal = Failed(f"larger than the {TRAITS.bytes_max} bytes of zeromq", is_retryable=False)
         return [refusal if place in too_large else next(left) for place in range(len(records))]
+
+    async def _send(self, topic: str, records: list[Record], deadline_s: float) -> list[Receipt]:
+        try:
+            raw = await self.call("send", _Sent(topic, records, deadline_s), deadline_s)
+        except BrokerUnreachable:
+            return [Unknown("the hub does not answer")] * len(records)
+        return [_receipt_in(one) for one in _decode(raw, list[_Receipt])]
 
     async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
         """An address is a topic here."""
@@ -599,16 +636,17 @@ class ZeroMQBinder:
     ) -> _Answer:
         clock = asyncio.get_running_loop().time
         deadline = clock() + deadline_s
+        wire_s = len(frame) / WIRE_BYTES_S
         while True:
             left_s = deadline - clock()
             if left_s <= 0 or self._socket is None:
                 raise BrokerUnreachable(f"No ZeroMQ hub answers at {self.url}.", broker="zeromq")
             try:
-                async with asyncio.timeout(min(left_s, resend_s)):
-                    await self._socket.send(frame)
+                async with asyncio.timeout(min(left_s, resend_s + wire_s)):
+                    await self._socket.send_multipart(_parts(frame))
                     return await asyncio.shield(future)
             except TimeoutError:
-                continue
+                wire_s *= 2
 
     async def _beat(self) -> None:
         """The hub takes a peer that says nothing for gone, however long its handlers take; and one of the peers is the next hub
@@ -622,9 +660,9 @@ class ZeroMQBinder:
 
     async def _listen(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            (*_, frame) = await socket.recv_multipart()
+            parts = await socket.recv_multipart()
             try:
-                answer = _answers.decode(frame)
+                answer = _answers.decode(b"".join(parts))
             except UNREADABLE as error:
                 log.warning("zeromq.unreadable", error=str(error))
                 continue
