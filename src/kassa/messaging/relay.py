@@ -7,11 +7,13 @@ relay where it stands: the log and the queues are the memory, the broker is tran
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import structlog
 
 from kassa.clock import rfc3339
+from kassa.db.away import AWAY
 from kassa.messaging.binder import Binder
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.log import Halt, root_name
@@ -127,6 +129,16 @@ class MessageRelay:
         claimed = await self._work.claim(self._queue, limit)
         if not claimed:
             return 0
+        try:
+            await self._send_all(claimed)
+        except AWAY:
+            # What was settled is not given back by this; what the database does not take back now, the lease gives back.
+            with suppress(*AWAY):
+                await self._work.retry([(message, PAUSE_S, None, False) for message in claimed])
+            raise
+        return len(claimed)
+
+    async def _send_all(self, claimed: Sequence[ClaimedMessage]) -> None:
         stopped: set[str] = set()
         for wave in in_waves(claimed, _key):
             ready = [message for message in wave if message.key not in stopped]
@@ -135,7 +147,6 @@ class MessageRelay:
                 await self._work.retry([(message, PAUSE_S, None, False) for message in behind])
             if ready:
                 stopped |= await self._send(ready)
-        return len(claimed)
 
     async def _send(self, ready: Sequence[ClaimedMessage]) -> set[str]:
         """Sends messages of different keys; says the keys that have to wait."""

@@ -1,9 +1,16 @@
 """Who has which message in hand: a lease per batch, and what ends it."""
 
 import asyncio
+from collections.abc import Sequence
+
+import pytest
 
 from flows.messaging.house import HOME, House
 from kassa.ids import Id, new_id
+from kassa.messaging.binders.postgres import PostgresBinder
+from kassa.messaging.relay import MessageRelay
+from kassa.messaging.topology import Topic
+from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import ClaimedMessage, MessageWork, OutgoingMessage
 
 QUEUE = "post:office"
@@ -180,3 +187,32 @@ async def test_a_program_that_receives_by_sql_and_a_worker_do_not_get_the_same(h
     assert await work.acknowledge(taken) == {sent_ids[0]}
     assert await work.acknowledge(rest) == {sent_ids[2]}
     assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
+
+
+class CutWork(MessageWork):
+    """Whose connection is lost with the first acknowledgement."""
+
+    is_cut = False
+
+    async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
+        if not self.is_cut:
+            self.is_cut = True
+            raise ConnectionResetError
+        return await super().acknowledge(claimed)
+
+
+async def test_a_relay_that_loses_its_database_for_a_moment_gives_back_the_batch(house: House) -> None:
+    work, wakeups = CutWork(house.pool), Wakeups(house.pool.acquire)
+    binder = PostgresBinder(house.pool, wakeups)
+    await binder.provision([Topic("away", ("office",), "Letters, for the tests.")])
+    relay = MessageRelay(work, binder, QUEUE, "away", wakeups)
+    sent_ids = await sent(work, "a", "a", "b")
+
+    with pytest.raises(ConnectionResetError):
+        await relay.step()
+
+    assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
+    await house.pool.execute("UPDATE message SET due = clock_timestamp() WHERE topic = $1", QUEUE)
+    assert await relay.step() == 3
+    deliveries = await (await binder.subscribe("away", "office")).receive(10, 10.0)
+    assert [one.record.id for one in deliveries] == sent_ids, "once each, though the first were sent again"
