@@ -278,6 +278,22 @@ async def test_group_without_queues_is_a_failure_although_the_topic_is_there(tra
     assert nobody_must == [Confirmed()]
 
 
+async def test_message_with_a_long_id_is_told_from_the_others_when_it_is_returned(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, database_url: str
+) -> None:
+    """AMQP has no place for an id of more than 255 bytes, and says no number with what it returns."""
+    topic = await ready(transport)
+    async with stranger(rabbitmq.url) as channel:
+        await channel.queue_unbind(queues_of(topic, "shop")[0], topic.name, lane_key(0))
+    packets = [packet(id * 300, key=key_of(lane), kassa_id=id * 300) for id, lane in (("a", 1), ("b", 0), ("c", 1))]
+
+    async with open_transport(rabbitmq.url, database_url) as sender:
+        first, second, third = await send(sender, topic, *packets)
+
+    assert first == third == Confirmed()
+    assert isinstance(second, Failed) and not second.is_retryable
+
+
 async def test_missing_topic_ends_nothing_for_the_others(transport: RabbitTransport) -> None:
     topic = await ready(transport)
 

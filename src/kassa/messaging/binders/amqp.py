@@ -31,6 +31,7 @@ from yarl import URL
 from kassa.clock import Clock
 from kassa.errors import BrokerUnreachable, InvariantBroken, SettingInvalid
 from kassa.messaging.model import Confirmed, Failed, Packet, Receipt, Unknown
+from kassa.messaging.packing import ID
 from kassa.settings import without_password
 from kassa.supervisor import end_tasks, is_ended
 
@@ -668,12 +669,13 @@ class _Outlet(Channel):
         the same to the last letter it does not matter which is meant."""
         properties, _ = await content(self)
         exchange, routing_key = frame.exchange or "", frame.routing_key or ""
+        id = properties.message_id or (properties.headers or {}).get(ID)
         for sent in self._in_flight.values():
             letter = sent.batch.letters[sent.place]
             if (
                 sent.returned is None
                 and letter.is_mandatory
-                and letter.packet.id == (properties.message_id or letter.packet.id)
+                and letter.packet.id == (id or letter.packet.id)
                 and letter.routing_key == routing_key
                 and sent.batch.exchange == exchange
             ):
