@@ -231,6 +231,8 @@ def publish_garbage(url: str, exchange: str, first: int) -> None:
     key = lane_key(0)
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
+    # All of it is in the queue, in order, before anybody sends something else.
+    channel.confirm_delivery()
     garbage = [
         (key, pika.BasicProperties(content_type=BadText("text/plain"))),
         (key, pika.BasicProperties(headers={BadText("header-name"): "x"})),
