@@ -448,8 +448,8 @@ async def until_depth(transport: RocketTransport, topic: Topic, expected: int) -
 async def test_what_a_dead_consumer_held_goes_to_another_and_is_not_its_any_more(
     rocketmq: RocketMQ, transport: RocketTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ours, "INVISIBLE_S", 2.0)
-    monkeypatch.setattr(ours, "MARGIN_S", 0.3)
+    monkeypatch.setattr(ours, "INVISIBLE_S", 4.0)
+    monkeypatch.setattr(ours, "MARGIN_S", 3.0)
     topic = await ready(transport)
     await send(transport, topic, packet("r-1", key="k"), packet("r-2", key="k"))
     async with open_transport(rocketmq.url) as dying:
