@@ -10,6 +10,8 @@ unset PYTHONDONTWRITEBYTECODE
 scripts/install.sh dev
 # Kassa must work with Debian's PostgreSQL as well as with its own. Without root it is told at the end that this was not tested.
 scripts/apt.sh postgresql || true
+# The first minute of the README is tried with it.
+scripts/apt.sh curl || true
 # promtool, which tests the alert rules of deploy/; without it these are told as not tested.
 scripts/apt.sh prometheus || true
 # The brokers' servers too, each of which may be missing on a machine of one's own, but not on CI.
