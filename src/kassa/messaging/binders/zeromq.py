@@ -53,6 +53,7 @@ from kassa.messaging.model import (
     Traits,
     Unknown,
 )
+from kassa.messaging.packing import UNREADABLE
 from kassa.messaging.topology import Topic
 from kassa.messaging.work import ClaimedMessage
 from kassa.supervisor import end_tasks
@@ -85,8 +86,6 @@ PART_BYTES = 65_536
 """A heartbeat ends a connection on which no whole part comes for three seconds, so a long frame goes in parts."""
 BATCH_BYTES = 262_144
 """Of bodies in one call or answer, unless one record is longer: each has to be through before its call is given up."""
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What a frame from a stranger may raise: text that is not UTF-8 and lists in lists without end have errors of their own."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 log = structlog.get_logger("kassa.messaging.zeromq")
