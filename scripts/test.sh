@@ -10,7 +10,7 @@ unset PYTHONDONTWRITEBYTECODE
 scripts/install.sh dev
 # Kassa must work with Debian's PostgreSQL as well as with its own. Without root it is told at the end that this was not tested.
 scripts/apt.sh postgresql || true
-# The first minute of the README is tried with it.
+# The first minute of the README is tried with it. Where it cannot be had, the end tells what was not tested, and on CI that fails.
 scripts/apt.sh curl || true
 # promtool, which tests the alert rules of deploy/; without it these are told as not tested.
 scripts/apt.sh prometheus || true

@@ -2,20 +2,22 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
 
 from conformance.messaging.house import Bench
+from kassa.db import embedded
 from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
 from kassa.journal.writer import PostgresJournal
 from kassa.messaging.binder import Resources
 from kassa.messaging.binders.kafka import KafkaStream, KafkaTransport, read_url
-from kassa.messaging.model import Arrival, Packet
+from kassa.messaging.model import Arrival, Confirmed, Failed, Packet
 from kassa.messaging.registry import make_binder
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
@@ -25,6 +27,7 @@ from servers import Kafka
 
 HOST = "127.0.0.1"
 WAIT_S = 60.0
+DEADLINE_S = 10.0
 
 
 class OwnKafka(Kafka):
@@ -53,6 +56,35 @@ class OwnKafka(Kafka):
         text += "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n"
         text += "super.users=User:ANONYMOUS\n"
         return str(self._write("server.properties", text))
+
+
+@contextmanager
+def own_kafka() -> Iterator[OwnKafka]:
+    """A node as long as the block."""
+    with embedded.temporary_directory("kassa-kafka-") as directory:
+        server = OwnKafka(directory / "kafka")
+        server.start()
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+async def delete(kafka: Kafka, topic: Topic) -> None:
+    """As a stranger does."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for future in admin.delete_topics([topic.name]).values():
+        await asyncio.wrap_future(future)
+
+
+async def insist(transport: KafkaTransport, topic: Topic, *packets: Packet) -> None:
+    """As a relay does: what failed and is retryable is sent again; nothing may be refused for good."""
+    left = list(packets)
+    async with asyncio.timeout(WAIT_S):
+        while left:
+            receipts = await transport.send(topic, left, deadline_s=DEADLINE_S, must_arrive=True)
+            assert not [one for one in receipts if isinstance(one, Failed) and not one.is_retryable], receipts
+            left = [one for one, receipt in zip(left, receipts, strict=True) if receipt != Confirmed()]
 
 
 def new_topic(groups: tuple[str, ...] = ("shop",), **more: Any) -> Topic:

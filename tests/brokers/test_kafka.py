@@ -21,13 +21,17 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, Resourc
 from structlog.testing import capture_logs
 
 from brokers.kafka_house import (
+    DEADLINE_S,
     HOST,
     WAIT_S,
     OwnKafka,
+    delete,
     ids,
+    insist,
     new_topic,
     open_bench,
     open_transport,
+    own_kafka,
     packet,
     publish,
     read,
@@ -38,7 +42,6 @@ from brokers.streams import see
 from conformance.journal.cutter import Cut, Cutter
 from conformance.messaging.house import Bench, collect, until
 from flows.api.support import running
-from kassa.db import embedded
 from kassa.errors import BrokerUnreachable, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import Id
 from kassa.messaging.binder import Binder
@@ -52,20 +55,14 @@ from servers import Kafka
 
 pytestmark = pytest.mark.needs("kafka")
 
-DEADLINE_S = 10.0
 CUTS = 5
 
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[OwnKafka]:
     """One that may be killed."""
-    with embedded.temporary_directory("kassa-kafka-") as directory:
-        server = OwnKafka(directory / "kafka")
-        server.start()
-        try:
-            yield server
-        finally:
-            server.kill()
+    with own_kafka() as server:
+        yield server
 
 
 @pytest.fixture
@@ -493,13 +490,6 @@ async def test_static_member_has_its_lanes_again_after_a_restart(kafka: Kafka) -
 # When something goes wrong
 
 
-async def delete(kafka: Kafka, topic: Topic) -> None:
-    """As a stranger does."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    for future in admin.delete_topics([topic.name]).values():
-        await asyncio.wrap_future(future)
-
-
 async def hear(stream: KafkaStream, *wanted: str) -> None:
     """Until all of these came, whatever else does."""
     left = set(wanted)
@@ -509,16 +499,6 @@ async def hear(stream: KafkaStream, *wanted: str) -> None:
                 left.difference_update(ids(await stream.receive(100, 1.0)))
             except BrokerUnreachable:
                 await asyncio.sleep(0.1)
-
-
-async def insist(transport: KafkaTransport, topic: Topic, *packets: Packet) -> None:
-    """As a relay does: what failed and is retryable is sent again; nothing may be refused for good."""
-    left = list(packets)
-    async with asyncio.timeout(WAIT_S):
-        while left:
-            receipts = await transport.send(topic, left, deadline_s=DEADLINE_S, must_arrive=True)
-            assert not [one for one in receipts if isinstance(one, Failed) and not one.is_retryable], receipts
-            left = [one for one, receipt in zip(left, receipts, strict=True) if receipt != Confirmed()]
 
 
 async def test_topic_deleted_under_a_consumer_and_made_again(kafka: Kafka, transport: KafkaTransport) -> None:

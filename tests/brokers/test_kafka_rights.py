@@ -1,7 +1,6 @@
 """An account of Kafka that has rights to single names: its topic and its own group, and no group beside it."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -16,31 +15,20 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from structlog.testing import capture_logs
 
-from brokers.kafka_house import WAIT_S, OwnKafka, new_topic, open_transport, packet
+from brokers.kafka_house import WAIT_S, OwnKafka, delete, insist, new_topic, open_transport, own_kafka, packet
 from brokers.streams import see
-from kassa.db import embedded
 from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.messaging.binders.kafka import KafkaTransport, group_id
-from kassa.messaging.model import Confirmed, Failed, Packet
 from kassa.messaging.topology import Topic
 
 pytestmark = pytest.mark.needs("kafka")
-
-DEADLINE_S = 10.0
-PATIENCE_S = 3 * WAIT_S
-"""Kafka's client asks for a group that it may not use until its time is over, and nothing is sent before that."""
 
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[OwnKafka]:
     """One whose users have only the rights that somebody gives."""
-    with embedded.temporary_directory("kassa-kafka-") as directory:
-        server = OwnKafka(directory / "kafka")
-        server.start()
-        try:
-            yield server
-        finally:
-            server.kill()
+    with own_kafka() as server:
+        yield server
 
 
 @pytest.fixture
@@ -63,23 +51,6 @@ def allow(server: OwnKafka, topic: Topic, *groups: str) -> None:
     admin = AdminClient({"bootstrap.servers": server.bootstrap})
     for future in admin.create_acls(bindings).values():
         future.result()
-
-
-async def delete(server: OwnKafka, topic: Topic) -> None:
-    """As a stranger does."""
-    admin = AdminClient({"bootstrap.servers": server.bootstrap})
-    for future in admin.delete_topics([topic.name]).values():
-        await asyncio.wrap_future(future)
-
-
-async def insist(transport: KafkaTransport, topic: Topic, *packets: Packet) -> None:
-    """As a relay does: what failed and is retryable is sent again; nothing may be refused for good."""
-    left: Sequence[Packet] = packets
-    async with asyncio.timeout(PATIENCE_S):
-        while left:
-            receipts = await transport.send(topic, left, deadline_s=DEADLINE_S, must_arrive=True)
-            assert not [one for one in receipts if isinstance(one, Failed) and not one.is_retryable], receipts
-            left = [one for one, receipt in zip(left, receipts, strict=True) if receipt != Confirmed()]
 
 
 async def test_topic_is_made_again_without_a_right_to_the_group_that_remembers_it(

@@ -151,6 +151,7 @@ async def test_queue_that_others_made_and_deleted_is_missed_until_they_make_it_a
         with capture_logs() as logs:
             async with stranger(place) as channel:
                 await channel.queue_delete(queue)
+            # Nothing is waited for: it was made again within milliseconds, and must not be, however long one looks.
             await asyncio.sleep(3)
         async with stranger(place) as channel:
             with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):

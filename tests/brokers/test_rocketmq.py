@@ -416,6 +416,7 @@ async def test_handle_is_not_used_while_it_is_exchanged_though_another_exchange_
             return wire.make("ChangeInvisibleDurationResponse")
 
     with pytest.raises(TimeoutError):
+        # In the place of RocketMQ's own proxy, which cannot be told to fail one exchange while another one runs.
         await stream._extend(Proxy())  # type: ignore[arg-type]
 
     assert exchanged == [slow.packet.id]

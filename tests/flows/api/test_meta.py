@@ -203,6 +203,7 @@ async def test_a_transaction_that_somebody_leaves_open_is_in_the_numbers(house: 
     held = holder.transaction(isolation="repeatable_read")
     await held.start()
     await holder.fetchval("SELECT 1")
+    # Its age is what is counted.
     await asyncio.sleep(2)
     beside = await oldest_s()
     await held.rollback()
