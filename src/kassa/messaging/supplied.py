@@ -348,11 +348,15 @@ class SuppliedSubscription:
     async def _pump(self, ahead: _Ahead) -> None:
         """Asks the broker whenever there is room, so that one class never waits for another."""
         clock = asyncio.get_running_loop().time
+        has_stumbled = False
         while True:
             await ahead.has_room.wait()
             # What waits for a paused group waits at the broker, where it is counted and may be purged.
             await self._resumed.wait()
             try:
+                if has_stumbled:
+                    await self._start_again({ahead.stream})
+                    has_stumbled = False
                 arrivals = await ahead.stream.receive(ahead.credit - len(ahead.arrivals), ASK_S)
             except BrokerUnreachable as error:
                 ahead.lost = error
@@ -365,8 +369,7 @@ class SuppliedSubscription:
                 ahead.lost = BrokerUnreachable(f"receiving failed: {error!r}", topic=self._topic, group=self._group)
                 self._watch.nudge()
                 await asyncio.sleep(PAUSE_S)
-                with suppress(BrokerUnreachable):
-                    await self._start_again({ahead.stream})
+                has_stumbled = True
                 continue
             if arrivals:
                 ahead.bring(arrivals, max(CREDIT, self._batch), clock())
