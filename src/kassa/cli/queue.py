@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import click
 import msgspec
@@ -405,7 +405,8 @@ def subscribe(
     async def work() -> list[str]:
         async with opened(directory, database_url) as app:
             named = _brokers(directory, database_url, brokers)
-            found = Brokers(named, app.pool, app.wakeups, PAYMENT_ORDERS, topology="leave")
+            mode: Literal["verify", "leave"] = "verify" if app.settings.broker_topology == "verify" else "leave"
+            found = Brokers(named, app.pool, app.wakeups, PAYMENT_ORDERS, topology=mode)
             carrying = found.of_topic(topic)
             if not carrying:
                 raise QueueNotFound(

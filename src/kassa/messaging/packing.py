@@ -21,6 +21,8 @@ ENVELOPE_BYTES_MAX = 256 * 1024
 """Where bigger envelopes stopped to help, and every broker still takes them."""
 ID, KEY, PRIORITY, HOME = "kassa-id", "kassa-key", "kassa-priority", "kassa-home"
 """Headers beside a record that travels by itself."""
+VIA = "kassa-via"
+"""Over which broker a record came that has to wait in our own tables. Only said there: who sends it over a broker is not believed."""
 JSON_TYPE = "application/json"
 _SAID = ("content-type", "correlation-id")
 """Headers that make another message of a stranger's. The others may differ when he sends the same one again (`reply-to`,
@@ -89,7 +91,15 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     key = headers.pop(KEY, packet.key)
     priority = min(_number(headers.pop(PRIORITY), _PRIORITY), _PRIORITY_MAX) if PRIORITY in headers else _PRIORITY
     home = _number(headers.pop(HOME), 0) if HOME in headers else 0
+    headers.pop(VIA, None)
     return Record(_name(id), _name(key), packet.body, headers, priority, 0.0, home)
+
+
+def believed(record: Record) -> Record:
+    """Without what only our own tables may say."""
+    if VIA not in record.headers:
+        return record
+    return record._replace(headers={name: value for name, value in record.headers.items() if name != VIA})
 
 
 def _event_id(headers: dict[str, str]) -> str:
@@ -240,6 +250,7 @@ def _record(item: _Item) -> Record:
         headers = {"content-type": item.datacontenttype} if item.datacontenttype else {}
     if item.kassaheaders:
         headers = _decode_headers(item.kassaheaders) | headers
+        headers.pop(VIA, None)
     body = base64.b64decode(item.data_base64, validate=True) if item.data_base64 else bytes(item.data)
     priority, home = min(max(item.kassapriority, 0), _PRIORITY_MAX), min(max(item.kassahome, 0), _HOME_MAX)
     return Record(_name(item.id) or _unnamed(item), _name(item.kassakey), body, headers, priority, 0.0, home)

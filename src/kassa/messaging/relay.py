@@ -1,10 +1,10 @@
 """From PostgreSQL to a broker: events to their topic, and messages whose receiver is elsewhere.
 
 What was sent and not confirmed is sent again under the same id; receivers have an inbox. A broker that is away stops
-the
-relay where it stands: the log and the queues are the memory, the broker is transport.
+the relay where it stands: the log and the queues are the memory, the broker is transport.
 """
 
+import asyncio
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -132,11 +132,17 @@ class MessageRelay:
         try:
             await self._send_all(claimed)
         except AWAY:
-            # What was settled is not given back by this; what the database does not take back now, the lease gives back.
-            with suppress(*AWAY):
-                await self._work.retry([(message, PAUSE_S, None, False) for message in claimed])
+            await self._give_back(claimed, PAUSE_S)
+            raise
+        except asyncio.CancelledError:
+            await self._give_back(claimed, 0.0)
             raise
         return len(claimed)
+
+    async def _give_back(self, claimed: Sequence[ClaimedMessage], delay_s: float) -> None:
+        """Those that are not settled; what the database does not take back now, the lease gives back."""
+        with suppress(*AWAY):
+            await self._work.retry([(message, delay_s, None, False) for message in claimed])
 
     async def _send_all(self, claimed: Sequence[ClaimedMessage]) -> None:
         stopped: set[str] = set()

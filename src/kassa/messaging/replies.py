@@ -6,11 +6,13 @@ answer that is *owed*: whoever asks the channel replaces it, and if he dies it f
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
 import structlog
 
+from kassa.db.away import AWAY
 from kassa.errors import BrokerUnreachable, InvariantBroken
 from kassa.ids import Id, new_id
 from kassa.journal.change import Message
@@ -159,6 +161,11 @@ class ReplyRelay:
     async def _try(self, address: str, messages: Sequence[ClaimedMessage]) -> None:
         try:
             await self._send(address, messages)
+        except asyncio.CancelledError:
+            # Those that are not settled are sent again by somebody else, under the same ids.
+            with suppress(*AWAY):
+                await self._work.retry([(message, 0.0, None, False) for message in messages])
+            raise
         except Exception as error:
             # The outermost loop of an address: whatever it raises belongs to it. Its answers come again when their lease is over.
             log.warning("replies.failed", broker=self._broker.name, replies=len(messages), error=repr(error))

@@ -13,6 +13,7 @@ from kassa.messaging.binder import Subscription
 from kassa.messaging.brokers import Broker
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, RetryAfter, Settlement
+from kassa.messaging.packing import VIA
 from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.supervisor import end_tasks
 from kassa.workers.relay import opened
@@ -24,8 +25,6 @@ WAIT_S = 5.0
 PAUSE_S = 1.0
 """While the broker is away, and before a request that could not be taken now is tried again."""
 DRAIN_S = 5.0
-VIA = "kassa-via"
-"""Over which broker a request that had to wait has come: its answer goes back there, whoever takes it up again."""
 
 log = structlog.get_logger("kassa.workers.orders")
 
@@ -121,6 +120,7 @@ class OrderWorker:
 
 
 def _marked(delivery: Delivery, via: str) -> Delivery:
+    """Should it have to wait, its answer goes back over the broker that it came by, whoever takes it up again."""
     record = delivery.record
     return replace(delivery, record=record._replace(headers={**record.headers, VIA: via}))
 

@@ -36,6 +36,10 @@ def test_up_with_brokers_names_them_and_takes_requests_from_them() -> None:
         assert said == {"said": ["postgres: created: shop.mails:mailer"]}
         refused = kassa("queue", "subscribe", "nothing", "x", *place, expect=1)
         assert "No broker carries nothing" in refused.stderr
+        (directory / "kassa.toml").write_text('broker_topology = "verify"\n')
+        elsewhere = ["--broker", "memory", *place]
+        lacking = kassa("queue", "subscribe", "kassa.events", "shop", *elsewhere, expect=1)
+        assert "broker_topology is `verify`" in lacking.stderr
         assert up.stop()[0] == 0
 
 

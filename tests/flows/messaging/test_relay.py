@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from flows.messaging.house import HOME, House
 from kassa.ids import new_id
 from kassa.journal.change import Change, Message
@@ -90,3 +92,31 @@ async def test_messages_of_a_commit_reach_their_topic_and_leave_the_queue_when_c
     assert [one.record.body for one in delivered] == [b"0", b"1", b"2", b"3", b"4"]
     assert [one.topic for one in await work.queues("out")] == ["out"]
     assert (await work.queues("out"))[0].dead == 1
+
+
+class Silent(PostgresBinder):
+    """Takes what is sent, and never says what became of it."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.is_asked = asyncio.Event()
+
+    async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        self.is_asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_relay_that_ends_gives_back_what_is_not_confirmed(house: House) -> None:
+    wakeups = Wakeups(asyncio.sleep)  # type: ignore[arg-type]
+    binder, work = Silent(house.pool, wakeups), MessageWork(house.pool)
+    messages = tuple(Message(new_id(), "out", "k", b"%d" % number) for number in range(3))
+    await house.one.commit(Change(home=HOME, messages=messages))
+    running = asyncio.create_task(MessageRelay(work, binder, "out", "replies", wakeups).run())
+    await asyncio.wait_for(binder.is_asked.wait(), 30)
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert [one.body for one in await work.claim("out", 10)] == [b"0", b"1", b"2"]

@@ -109,6 +109,19 @@ async def test_an_address_that_confirms_nothing_is_tried_more_and_more_seldom(
     assert work.delays_s == [1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
 
 
+async def test_a_relay_that_ends_gives_back_what_it_could_not_send(house: House, wakeups: Wakeups) -> None:
+    work, broker = MessageWork(house.pool), Slow(house.pool, wakeups)
+    await answer(work, "bad", 3)
+    running = asyncio.create_task(ReplyRelay(work, broker, look, wakeups).run())
+    await asyncio.wait_for(broker.is_asked.wait(), PATIENCE_S)
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert len(await work.claim(QUEUE, 10)) == 3
+
+
 async def test_an_answer_that_cannot_be_read_holds_up_no_other(house: House, wakeups: Wakeups) -> None:
     work, broker = MessageWork(house.pool), Slow(house.pool, wakeups)
     relay = ReplyRelay(work, broker, look, wakeups)

@@ -14,6 +14,7 @@ from kassa.messaging.packing import (
     ENVELOPE_RECORDS_MAX,
     NAME_BYTES_MAX,
     Undecodable,
+    believed,
     pack,
     unpack,
     without_digest,
@@ -132,6 +133,17 @@ def test_message_of_somebody_who_never_heard_of_kassa_is_a_record() -> None:
     (record,) = unpack(Packet("", "", b'{"order_id": "1"}', {"kassa-priority": "many"}), lambda: "fresh")
 
     assert record == Record("fresh", "", b'{"order_id": "1"}', {}, 4)
+
+
+def test_what_only_our_own_tables_may_say_is_believed_of_nobody_else() -> None:
+    said = {"kassa-via": "rabbitmq", "x": "1"}
+    body = b'[{"id":"r-1","data":{},"kassaheaders":"{\\"kassa-via\\":\\"rabbitmq\\",\\"x\\":\\"1\\"}"}]'
+
+    (alone,) = unpack(Packet("r-1", "", b"{}", said), never)
+    (enveloped,) = unpack(Packet("r-1", "0", body, {"content-type": "application/cloudevents-batch+json"}), never)
+    by_peer = believed(Record("r-1", "", b"{}", said))
+
+    assert alone.headers == enveloped.headers == by_peer.headers == {"x": "1"}
 
 
 STRANGERS = Packet("1", "", b"{}", {"correlation-id": "a", "x": "1"})

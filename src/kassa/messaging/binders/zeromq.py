@@ -53,7 +53,7 @@ from kassa.messaging.model import (
     Traits,
     Unknown,
 )
-from kassa.messaging.packing import UNREADABLE
+from kassa.messaging.packing import UNREADABLE, believed
 from kassa.messaging.topology import Topic
 from kassa.messaging.work import ClaimedMessage
 from kassa.supervisor import end_tasks
@@ -410,7 +410,8 @@ class Hub:
 
     async def _send(self, session: _Session, raw: msgspec.Raw) -> list[_Receipt]:
         sent: _Sent = _decode(raw, _Sent)
-        receipts = await self._memory.send(sent.topic, sent.records, deadline_s=sent.deadline_s)
+        records = [believed(record) for record in sent.records]
+        receipts = await self._memory.send(sent.topic, records, deadline_s=sent.deadline_s)
         return [_receipt_out(receipt) for receipt in receipts]
 
     async def _provision(self, session: _Session, raw: msgspec.Raw) -> list[str]:
