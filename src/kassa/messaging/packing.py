@@ -22,7 +22,7 @@ ENVELOPE_BYTES_MAX = 256 * 1024
 ID, KEY, PRIORITY, HOME = "kassa-id", "kassa-key", "kassa-priority", "kassa-home"
 """Headers beside a record that travels by itself."""
 VIA = "kassa-via"
-"""Over which broker a record came that has to wait in our own tables. Only said there: who sends it over a broker is not believed."""
+"""Over which broker a record came that has to wait in our own tables. Who says it over a broker is not believed."""
 JSON_TYPE = "application/json"
 _SAID = ("content-type", "correlation-id")
 """Headers that make another message of a stranger's. The others may differ when he sends the same one again (`reply-to`,
