@@ -354,6 +354,8 @@ class QueueDoor:
     async def _query(self, caller: Caller, order: QueryOrder) -> Response:
         home = caller.merchant.home
         if order.refund is not None:
+            if order.payment is not None or order.order_id is not None:
+                raise refused("refund", "goes without payment and order_id")
             refund = read_id("rfd_", order.refund)
             if refund is None:
                 raise RefundNotFound
@@ -362,17 +364,19 @@ class QueueDoor:
         return Response(200, (await self._payments.get_payment(home, payment)).body)
 
     async def _payment_id(self, caller: Caller, payment: str | None, order_id: str | None) -> Id:
-        """Raises PaymentNotFound, RequestInvalid."""
-        if payment is not None:
-            inner = read_id("pay_", payment)
+        """Who names a payment in both ways means one payment. Raises PaymentNotFound, RequestInvalid."""
+        inner = None if payment is None else read_id("pay_", payment)
+        if order_id is None:
+            if payment is None:
+                raise refused("order_id", "or payment is required")
             if inner is None:
                 raise PaymentNotFound
             return inner
-        if order_id is None:
-            raise refused("order_id", "or payment is required")
         found = await self._app.payments_store.payment_by_order(caller.merchant.home, "payment", order_id)
         if found is None:
             raise PaymentNotFound
+        if payment is not None and found[0].id != inner:
+            raise refused("order_id", "names another payment than payment does")
         return found[0].id
 
     @asynccontextmanager

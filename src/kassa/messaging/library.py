@@ -41,7 +41,7 @@ from kassa.messaging.consumer import PAUSE_S, Unavailable
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, Record, RetryAfter, Settlement
 from kassa.messaging.order import in_waves
-from kassa.messaging.packing import without_digest
+from kassa.messaging.packing import UNREADABLE, without_digest
 from kassa.messaging.registry import make_binder
 from kassa.messaging.relay import MessageRelay
 from kassa.messaging.replies import CORRELATION, REPLY_TO, ReplyRelay, reply_queue
@@ -50,7 +50,7 @@ from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import DeadLetters, MessageWork
 from kassa.observability.meters import Meters
-from kassa.supervisor import Worker, end_tasks
+from kassa.supervisor import Worker, end_tasks, is_ended
 
 log = structlog.get_logger("kassa.messaging")
 
@@ -84,8 +84,11 @@ class Message(NamedTuple):
     sent_at: datetime | None
 
     def json(self) -> Any:
-        """The body as JSON. Raises msgspec.DecodeError: the message is then dead at once."""
-        return msgspec.json.decode(self.body)
+        """The body as JSON. Raises BodyUnreadable: the message is then dead at once."""
+        try:
+            return msgspec.json.decode(self.body)
+        except UNREADABLE as error:
+            raise BodyUnreadable(str(error)) from error
 
 
 Handler = Callable[[Message, Any], Awaitable[None]]
@@ -97,6 +100,10 @@ Transaction = Callable[[], AbstractAsyncContextManager[Any]]
 
 class Reject(Exception):
     """Nothing will ever make this message right: to the dead letters with it, at once."""
+
+
+class BodyUnreadable(Reject, msgspec.DecodeError):
+    """The body is no JSON."""
 
 
 class NoReply(KassaError):
@@ -213,6 +220,7 @@ class Messaging:
         """Ends what runs; what was not finished is in the database or comes again."""
         await end_tasks(*self._tasks)
         self._tasks = []
+        self._answers = None
         if self._binder is not None:
             await self._binder.close()
             self._binder = None
@@ -348,9 +356,11 @@ class Messaging:
                     await consumer.handler(message, connection)
         except Unavailable as away:
             return self._is_away(consumer.group, message.id, away)
-        except (Reject, msgspec.DecodeError) as error:
+        except Reject as error:
             return Dead(f"{type(error).__name__}: {error}")
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_ended():
+                raise
             # The outermost loop of a message: whatever its handler raises belongs to the message, and must not stop the rest.
             log.warning("messaging.failed", group=consumer.group, message=message.id, error=repr(error))
             delay_s = message_delay(delivery.attempts + 1, random.random())
@@ -447,9 +457,12 @@ class Messaging:
         return self._binder
 
     async def _tidy(self) -> None:
-        """Forgets inbox keys that nothing can bring back."""
+        """Forgets inbox keys that nothing can bring back, of the groups that consume here: others may keep theirs for longer."""
+        groups = sorted({consumer.group for consumer in self._consumers})
         while True:
-            await self._started_pool().execute("DELETE FROM inbox WHERE at < now() - $1::interval", self._inbox_keep)
+            await self._started_pool().execute(
+                "DELETE FROM inbox WHERE group_name = ANY($2) AND at < now() - $1::interval", self._inbox_keep, groups
+            )
             await asyncio.sleep(TIDY_S)
 
 

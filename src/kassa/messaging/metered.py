@@ -94,7 +94,7 @@ class MeteredSubscription:
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         answers = await self._inner.settle(settled)
-        _count_ends(self._passage, settled)
+        _count_ends(self._passage, settled, answers)
         return answers
 
     async def close(self, drain_s: float) -> None:
@@ -112,9 +112,12 @@ def _count_receipts(sending: Sending, receipts: Sequence[Receipt]) -> None:
                 sending.unknown += 1
 
 
-def _count_ends(passage: Passage, settled: Sequence[tuple[Delivery, Settlement]]) -> None:
+def _count_ends(passage: Passage, settled: Sequence[tuple[Delivery, Settlement]], answers: Sequence[bool]) -> None:
+    """What was not settled comes again, and is counted then. Where the effect's own commit settles, that has been done before."""
     handled: list[datetime | None] = []
-    for delivery, end in settled:
+    for (delivery, end), is_settled in zip(settled, answers, strict=True):
+        if not is_settled and not (delivery.done and isinstance(end, Ack)):
+            continue
         match end:
             case Ack():
                 handled.append(delivery.sent_at)

@@ -79,10 +79,22 @@ def outgoing(
     sent = {"content-type": "application/octet-stream" if isinstance(body, bytes) else "application/json"}
     if type:
         sent |= {"ce-specversion": "1.0", "ce-id": id, "ce-source": "kassa.messaging", "ce-type": type}
-    sent |= headers or {}
+    for name, value in (headers or {}).items():
+        sent[_text(name)] = _text(value)
     data = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
     due = now + timedelta(seconds=delay_s)
     return Outgoing(id, PREFIX + topic, key, priority, due, now, json.dumps(sent), data)
+
+
+def _text(value: Any) -> str:
+    """A header's name or value, which the relay could not send otherwise. Raises SettingInvalid."""
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise SettingInvalid(
+            f"{value!r} in the headers is no text: give names and values as str.", name="headers"
+        ) from None
+    return str(value)
 
 
 async def insert(connection: Any, message: Outgoing, *, wakes: bool = False) -> None:

@@ -293,10 +293,11 @@ SELECT m.id, home, m.topic, key, priority, created_at, due, attempts, held.lease
  LIMIT $2;
 
 -- name: purge_messages
--- Empties a topic, except for what somebody is working on.
+-- Empties a topic, except for what somebody is working on: also an answer that is owed, until it is due.
 WITH gone AS (
     DELETE FROM message
      WHERE topic = $1
+       AND NOT (due > clock_timestamp() AND headers LIKE '%"kassa-owed"%')
        AND id NOT IN (SELECT unnest(messages) FROM message_lease WHERE topic = $1 AND leased_until > clock_timestamp())
     RETURNING 1
 )
@@ -347,9 +348,9 @@ WITH gone AS (
     DELETE FROM dead_letter
      WHERE topic = $1
        AND died_at < $2
-    RETURNING 1
+    RETURNING replayed_at
 )
-SELECT count(*) FROM gone;
+SELECT count(*) FROM gone WHERE replayed_at IS NULL;
 
 -- name: database_time
 -- The database's clock, by which everything here is due.

@@ -126,7 +126,7 @@ class MessageRelay:
     async def step(self) -> int:
         """One batch; says how many messages it had."""
         limit = min(BATCH, self._binder.traits.batch_max)
-        claimed = await self._work.claim(self._queue, limit)
+        claimed = await self._work.claim_whole(self._queue, limit)
         if not claimed:
             return 0
         try:
@@ -142,7 +142,7 @@ class MessageRelay:
     async def _give_back(self, claimed: Sequence[ClaimedMessage], delay_s: float) -> None:
         """Those that are not settled; what the database does not take back now, the lease gives back."""
         with suppress(*AWAY):
-            await self._work.retry([(message, delay_s, None, False) for message in claimed])
+            await self._work.give_back(claimed, delay_s)
 
     async def _send_all(self, claimed: Sequence[ClaimedMessage]) -> None:
         stopped: set[str] = set()

@@ -137,7 +137,7 @@ class ReplyRelay:
         """One batch; says how many answers it had. What takes long may still be under way."""
         if len(self._sending) >= SLOW_MAX:
             await asyncio.wait(self._sending.values(), return_when=asyncio.FIRST_COMPLETED)
-        claimed = await self._work.claim(self._queue, BATCH)
+        claimed = await self._work.claim_whole(self._queue, BATCH)
         by_address: dict[str, list[ClaimedMessage]] = {}
         for message in claimed:
             by_address.setdefault(message.headers.get(REPLY_TO, ""), []).append(message)
@@ -164,17 +164,32 @@ class ReplyRelay:
         except asyncio.CancelledError:
             # Those that are not settled are sent again by somebody else, under the same ids.
             with suppress(*AWAY):
-                await self._work.retry([(message, 0.0, None, False) for message in messages])
+                await self._work.give_back(messages)
             raise
         except Exception as error:
-            # The outermost loop of an address: whatever it raises belongs to it. Its answers come again when their lease is over.
+            # The outermost loop of an address: whatever it raises belongs to it. Its answers come again soon.
             log.warning("replies.failed", broker=self._broker.name, replies=len(messages), error=repr(error))
+            with suppress(*AWAY):
+                await self._work.give_back(messages, PAUSE_S)
 
     async def _send(self, address: str, messages: Sequence[ClaimedMessage]) -> None:
         ready: list[tuple[ClaimedMessage, Record]] = []
         not_yet: list[tuple[ClaimedMessage, float, str | None, bool]] = []
         for message in messages:
-            body = await self._body(message)
+            try:
+                body = await self._body(message)
+            except AWAY:
+                raise
+            except Exception as error:
+                # Whatever looking it up stumbles over is this answer's, and holds up none of the others.
+                log.warning("replies.not_looked_up", broker=self._broker.name, message=message.id, error=repr(error))
+                delay_s = reply_delay(message.attempts + 1)
+                if delay_s is None:
+                    self._passage.dead += 1
+                    await self._work.bury([(message, repr(error))])
+                else:
+                    not_yet.append((message, delay_s, repr(error), True))
+                continue
             if body is None:
                 not_yet.append((message, NOT_YET_S, None, False))
             else:

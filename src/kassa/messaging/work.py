@@ -5,19 +5,23 @@ journal refuses the second one as Consumed.
 """
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import asyncpg
 import msgspec
 
+from kassa.db.away import AWAY
 from kassa.db.queries import array, load
 from kassa.ids import Id
 from kassa.journal.change import MessageDone, TimerDone
 from kassa.messaging.ladder import timer_delay
+from kassa.messaging.packing import UNREADABLE
 
 _SQL = load("kassa.messaging")
 
@@ -135,8 +139,13 @@ def _due(fired: FiredTimer) -> datetime:
 
 
 def shortened(error: str | None) -> str | None:
-    """An error as it is stored: bounded, without the zero byte that PostgreSQL's text refuses."""
-    return None if error is None else error.replace("\0", "")[:ERROR_CHARACTERS_MAX]
+    """An error as it is stored: bounded, without what PostgreSQL's text refuses, a zero byte or half of a character. Handlers put
+    somebody else's text into theirs."""
+    return None if error is None else _text(error).replace("\0", "")[:ERROR_CHARACTERS_MAX]
+
+
+def _text(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 class WaitingMessage(NamedTuple):
@@ -254,6 +263,21 @@ class MessageWork:
             self._forget(started - self._lease.total_seconds())
             self._in_hand[claimed[0].lease] = _InHand(started, {message.id for message in claimed})
         return claimed
+
+    async def claim_whole(self, topic: str, limit: int) -> list[ClaimedMessage]:
+        """Like `claim`; should whoever asks be cancelled meanwhile, what he would have got is given back."""
+        claiming = asyncio.create_task(self.claim(topic, limit))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with suppress(*AWAY):
+                if claimed := await claiming:
+                    await self.give_back(claimed)
+            raise
+
+    async def give_back(self, claimed: Iterable[ClaimedMessage], delay_s: float = 0.0) -> None:
+        """Those that are not settled, without counting a try."""
+        await self.retry([(message, delay_s, None, False) for message in claimed])
 
     async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
         """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""
@@ -454,15 +478,31 @@ class DeadLetters:
         return gone
 
 
-_HEADERS = msgspec.json.Decoder(dict[str, str])
+_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
 def _headers(row: asyncpg.Record) -> dict[str, str]:
-    return _HEADERS.decode(row["headers"])
+    return read_headers(row["headers"])
+
+
+def read_headers(raw: str) -> dict[str, str]:
+    """Headers as a row has them. Programs write rows too: what is no text in them is shown as text, so that one row never keeps
+    others from being claimed."""
+    try:
+        return _decode_headers(raw)
+    except UNREADABLE:
+        pass
+    try:
+        loose = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(loose, dict):
+        return {}
+    return {_text(name): _text(value if isinstance(value, str) else repr(value)) for name, value in loose.items()}
 
 
 def _claimed(row: asyncpg.Record) -> ClaimedMessage:
     lease, id, home, key, priority, created_at, attempts, headers, body = row
     return ClaimedMessage(
-        Id(id.hex), home, key, priority, created_at, attempts, lease, _HEADERS.decode(headers), body
+        Id(id.hex), home, key, priority, created_at, attempts, lease, read_headers(headers), body
     )  # fmt: skip

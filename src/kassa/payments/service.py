@@ -468,7 +468,7 @@ class Payments:
         """Lets the work go on by itself, and answers with what it has come to after `wait_s`."""
         task = self._start(work)
         done, _ = await asyncio.wait({task}, timeout=wait_s)
-        finished = bool(done) and task.exception() is None
+        finished = bool(done) and not task.cancelled() and task.exception() is None
         decided = task.result() if finished else intent
         if intent.refund is not None:
             return _refund_answered(decided, running=not done)

@@ -65,8 +65,8 @@ def _broker_loops(app: App) -> dict[str, Loop]:
         loops |= {f"relay {broker.name} {name}": loop for name, loop in relays(app, broker).items()}
     receiving = app.brokers.of_topic(PAYMENT_ORDERS.name)
     if receiving:
-        door = QueueDoor(app)
-        loops |= {f"orders {broker.name}": OrderWorker(broker, door).run for broker in receiving}
+        # A door each: one that stops waits for its own conversations, and ends no others.
+        loops |= {f"orders {broker.name}": OrderWorker(broker, QueueDoor(app)).run for broker in receiving}
     return loops
 
 

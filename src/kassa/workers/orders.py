@@ -15,7 +15,7 @@ from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, RetryAfter, Settlement
 from kassa.messaging.packing import VIA
 from kassa.messaging.topology import PAYMENT_ORDERS
-from kassa.supervisor import end_tasks
+from kassa.supervisor import end_tasks, is_ended
 from kassa.workers.relay import opened
 
 IN_FLIGHT_MAX = 256
@@ -80,6 +80,10 @@ class OrderWorker:
             handled = Handled(retry=f"the database is away ({type(error).__name__})")
         except KassaError as error:
             handled = Handled(fault=str(error)) if error.retry is Retry.NEVER else Handled(retry=str(error))
+        except asyncio.CancelledError:
+            if is_ended():
+                raise
+            handled = Handled(retry="what it waited for was stopped")
         except Exception as error:
             # The outermost place for this request: what its handling could not bear belongs to it, and must not end the loop.
             log.exception("order.crashed", record=delivery.record.id)
