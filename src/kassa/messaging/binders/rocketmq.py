@@ -228,8 +228,13 @@ def _empty(names: str) -> dict[str, str]:
     # What is nested too deep for Python is no ValueError.
     with suppress(ValueError, RecursionError):
         found = json.loads(names)
-        return {name: "" for name in found if isinstance(name, str)} if isinstance(found, list) else {}
+        return {name: "" for name in found if _is_text(name)} if isinstance(found, list) else {}
     return {}
+
+
+def _is_text(found: object) -> bool:
+    """JSON's escapes may say half a character, which no database takes."""
+    return isinstance(found, str) and found.encode(errors="ignore").decode() == found
 
 
 def _opened(body: bytes) -> bytes:
