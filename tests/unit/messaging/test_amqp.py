@@ -1,12 +1,13 @@
-"""What our connections over AMQP make of a client that mixes up cancellations and lost connections."""
+"""What our connections over AMQP make of a client that mixes up cancellations and lost connections, and of strangers' headers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
 from aiormq import exceptions as refused
+from pamqp import commands as spec
 
-from kassa.messaging.binders.amqp import uncancelled
+from kassa.messaging.binders.amqp import Parcel, packet_of, uncancelled
 
 
 async def goes_on() -> str:
@@ -76,3 +77,26 @@ async def test_who_is_cancelled_already_may_still_wait_for_an_answer() -> None:
     await asyncio.wait([task])
 
     assert task.cancelled() and heard == ["answer"]
+
+
+@pytest.mark.parametrize(
+    ("is_redelivered", "header", "redeliveries"),
+    [
+        (False, 2**40, 0),
+        (False, 99, 0),
+        (False, -1, 0),
+        (True, 3, 3),
+        (True, 0, 0),
+        (True, -1, 0),
+        (True, 2**40, 1000),
+        (True, "3", 1),
+        (True, None, 1),
+    ],
+)
+def test_count_of_redeliveries_is_believed_when_a_broker_may_have_written_it(
+    is_redelivered: bool, header: int | str | None, redeliveries: int
+) -> None:
+    """Anybody can send the header; beyond 32 bits it cannot even be stored."""
+    properties = spec.Basic.Properties(headers={"x-delivery-count": header})
+
+    assert packet_of(Parcel(1, is_redelivered, properties, b""))[1] == redeliveries

@@ -69,6 +69,8 @@ _PROPERTIES = {
 _NAME_MAX = 128
 _SENT_AT = "kassa-sent-us"
 _DELIVERY_COUNT = "x-delivery-count"
+_REDELIVERIES_MAX = 1000
+"""More is no count of a broker: it gives up long before."""
 _NOBODY, _NO_EXCHANGE = "nobody receives ", "there is no exchange "
 """How the reasons begin for which a topic may have to be made again."""
 _UNDECODABLE = (PAMQPException, ValueError, OverflowError, RecursionError)
@@ -210,7 +212,9 @@ def packet_of(parcel: Parcel) -> tuple[Packet, int, datetime | None]:
         elif name == _SENT_AT and isinstance(value, int):
             sent_at = _moment(value)
         elif name == _DELIVERY_COUNT and isinstance(value, int):
-            redeliveries = value
+            # Only queues that count write it, and only when they deliver again; a classic queue hands on what a stranger wrote.
+            if parcel.redelivered:
+                redeliveries = min(max(int(value), 0), _REDELIVERIES_MAX)
         else:
             headers[_name_in(name)] = text_of(value)
     for name, property_ in _PROPERTIES.items():
