@@ -256,6 +256,25 @@ async def test_what_does_not_fit_into_an_answer_comes_with_the_next_or_goes_to_a
         assert {delivery.record.id for delivery in (*first, *second, third)} == {"r-0", "r-1", "r-2"}
 
 
+async def test_what_did_not_fit_and_waited_for_half_of_its_lease_is_claimed_anew(
+    database_url: str, parts: tuple[Any, Wakeups]
+) -> None:
+    """A slow handler comes late for the rest. With what is left of the lease, another consumer would soon have it too."""
+    async with bench_at("zeromq://127.0.0.1:0?lease_s=4", database_url, parts) as bench:
+        long = [record(f"r-{number}", key=f"k{number}", body=bytes(BATCH_BYTES // 2 + 1)) for number in range(3)]
+        assert await bench.binder.send(TOPIC.name, long, deadline_s=DEADLINE_S) == [Confirmed()] * 3
+        subscription = await bench.binder.subscribe(TOPIC.name, "shop")
+        (first,) = await subscription.receive(10, DEADLINE_S)
+
+        await asyncio.sleep(2.2)
+        (second,) = await subscription.receive(10, DEADLINE_S)
+
+        assert second.epoch != first.epoch
+        assert second.record.id != first.record.id
+        assert second.attempts == 0
+        assert await subscription.settle([(first, Ack()), (second, Ack())]) == [True, True]
+
+
 async def test_what_a_vanished_peer_had_goes_to_another(database_url: str, parts: tuple[Any, Wakeups]) -> None:
     with hub_process(database_url) as hub:
         async with bench_at(f"{hub.url}?role=peer", database_url, parts) as bench:

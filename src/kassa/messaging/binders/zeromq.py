@@ -276,6 +276,14 @@ def _batch(records: Sequence[Record]) -> list[Record]:
 # The hub
 
 
+class _Left(NamedTuple):
+    """What was claimed and not handed out yet."""
+
+    claimed_at: float
+    """By the loop's clock, or earlier: their lease runs since then."""
+    handed: list[_Handed]
+
+
 class _Session:
     """One peer: the answers to its last calls, and what it subscribed to."""
 
@@ -283,7 +291,7 @@ class _Session:
         self.answers: dict[int, bytes] = {}
         self.running: set[int] = set()
         self.subscriptions: dict[str, Subscription] = {}
-        self.left: dict[str, list[_Handed]] = {}
+        self.left: dict[str, _Left] = {}
         """What a subscription was given and did not fit into its answer: the next one begins with it."""
         self.heard_at = 0.0
 
@@ -294,8 +302,10 @@ _Method = Callable[[_Session, msgspec.Raw], Awaitable[Any]]
 class Hub:
     """Answers calls. Everything that it knows is in PostgreSQL, so any process may be it, and the next one goes on."""
 
-    def __init__(self, memory: PostgresBinder) -> None:
+    def __init__(self, memory: PostgresBinder, *, lease_s: float) -> None:
+        """lease_s: the memory's."""
         self._memory = memory
+        self._lease_s = lease_s
         self._sessions: dict[str, _Session] = {}
         self._socket: zmq.asyncio.Socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -432,12 +442,30 @@ class Hub:
     async def _receive(self, session: _Session, raw: msgspec.Raw) -> list[_Handed]:
         wanted: _Receive = _decode(raw, _Receive)
         subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
-        found = session.left.pop(wanted.subscription, None) or [
-            _handed(one) for one in await subscription.receive(wanted.limit, min(wanted.wait_s, RECEIVE_MAX_S))
-        ]
-        count = min(wanted.limit, len(_batch([one.record for one in found])))
-        session.left.setdefault(wanted.subscription, []).extend(found[count:])
-        return found[:count]
+        left = session.left.pop(wanted.subscription, None)
+        if left is not None and not self._is_fresh(left):
+            await subscription.settle([_settlement(_given_back(one)) for one in left.handed])
+            left = None
+        found = left or await self._claim(subscription, wanted)
+        count = min(wanted.limit, len(_batch([one.record for one in found.handed])))
+        self._leave(session, wanted.subscription, found._replace(handed=found.handed[count:]))
+        return found.handed[:count]
+
+    def _is_fresh(self, left: _Left) -> bool:
+        """Whether enough of its lease is left for whoever gets it: a slow handler asks late for the rest, and by then another
+        consumer may have it."""
+        return asyncio.get_running_loop().time() - left.claimed_at <= self._lease_s / 2
+
+    async def _claim(self, subscription: Subscription, wanted: _Receive) -> _Left:
+        began = asyncio.get_running_loop().time()
+        claimed = await subscription.receive(wanted.limit, min(wanted.wait_s, RECEIVE_MAX_S))
+        return _Left(began, [_handed(one) for one in claimed])
+
+    def _leave(self, session: _Session, name: str, rest: _Left) -> None:
+        """For the next answer. Two calls of one subscription may be under way, when the peer has given up the first."""
+        if rest.handed:
+            other = session.left.get(name, _Left(rest.claimed_at, []))
+            session.left[name] = _Left(min(rest.claimed_at, other.claimed_at), other.handed + rest.handed)
 
     async def _settle(self, session: _Session, raw: msgspec.Raw) -> list[bool]:
         wanted: _Settle = _decode(raw, _Settle)
@@ -474,6 +502,10 @@ def _handed(delivery: Delivery) -> _Handed:
     return _Handed(delivery.record, delivery.attempts, message.created_at, message.id, message.lease)
 
 
+def _given_back(handed: _Handed) -> _End:
+    return _End(handed.id, handed.lease, "retry", 0.0, None, False)
+
+
 def _settlement(end: _End) -> tuple[Delivery, Settlement]:
     """As the hub's memory wants it; only id and lease say which message it is."""
     message = ClaimedMessage(end.id, 0, "", 0, datetime.min, 0, end.lease, {}, b"")
@@ -499,7 +531,8 @@ class ZeroMQBinder:
     def __init__(self, address: Address, resources: Resources) -> None:
         self._address = address
         self._hub = Hub(
-            PostgresBinder(resources.pool, resources.wakeups, lease_s=address.lease_s, topics=resources.topics)
+            PostgresBinder(resources.pool, resources.wakeups, lease_s=address.lease_s, topics=resources.topics),
+            lease_s=address.lease_s,
         )
         self._is_hub = False
         self._context: zmq.asyncio.Context | None = None
