@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
 from flows.messaging.house import HOME, House
+from flows.service.conftest import until
 from kassa.ids import Id, new_id
 from kassa.messaging.binders.postgres import PostgresBinder
 from kassa.messaging.relay import MessageRelay
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
-from kassa.messaging.work import ClaimedMessage, MessageWork, OutgoingMessage
+from kassa.messaging.work import ClaimedMessage, DeadLetters, MessageWork, OutgoingMessage
 
 QUEUE = "post:office"
 
@@ -216,3 +218,35 @@ async def test_a_relay_that_loses_its_database_for_a_moment_gives_back_the_batch
     assert await relay.step() == 3
     deliveries = await (await binder.subscribe("away", "office")).receive(10, 10.0)
     assert [one.record.id for one in deliveries] == sent_ids, "once each, though the first were sent again"
+
+
+async def test_what_is_claimed_for_somebody_who_was_cancelled_meanwhile_is_given_back(house: House) -> None:
+    work = MessageWork(house.pool)
+    await sent(work, "a", "b")
+    async with house.pool.acquire() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE message_lease IN ACCESS EXCLUSIVE MODE")
+        claiming = asyncio.create_task(work.claim_whole(QUEUE, 10))
+        await until(partial(connection.fetchval, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"))
+        claiming.cancel()
+        await asyncio.sleep(0.1)
+
+    with pytest.raises(asyncio.CancelledError):
+        await claiming
+
+    again = await MessageWork(house.pool).claim(QUEUE, 10)
+    assert [(message.key, message.attempts) for message in again] == [("a", 0), ("b", 0)]
+
+
+@pytest.mark.parametrize("headers", ['{"tries": 1}', '["x"]', '{"a": "\\ud800"}', "null", "no JSON", ""])
+async def test_a_row_whose_headers_are_no_text_keeps_no_other_from_being_claimed(house: House, headers: str) -> None:
+    """Programs write rows too."""
+    work = MessageWork(house.pool)
+    await sent(work, "a", "odd", "b")
+    await house.pool.execute("UPDATE message SET headers = $1 WHERE key = 'odd'", headers)
+
+    claimed = await work.claim(QUEUE, 10)
+
+    assert [message.key for message in claimed] == ["a", "odd", "b"]
+    assert [one.key for one in await work.peek(QUEUE)] == ["a", "odd", "b"]
+    assert await work.bury([(claimed[1], "odd")]) == {claimed[1].id}
+    assert [letter.key for letter in await DeadLetters(house.pool).browse(QUEUE)] == ["odd"]

@@ -14,10 +14,11 @@ from kassa.messaging.binders.postgres import PostgresBinder
 from kassa.messaging.model import Confirmed, Receipt, Record, Unknown
 from kassa.messaging.replies import REPLY_TO, ReplyRelay, reply_queue
 from kassa.messaging.wake import Wakeups
-from kassa.messaging.work import MessageWork, OutgoingMessage
+from kassa.messaging.work import ClaimedMessage, DeadLetters, MessageWork, OutgoingMessage
 
 QUEUE = reply_queue("slow")
 PATIENCE_S = 30.0
+LATE_S = 0.2
 
 
 class Slow(PostgresBinder):
@@ -56,10 +57,26 @@ class NotedWork(MessageWork):
         return await super().retry(failed)
 
 
-async def answer(work: MessageWork, address: str, count: int = 1, headers: dict[str, str] | None = None) -> None:
+class LateWork(MessageWork):
+    """Hears only after a while what it has claimed, as over a slow line."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(pool)
+        self.has_claimed = asyncio.Event()
+
+    async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
+        claimed = await super().claim(topic, limit)
+        self.has_claimed.set()
+        await asyncio.sleep(LATE_S)
+        return claimed
+
+
+async def answer(
+    work: MessageWork, address: str, count: int = 1, headers: dict[str, str] | None = None, delay_s: float = 0.0
+) -> None:
     """So many answers wait for an address."""
     headers = {REPLY_TO: address, **(headers or {})}
-    await work.send([OutgoingMessage(new_id(), HOME, QUEUE, "", 4, 0.0, headers, b"{}") for _ in range(count)])
+    await work.send([OutgoingMessage(new_id(), HOME, QUEUE, "", 4, delay_s, headers, b"{}") for _ in range(count)])
 
 
 async def look(home: int, noun: str, resource: Id) -> bytes | None:
@@ -122,14 +139,92 @@ async def test_a_relay_that_ends_gives_back_what_it_could_not_send(house: House,
     assert len(await work.claim(QUEUE, 10)) == 3
 
 
-async def test_an_answer_that_cannot_be_read_holds_up_no_other(house: House, wakeups: Wakeups) -> None:
-    work, broker = MessageWork(house.pool), Slow(house.pool, wakeups)
+async def test_a_relay_that_ends_while_it_claims_gives_back_what_it_would_have_got(
+    house: House, wakeups: Wakeups
+) -> None:
+    work = LateWork(house.pool)
+    await answer(work, "good", 3)
+    running = asyncio.create_task(ReplyRelay(work, Slow(house.pool, wakeups), look, wakeups).run())
+    await asyncio.wait_for(work.has_claimed.wait(), PATIENCE_S)
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    assert [message.attempts for message in await MessageWork(house.pool).claim(QUEUE, 10)] == [0, 0, 0]
+
+
+async def test_an_answer_that_cannot_be_looked_up_holds_up_no_other_and_is_tried_again(
+    house: House, wakeups: Wakeups
+) -> None:
+    work, broker = NotedWork(house.pool), Slow(house.pool, wakeups)
     relay = ReplyRelay(work, broker, look, wakeups)
     await answer(work, "one", headers={"kassa-owed": "payment x"})
+    await answer(work, "one")
     await answer(work, "two")
-    await answer(work, "three")
 
     assert await relay.step() == 3
 
     (queue,) = await work.queues(QUEUE)
-    assert (broker.arrived, queue.in_flight) == (2, 1)
+    (left,) = await work.peek(QUEUE)
+    assert (broker.arrived, queue.in_flight, queue.delayed) == (2, 0, 1)
+    assert (left.attempts, left.last_error) == (1, "LookupError('x')")
+    assert work.delays_s == [1.0]
+
+
+async def test_an_answer_that_nobody_could_look_up_for_an_hour_is_a_dead_letter(house: House, wakeups: Wakeups) -> None:
+    work = MessageWork(house.pool)
+    await answer(work, "one", headers={"kassa-owed": "payment x"})
+    await house.pool.execute("UPDATE message SET attempts = 60")
+
+    await ReplyRelay(work, Slow(house.pool, wakeups), look, wakeups).step()
+
+    (letter,) = await DeadLetters(house.pool).browse(QUEUE)
+    assert (letter.reason, letter.attempts) == ("LookupError('x')", 61)
+
+
+async def test_a_database_that_is_away_costs_an_address_a_pause_and_no_try(house: House, wakeups: Wakeups) -> None:
+    async def look_in_vain(home: int, noun: str, resource: Id) -> bytes | None:
+        raise ConnectionResetError(noun)
+
+    work, broker = NotedWork(house.pool), Slow(house.pool, wakeups)
+    await answer(work, "one", headers={"kassa-owed": "payment x"})
+    await answer(work, "one")
+
+    await ReplyRelay(work, broker, look_in_vain, wakeups).step()
+
+    assert work.delays_s == [replies.PAUSE_S] * 2
+    assert [(message.attempts, message.leased_until) for message in await work.peek(QUEUE)] == [(0, None)] * 2
+    assert broker.arrived == 0
+
+
+async def test_a_broker_that_breaks_costs_an_address_a_pause_and_no_try(house: House, wakeups: Wakeups) -> None:
+    class Broken(Slow):
+        async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+            if address == "bad":
+                raise RuntimeError(address)
+            return await super().reply(address, records, deadline_s=deadline_s)
+
+    work, broker = NotedWork(house.pool), Broken(house.pool, wakeups)
+    await answer(work, "bad", 2)
+    await answer(work, "good")
+
+    await ReplyRelay(work, broker, look, wakeups).step()
+
+    assert work.delays_s == [replies.PAUSE_S] * 2
+    assert [(message.attempts, message.leased_until) for message in await work.peek(QUEUE)] == [(0, None)] * 2
+    assert broker.arrived == 1
+
+
+async def test_purging_leaves_an_answer_that_is_owed_and_not_due(house: House, wakeups: Wakeups) -> None:
+    """Whoever asks the channel replaces it; were it gone, who asked would never hear."""
+    work, owed = MessageWork(house.pool), {"kassa-owed": "payment x"}
+    await answer(work, "later", headers=owed, delay_s=3600.0)
+    await answer(work, "due", headers=owed)
+    await answer(work, "known")
+    await answer(work, "known later", delay_s=3600.0)
+
+    assert await work.purge(QUEUE) == 3
+
+    (left,) = await work.peek(QUEUE)
+    assert left.headers[REPLY_TO] == "later"
