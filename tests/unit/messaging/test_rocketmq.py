@@ -1,9 +1,82 @@
 """RocketMQ without its server: what strangers may send us, and what gRPC may do to us."""
 
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
 import pytest
 
+from kassa.errors import BrokerUnreachable
 from kassa.messaging.binders import rocketmq as ours
 from kassa.messaging.binders import rocketmq_wire as wire
+from kassa.messaging.binders.rocketmq import RocketStream, RocketTransport
+from kassa.messaging.model import Arrival
+from kassa.messaging.topology import Topic
+
+TOPIC = Topic("shop.orders", ("shop",), "Orders, for the tests.")
+
+
+class Conversation:
+    """Telemetry: a greeting is answered, and then nothing is said."""
+
+    def __init__(self) -> None:
+        self._is_greeted = False
+
+    async def write(self, _: object) -> None:
+        return
+
+    async def read(self) -> Any:
+        if self._is_greeted:
+            await asyncio.Event().wait()
+        self._is_greeted = True
+        return wire.make("TelemetryCommand", status=wire.make("Status", code=wire.OK))
+
+    def cancel(self) -> None:
+        return
+
+
+class Proxy:
+    """In the place of RocketMQ's own, which cannot be told to say such things, nor gRPC to fail so: an answer for each question."""
+
+    def __init__(self, *answers: object) -> None:
+        self._answers = list(answers)
+
+    def telemetry(self, **_: object) -> Conversation:
+        return Conversation()
+
+    async def receive(self, _: object, **__: object) -> AsyncIterator[Any]:
+        if not self._answers:
+            await asyncio.Event().wait()
+        answer = self._answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        yield answer
+
+
+class Line(ours.Link):
+    """One that is always there."""
+
+    def __init__(self, transport: RocketTransport, proxy: object) -> None:
+        super().__init__(transport.server)
+        self._proxy = proxy
+
+    async def live(self, within_s: float = ours.CONNECT_S) -> Any:
+        return self._proxy
+
+
+def stream_at(proxy: object) -> RocketStream:
+    transport = RocketTransport(wire.read_url("rocketmq://127.0.0.1:9"))
+    transport.link = Line(transport, proxy)
+    return RocketStream(transport, TOPIC, "shop")
+
+
+def received(id: str) -> Any:
+    system = wire.make("SystemProperties", message_id=id, receipt_handle=id)
+    return wire.make("ReceiveMessageResponse", message=wire.make("Message", system_properties=system))
+
+
+# Properties
 
 
 @pytest.mark.parametrize("names", [r'["\ud800"]', '[["x-empty"]]', '{"x-empty": 1}', "[", "[" * 100_000])
@@ -17,3 +90,66 @@ def test_name_that_is_no_text_costs_the_others_nothing() -> None:
     message = wire.make("Message", user_properties={ours.EMPTY_HEADERS: r'["\ud83d\ude00", "\ud800", "x-empty"]'})
 
     assert ours.packet_of(message).headers == {"😀": "", "x-empty": ""}
+
+
+# Receiving
+
+
+NO_TOPIC = wire.make("ReceiveMessageResponse", status=wire.make("Status", code=wire.TOPIC_NOT_FOUND))
+
+
+@pytest.mark.parametrize(
+    "trouble", [None, asyncio.CancelledError(), KeyError("x"), asyncio.InvalidStateError(), NO_TOPIC]
+)
+@pytest.mark.parametrize("at_making", [KeyError("x"), asyncio.CancelledError()])
+async def test_consumer_goes_on_whatever_becomes_of_a_question(
+    monkeypatch: pytest.MonkeyPatch, trouble: object, at_making: BaseException
+) -> None:
+    """None is what grpc.aio makes of a part that protobuf refuses; a renewed connection cancels what is under way on it."""
+    monkeypatch.setattr(ours, "RETRY_S", 0.01)
+    stream = stream_at(Proxy(trouble, trouble, received("r-0")))
+
+    async def make_again(*_: object) -> None:
+        raise at_making
+
+    monkeypatch.setattr(stream._transport, "make_again", make_again)
+    fetching = asyncio.create_task(stream._fetch("broker-a"))
+
+    found: list[Arrival] = []
+    complaints = 0
+    async with asyncio.timeout(10):
+        while not found:
+            try:
+                found = await stream.receive(10, 5.0)
+            except BrokerUnreachable:
+                complaints += 1
+                await asyncio.sleep(0.001)
+
+    assert [arrival.packet.id for arrival in found] == ["r-0"]
+    assert complaints
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+
+
+# Name server and brokers
+
+
+@pytest.mark.parametrize("frame", [b"", b"\0\0", b"\0\0\0\2{}", b"\0\0\0\2[]", b"\0\0\0\4nope", b"\0\0\0\1\xff"])
+async def test_answer_that_nobody_can_read_is_no_rocketmq(frame: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(struct.pack(">I", len(frame)) + frame)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        place = wire.Address("127.0.0.1", server.sockets[0].getsockname()[1])
+
+        with pytest.raises(BrokerUnreachable, match="is no RocketMQ"):
+            await wire.ask(wire.read_url("rocketmq://127.0.0.1:9"), place, wire.CLUSTER)
+
+
+@pytest.mark.parametrize("place", [wire.Address("x" * 100, 9), wire.Address("127.0.0.1", 70_000)])
+async def test_place_where_nobody_can_go_cannot_be_reached(place: wire.Address) -> None:
+    with pytest.raises(BrokerUnreachable, match="cannot be reached"):
+        await wire.ask(wire.read_url("rocketmq://127.0.0.1:9"), place, wire.CLUSTER)

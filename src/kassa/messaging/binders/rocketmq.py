@@ -557,14 +557,27 @@ class RocketStream:
                 grpc.aio.AioRpcError,
                 # The connection of this session was given up by somebody else, and is closed by now.
                 grpc.aio.UsageError,
+                asyncio.InvalidStateError,
                 BrokerUnreachable,
                 QueueNotFound,
                 QueueMismatch,
                 SettingInvalid,
                 _Refused,
             ) as error:
-                if not self._is_closed:
-                    await self._mend(session, error)
+                await self._mend(session, error)
+                continue
+            except asyncio.CancelledError as error:
+                if is_ended():
+                    raise
+                # Likewise, and gRPC has ended what was under way on it.
+                await self._mend(session, error)
+                continue
+            except Exception as error:
+                # The outermost loop: without it nothing would be asked for any more, and nobody told. Once each, since the same
+                # packets come again until they were taken.
+                if _why(error) != self._complaint:
+                    log.exception("rocketmq.fetcher", group=self._wire_group, reason=_why(error))
+                await self._mend(session, error)
                 continue
             attempt = new_id()
             if self._lost is not None:
@@ -625,8 +638,10 @@ class RocketStream:
             one = self._lanes[place] = _Lane(self._transport.next_epoch(), is_fifo=self.topic.keyed)
         return one
 
-    async def _mend(self, session: _Session | None, error: Exception) -> None:
+    async def _mend(self, session: _Session | None, error: BaseException) -> None:
         """Something went wrong: the next question begins anew."""
+        if self._is_closed:
+            return
         if session is not None:
             await self._end(session)
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -636,13 +651,24 @@ class RocketStream:
             log.warning("rocketmq.stream_lost", group=self._wire_group, reason=complaint)
             self._complaint = complaint
         if isinstance(error, QueueNotFound) or (isinstance(error, _Refused) and error.code == wire.TOPIC_NOT_FOUND):
-            await self._transport.make_again(self.topic, self._group)
+            await self._make_again()
         if isinstance(error, BrokerUnreachable):
             self._lost = error
         else:
             self._lost = BrokerUnreachable(f"{self._transport.link.shown}: {complaint}", broker="rocketmq")
         self._news.set()
         await asyncio.sleep(RETRY_S)
+
+    async def _make_again(self) -> None:
+        try:
+            await self._transport.make_again(self.topic, self._group)
+        except asyncio.CancelledError:
+            if is_ended():
+                raise
+            log.info("rocketmq.not_made_again", group=self._wire_group, reason="the connection was given up")
+        except Exception as error:
+            # Within the outermost loop, which it must not end either; it is tried again.
+            log.exception("rocketmq.not_made_again", group=self._wire_group, reason=_why(error))
 
     # Session
 
@@ -689,7 +715,8 @@ class RocketStream:
         except BaseException:
             await session.end()
             raise
-        if answer is grpc.aio.EOF:
+        # None is what protobuf cannot read.
+        if answer is grpc.aio.EOF or answer is None:
             await session.end()
             raise BrokerUnreachable(f"{self._transport.link.shown} ends the conversation.", broker="rocketmq")
         if answer.HasField("status") and answer.status.code not in (0, wire.OK):

@@ -349,10 +349,14 @@ async def ask(
                 frame = await reader.readexactly(length)
             finally:
                 writer.close()
-    except (OSError, TimeoutError, EOFError) as error:
+    # A name server may name a place that nobody can go to.
+    except (OSError, TimeoutError, EOFError, ValueError, OverflowError) as error:
         raise BrokerUnreachable(
             f"RocketMQ at {place.host}:{place.port} cannot be reached: {error or 'no answer'}.", broker="rocketmq"
         ) from error
-    head_length = struct.unpack(">I", frame[:4])[0] & 0xFFFFFF
-    answer = json.loads(frame[4 : 4 + head_length])
-    return Answer(answer["code"], answer.get("remark") or "", frame[4 + head_length :])
+    try:
+        head_length = struct.unpack(">I", frame[:4])[0] & 0xFFFFFF
+        answer = json.loads(frame[4 : 4 + head_length])
+        return Answer(answer["code"], answer.get("remark") or "", frame[4 + head_length :])
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+        raise BrokerUnreachable(f"{place.host}:{place.port} is no RocketMQ.", broker="rocketmq") from error
