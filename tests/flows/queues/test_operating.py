@@ -15,8 +15,10 @@ from kassa.messaging.metered import MeteredBinder
 from kassa.messaging.model import Ack, Record
 from kassa.messaging.queues import Queue
 from kassa.messaging.topology import EVENTS
+from kassa.messaging.work import MessageWork, OutgoingMessage
 
 QUEUE = "payment_order:kassa"
+HOUR_S = 3600.0
 PAUSED_S = 2.5
 """What a consumer asked for before the pause may still come for two seconds."""
 
@@ -118,6 +120,39 @@ async def test_purge_takes_what_nobody_holds_and_the_rest_stays(till: Till) -> N
     answers = await till.client.answers(purged.left) if purged.left else []
     assert len(answers) == purged.left
     assert await till.client.hears_nothing()
+
+
+async def test_forgetting_the_dead_counts_those_that_were_not_replayed(till: Till) -> None:
+    for _ in range(2):
+        await till.client.send({"order_id": "", "amount": 100}, reply_to=None)
+
+    async def died() -> bool:
+        return (await queue_of(till)).dead == 2
+
+    await until(died, "both died")
+    one = "SELECT id FROM dead_letter WHERE topic = $1 LIMIT 1"
+    await till.pool.execute(f"UPDATE dead_letter SET replayed_at = now() WHERE id = ({one})", QUEUE)
+
+    assert (await queue_of(till)).dead == 1
+    assert await till.house.app.queues.forget_dead(QUEUE) == 1
+    assert await till.house.app.queues.forget_dead(QUEUE) == 0
+
+
+async def test_purging_answers_leaves_those_that_are_owed_and_not_due(till: Till) -> None:
+    name = f"replies:{till.broker.name}"
+    headers = {"reply-to": "nobody-is-here"}
+    await MessageWork(till.pool).send(
+        [
+            OutgoingMessage(new_id(), 1, name, "", 4, HOUR_S, headers | owed, b"{}")
+            for owed in ({}, {"kassa-owed": f"payment {new_id()}"})
+        ]
+    )
+
+    purged = await till.house.app.queues.purge(name)
+
+    assert (purged.gone, purged.left) == (1, 1)
+    (left,) = await MessageWork(till.pool).peek(name)
+    assert "kassa-owed" in left.headers
 
 
 async def test_records_are_counted_where_they_pass(till: Till) -> None:

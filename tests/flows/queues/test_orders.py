@@ -2,12 +2,21 @@
 
 import asyncio
 
-from flows.queues.house import Client, Till, client_of, until
+import pytest
+
+from flows.queues.house import PATIENCE_S, Answer, Client, Till, client_of, until
 from flows.wechat_sandbox import SandboxProcess
+from kassa.api.queue import Handled, QueueDoor
 from kassa.ids import new_id
+from kassa.messaging.model import Delivery, Record, RetryAfter
 from kassa.messaging.topology import Topic
+from kassa.workers.orders import PAUSE_S, OrderWorker
 
 QUEUE = "payment_order:kassa"
+TALK = "Payments._go_on"
+"""What asks a channel, as the loop knows it."""
+on_one_broker = pytest.mark.parametrize("broker_url", ["postgres"], indirect=True)
+"""What happens behind the door is the same on each."""
 
 
 async def test_the_shortest_request_is_a_payment_with_a_qr_code(till: Till, sandbox: SandboxProcess) -> None:
@@ -191,3 +200,116 @@ async def test_a_client_that_comes_back_within_the_hour_gets_its_answer(till: Ti
     (answer,) = await there.answers()
 
     assert answer.correlation_id == "late"
+
+
+@on_one_broker
+async def test_what_names_a_payment_in_both_ways_means_one_payment(till: Till) -> None:
+    wallet = await till.shop.wallet(1000)
+    order = {"amount": 300, "channel": "wallet", "payer": {"wallet": wallet}}
+    mine = (await till.client.ask(order | {"order_id": "mine"})).body
+    other = (await till.client.ask(order | {"order_id": "other"})).body
+
+    async def ask(action: str, payment: str, **more: object) -> Answer:
+        return await till.client.ask({"action": action, "order_id": "mine", "payment": payment} | more)
+
+    wrong = [
+        await ask("refund", other["id"], refund_id="r-1", amount=100),
+        await ask("query", other["id"]),
+        await ask("close", other["id"]),
+        await ask("refund", f"pay_{new_id()}", refund_id="r-2", amount=100),
+    ]
+    nobodys = await till.client.ask({"action": "query", "order_id": "nobody's", "payment": mine["id"]})
+    right = await ask("refund", mine["id"], refund_id="r-1", amount=100)
+    asked = await ask("query", mine["id"])
+
+    assert [answer.body["code"] for answer in wrong] == ["request.invalid"] * 4
+    refusal = {"field": "order_id", "message": "names another payment than payment does"}
+    assert [answer.body["errors"] for answer in wrong] == [[refusal]] * 4
+    assert nobodys.body["code"] == "payment.not_found"
+    assert (right.body["object"], right.body["payment"]) == ("refund", mine["id"])
+    assert asked.body["id"] == mine["id"]
+    assert (await till.shop.get(f"/v1/wallets/{wallet}")).json()["balance"] == 500
+
+
+@on_one_broker
+async def test_a_query_for_a_refund_goes_without_a_payment(till: Till) -> None:
+    wallet = await till.shop.wallet(1000)
+    paid = await till.client.ask(
+        {"order_id": "r", "amount": 300, "channel": "wallet", "payer": {"wallet": wallet}}
+    )  # fmt: skip
+    refund = await till.client.ask({"action": "refund", "order_id": "r", "refund_id": "r-1", "amount": 120})
+    query = {"action": "query", "refund": refund.body["id"]}
+
+    by_order = await till.client.ask(query | {"order_id": "r"})
+    by_payment = await till.client.ask(query | {"payment": paid.body["id"]})
+    alone = await till.client.ask(query)
+
+    for answer in (by_order, by_payment):
+        assert (answer.body["code"], answer.body["errors"][0]["field"]) == ("request.invalid", "refund")
+    assert alone.body == refund.body
+
+
+@on_one_broker
+async def test_a_request_whose_conversation_was_stopped_is_tried_again(till: Till) -> None:
+    """As it is where one conversation serves several requests, and another worker's end stops it."""
+
+    class Stopped(QueueDoor):
+        async def handle(self, record: Record, via: str) -> Handled:
+            conversation = asyncio.create_task(asyncio.sleep(PATIENCE_S))
+            conversation.cancel()
+            await conversation
+            return Handled()
+
+    worker = OrderWorker(till.broker, Stopped(till.house.app))
+    await worker._handle(delivery())
+
+    ((_, settlement),) = worker._ended
+    assert settlement == RetryAfter(PAUSE_S, "what it waited for was stopped", counts=False)
+
+
+@on_one_broker
+async def test_a_worker_that_is_stopped_itself_says_nothing_of_what_it_has_in_hand(till: Till) -> None:
+    begun = asyncio.Event()
+
+    class Slow(QueueDoor):
+        async def handle(self, record: Record, via: str) -> Handled:
+            begun.set()
+            await asyncio.sleep(PATIENCE_S)
+            return Handled()
+
+    worker = OrderWorker(till.broker, Slow(till.house.app))
+    handling = asyncio.create_task(worker._handle(delivery()))
+    await begun.wait()
+    handling.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await handling
+    assert worker._ended == []
+
+
+def delivery() -> Delivery:
+    """A request in a worker's hands."""
+    return Delivery(Record(new_id(), "", b"{}", {}), 0, None, None, 1)
+
+
+@on_one_broker
+async def test_a_payment_whose_conversation_is_stopped_is_answered_and_its_request_is_done(
+    till: Till, sandbox: SandboxProcess
+) -> None:
+    await asyncio.to_thread(sandbox.fault, "create", "delay", times=1, delay_ms=5_000)
+    await till.client.send({"order_id": "stopped", "amount": 100})
+
+    async def is_stopped() -> bool:
+        found = [task for task in asyncio.all_tasks() if getattr(task.get_coro(), "__qualname__", "") == TALK]
+        return any([task.cancel() for task in found])
+
+    await until(is_stopped, "the channel is asked")
+    (answer,) = await till.client.answers()
+
+    async def is_done() -> bool:
+        return (await till.house.app.queues.one(QUEUE)).waiting == 0
+
+    await until(is_done, "the request is done")
+    assert (answer.body["object"], answer.body["order_id"]) == ("payment", "stopped")
+    assert len(await till.payments("stopped")) == 1
+    assert await till.dead(QUEUE) == []
