@@ -9,9 +9,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 import zmq
 import zmq.asyncio
@@ -28,9 +29,12 @@ from kassa.messaging.binders.zeromq import (
     BATCH_BYTES,
     BEAT_S,
     CALL_S,
+    CALLS_MAX,
     RESEND_S,
     SILENCE_S,
+    Hub,
     ZeroMQBinder,
+    _Call,
     make_binder,
     make_keys,
     read_url,
@@ -153,6 +157,85 @@ async def test_send_without_a_hub_is_unknown_by_its_deadline(database_url: str, 
             assert time.monotonic() - began < 30
             hub.start()
             assert await bench.binder.send(TOPIC.name, [record("r-1")], deadline_s=DEADLINE_S) == [Confirmed()]
+
+
+@asynccontextmanager
+async def hub_that_answers_once() -> AsyncIterator[str]:
+    """The first call, with which a peer opens; then it hears everything and says nothing."""
+    (port,) = free_ports(1)
+    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as hub:
+        hub.bind(f"tcp://127.0.0.1:{port}")
+
+        async def listen() -> None:
+            identity, *_ = await hub.recv_multipart()
+            await hub.send_multipart([identity, b"\x94\x01\xc0\xa0\xa0"])
+            while True:
+                await hub.recv_multipart()
+
+        listening = asyncio.create_task(listen())
+        yield f"zeromq://127.0.0.1:{port}?role=peer"
+        await end_tasks(listening)
+
+
+async def test_many_sends_to_a_hub_that_says_nothing_end_by_their_deadline_together(parts: tuple[Any, Wakeups]) -> None:
+    """What waits for a place among the calls waits within its deadline."""
+    async with hub_that_answers_once() as url, make_binder(url, Resources(*parts)) as peer:
+        began = time.monotonic()
+
+        sends = [peer.send(TOPIC.name, [record(f"r-{number}")], deadline_s=3.0) for number in range(4 * CALLS_MAX)]
+        receipts = [receipt for (receipt,) in await asyncio.gather(*sends)]
+
+        assert all(isinstance(receipt, Unknown) for receipt in receipts)
+        assert time.monotonic() - began < 6
+
+
+async def test_ping_of_a_dead_hub_waits_behind_no_other_call(parts: tuple[Any, Wakeups]) -> None:
+    """With it the peer notices that there is none any more, and one of them takes over."""
+    async with hub_that_answers_once() as url, make_binder(url, Resources(*parts)) as peer:
+        assert isinstance(peer, ZeroMQBinder)
+        sends = [
+            asyncio.create_task(peer.send(TOPIC.name, [record(f"r-{number}")], deadline_s=DEADLINE_S))
+            for number in range(2 * CALLS_MAX)
+        ]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+
+        with pytest.raises(BrokerUnreachable):
+            await peer.call("ping", None, 1.0)
+
+        assert time.monotonic() - began < DEADLINE_S / 2
+        await end_tasks(*sends)
+
+
+class Ear:
+    """Hears what a hub answers."""
+
+    def __init__(self) -> None:
+        self.answers: list[bytes] = []
+
+    async def send_multipart(self, parts: list[bytes]) -> None:
+        self.answers.append(b"".join(parts[1:]))
+
+
+def call(method: str, number: int, oldest: int = 0) -> _Call:
+    return _Call("peer", number, oldest, method, msgspec.Raw(b"\xc0"))
+
+
+def hub_without_memory() -> Hub:
+    """For calls that need none."""
+    nothing: Any = None
+    return Hub(nothing, lease_s=1.0)
+
+
+@pytest.mark.parametrize(("method", "is_answered"), [("ping", True), ("bye", True), ("receive", False)])
+async def test_hub_hears_a_ping_while_all_places_of_its_peer_are_taken(method: str, is_answered: bool) -> None:
+    hub, ear = hub_without_memory(), Ear()
+    await hub._answer(cast(Any, ear), b"peer", call("ping", 1))
+    hub._sessions["peer"].running.update(range(100, 100 + CALLS_MAX))
+
+    await hub._answer(cast(Any, ear), b"peer", call(method, 2))
+
+    assert len(ear.answers) == 1 + is_answered
 
 
 async def test_nothing_piles_up_for_a_hub_that_is_away(parts: tuple[Any, Wakeups]) -> None:

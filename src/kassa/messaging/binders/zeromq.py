@@ -78,6 +78,8 @@ RECEIVE_MAX_S = 2.0
 """A call to receive is answered by then, so that a hub that died is noticed soon."""
 CALLS_MAX = 32
 """Of one peer at once; the hub takes no more, so a peer can only fill a bounded part of its memory."""
+ALWAYS = frozenset({"ping", "bye"})
+"""These take no place among them: that a hub is dead is noticed by a ping, also while everything else waits for it."""
 BEAT_S = 1.0
 HIGH_WATER = 10_000
 """Far above what can be under way, since ZeroMQ drops what is past it."""
@@ -359,7 +361,8 @@ class Hub:
             del session.answers[number]
         kept = session.answers.get(call.number)
         if kept is None:
-            if call.number in session.running or len(session.running) >= CALLS_MAX:
+            is_full = len(session.running) >= CALLS_MAX and call.method not in ALWAYS
+            if call.number in session.running or is_full:
                 # Its first one is still being worked on and will be answered, or it comes again when there is room.
                 return
             session.running.add(call.number)
@@ -643,32 +646,48 @@ class ZeroMQBinder:
     # Calling
 
     async def call(self, method: str, arguments: Any, deadline_s: float, resend_s: float = RESEND_S) -> msgspec.Raw:
-        """The result. Raises QueueNotFound as the hub says, BrokerUnreachable when there is no answer in time."""
-        async with self._places:
-            self._number += 1
-            number = self._number
-            frame = _encode(
-                _Call(
-                    self._session, number, min(self._waiting, default=number), method, msgspec.Raw(_encode(arguments))
-                )
-            )
-            future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
-            self._waiting[number] = future
+        """The result. Raises QueueNotFound as the hub says, BrokerUnreachable when there is no answer in time, also when the time
+        passes behind other calls."""
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        if method in ALWAYS:
+            answer = await self._ask(method, arguments, deadline, resend_s)
+        else:
+            await self._take_place(deadline)
             try:
-                answer = await self._insist(frame, future, deadline_s, resend_s)
+                answer = await self._ask(method, arguments, deadline, resend_s)
             finally:
-                del self._waiting[number]
+                self._places.release()
         if answer.error == QueueNotFound.code:
             raise QueueNotFound(answer.detail)
         if answer.error:
             raise BrokerUnreachable(f"The hub refused {method}: {answer.detail}", broker="zeromq", code=answer.error)
         return answer.result
 
+    async def _take_place(self, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._places.acquire()
+        except TimeoutError as error:
+            raise BrokerUnreachable(
+                f"{CALLS_MAX} calls wait for the ZeroMQ hub at {self.url}.", broker="zeromq"
+            ) from error
+
+    async def _ask(self, method: str, arguments: Any, deadline: float, resend_s: float) -> _Answer:
+        self._number += 1
+        number = self._number
+        oldest = min(self._waiting, default=number)
+        frame = _encode(_Call(self._session, number, oldest, method, msgspec.Raw(_encode(arguments))))
+        future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            return await self._insist(frame, future, deadline, resend_s)
+        finally:
+            del self._waiting[number]
+
     async def _insist(
-        self, frame: bytes, future: "asyncio.Future[_Answer]", deadline_s: float, resend_s: float
+        self, frame: bytes, future: "asyncio.Future[_Answer]", deadline: float, resend_s: float
     ) -> _Answer:
         clock = asyncio.get_running_loop().time
-        deadline = clock() + deadline_s
         wire_s = len(frame) / WIRE_BYTES_S
         while True:
             left_s = deadline - clock()
