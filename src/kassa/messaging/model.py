@@ -19,6 +19,9 @@ ATTEMPTS_HEADER = "kassa-attempts"
 """How often a record was tried before, for brokers that lose count when it is sent again."""
 
 
+PRIORITY_MAX = 9
+
+
 class Place(NamedTuple):
     """Where an event stands in its writer's chain."""
 

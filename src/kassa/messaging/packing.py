@@ -12,7 +12,7 @@ from datetime import datetime
 import msgspec
 
 from kassa.clock import rfc3339
-from kassa.messaging.model import Packet, Record
+from kassa.messaging.model import PRIORITY_MAX, Packet, Record
 from kassa.messaging.topology import Topic, lane
 
 ENVELOPE_TYPE = "application/cloudevents-batch+json"
@@ -30,7 +30,7 @@ _SAID = ("content-type", "correlation-id")
 _DIGITS, _HEXADECIMAL = 32, frozenset("0123456789abcdef")
 NAME_BYTES_MAX = 512
 """Of an id or a key: what one of PostgreSQL's indexes takes whole, with room for others beside it."""
-_PRIORITY, _PRIORITY_MAX, _HOME_MAX = Record._field_defaults["priority"], 9, 2**63 - 1
+_PRIORITY, _HOME_MAX = Record._field_defaults["priority"], 2**63 - 1
 SOURCE = "kassa"
 _OUR_SOURCES = frozenset({"", SOURCE, "kassa.messaging"})
 """Of events whose id is theirs alone."""
@@ -89,7 +89,7 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     headers = packet.headers.copy()
     id = headers.pop(ID, "") or _event_id(headers) or strangers_id(packet) or new_name()
     key = headers.pop(KEY, packet.key)
-    priority = min(_number(headers.pop(PRIORITY), _PRIORITY), _PRIORITY_MAX) if PRIORITY in headers else _PRIORITY
+    priority = min(_number(headers.pop(PRIORITY), _PRIORITY), PRIORITY_MAX) if PRIORITY in headers else _PRIORITY
     home = _number(headers.pop(HOME), 0) if HOME in headers else 0
     headers.pop(VIA, None)
     return Record(_name(id), _name(key), packet.body, headers, priority, 0.0, home)
@@ -252,7 +252,7 @@ def _record(item: _Item) -> Record:
         headers = _decode_headers(item.kassaheaders) | headers
         headers.pop(VIA, None)
     body = base64.b64decode(item.data_base64, validate=True) if item.data_base64 else bytes(item.data)
-    priority, home = min(max(item.kassapriority, 0), _PRIORITY_MAX), min(max(item.kassahome, 0), _HOME_MAX)
+    priority, home = min(max(item.kassapriority, 0), PRIORITY_MAX), min(max(item.kassahome, 0), _HOME_MAX)
     return Record(_name(item.id) or _unnamed(item), _name(item.kassakey), body, headers, priority, 0.0, home)
 
 

@@ -510,7 +510,8 @@ class SuppliedSubscription:
             crashes = _crashes(one)
             if one.record.key in held_up or crashes >= CRASHES_MAX:
                 behind.append(one)
-                rows.append((one.record, 0.0, crashes if crashes >= CRASHES_MAX else 0, None))
+                # A pause of hours or a restart counts as well: whatever it was, one real failure is tried again.
+                rows.append((one.record, 0.0, CRASHES_MAX if crashes >= CRASHES_MAX else 0, None))
             else:
                 going.append(one)
         if behind:

@@ -335,7 +335,7 @@ class MessageWork:
             array([str(message.priority) for message in messages]),
             array([repr(message.delay_s) for message in messages]),
             [message.key for message in messages],
-            [msgspec.json.encode(message.headers).decode() for message in messages],
+            [_written(message.headers) for message in messages],
             [message.body for message in messages],
         )
 
@@ -351,7 +351,7 @@ class MessageWork:
             [timedelta(seconds=one.message.delay_s) for one in parked],
             [one.attempts for one in parked],
             [shortened(one.reason) for one in parked],
-            [msgspec.json.encode(one.message.headers).decode() for one in parked],
+            [_written(one.message.headers) for one in parked],
             [one.message.body for one in parked],
         )
 
@@ -367,7 +367,7 @@ class MessageWork:
             [one.message.priority for one in dead],
             [one.attempts for one in dead],
             [shortened(one.reason) for one in dead],
-            [msgspec.json.encode(one.message.headers).decode() for one in dead],
+            [_written(one.message.headers) for one in dead],
             [one.message.body for one in dead],
         )
 
@@ -483,6 +483,14 @@ _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 def _headers(row: asyncpg.Record) -> dict[str, str]:
     return read_headers(row["headers"])
+
+
+def _written(headers: dict[str, str]) -> str:
+    """Headers as a row has them. Those of strangers may have halves of characters, which no database takes."""
+    try:
+        return msgspec.json.encode(headers).decode()
+    except UnicodeEncodeError:
+        return msgspec.json.encode({_text(name): _text(value) for name, value in headers.items()}).decode()
 
 
 def read_headers(raw: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from kassa.messaging.binders.memory import MemoryStream
 from kassa.messaging.consumer import Consumer
 from kassa.messaging.model import Ack, Arrival, Dead, Delivery, Record, RetryAfter
 from kassa.messaging.packing import ENVELOPE_TYPE, NAME_BYTES_MAX
+from kassa.messaging.supplied import CRASHES_MAX
 from kassa.messaging.topology import Topic
 
 DEEP = b"[" * 2000 + b"]" * 2000
@@ -82,6 +83,54 @@ async def test_values_beyond_what_we_keep_are_kept_as_near_as_may_be(
         await bench.binder.send(bench.topic.name, [Record("r-1", delivery.record.key, b"", {})], deadline_s=9)
         (after,) = await collect(subscription, 1)
         assert after.record.id == "r-1"
+        await subscription.close(0.0)
+
+
+async def test_half_of_a_character_in_a_header_or_a_reason_stops_nobody(database_url: str) -> None:
+    """A handler's error often has something of the message in it."""
+    odd = Record("r-1", "k", b"{}", {"\ud800": "a", "x": "b\udfff"})
+    async with open_bench("memory", database_url, new_topic()) as bench:
+        await bench.binder.send(bench.topic.name, [odd], deadline_s=9)
+        subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+        (delivery,) = await collect(subscription, 1)
+
+        assert await subscription.settle([(delivery, RetryAfter(0.0, "no \ud800"))]) == [True]
+        (again,) = await collect(subscription, 1)
+        assert again.record.headers == {"?": "a", "x": "b?"}
+        assert await subscription.settle([(again, Dead("no \ud800"))]) == [True]
+
+        assert await letters(bench) == ["no ?"]
+        await subscription.close(0.0)
+
+
+async def test_count_of_redeliveries_beyond_reason_is_five(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes on alone after it was handed out so often is tried again after a real failure, however often that was."""
+    receive = MemoryStream.receive
+
+    async def often(stream: MemoryStream, limit: int, wait_s: float) -> list[Arrival]:
+        return [replace(one, redeliveries=2**40) for one in await receive(stream, limit, wait_s)]
+
+    monkeypatch.setattr(MemoryStream, "receive", often)
+    async with open_bench("memory", database_url, new_topic()) as bench:
+        await bench.binder.send(bench.topic.name, [record("r-1")], deadline_s=9)
+        subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+
+        (delivery,) = await collect(subscription, 1)
+
+        assert (delivery.record.id, delivery.attempts) == ("r-1", CRASHES_MAX)
+        await subscription.close(0.0)
+
+
+@pytest.mark.parametrize("priority", [-1, 10])
+async def test_priority_beyond_all_classes_is_the_nearest(database_url: str, priority: int) -> None:
+    async with open_bench("postgres", database_url, new_topic()) as bench:
+        await bench.binder.send(bench.topic.name, [record("r-1", "k", priority), record("r-2", "k")], deadline_s=9)
+        subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+
+        found = await collect(subscription, 2)
+
+        assert [one.record.id for one in found] == ["r-1", "r-2"]
+        await subscription.settle([(one, Ack()) for one in found])
         await subscription.close(0.0)
 
 

@@ -19,6 +19,7 @@ from kassa.errors import BrokerUnreachable, InvariantBroken, QueueNotFound
 from kassa.ids import Id
 from kassa.messaging.binder import Resources, Subscription
 from kassa.messaging.model import (
+    PRIORITY_MAX,
     Ack,
     Confirmed,
     Dead,
@@ -360,10 +361,11 @@ class PostgresSubscription:
 
 def _row(queue: str, record: Record) -> OutgoingMessage:
     headers = {**record.headers, RECORD_HEADER: record.id}
+    # One beyond these would be claimed by nobody, and hold up its key for ever.
+    priority = min(max(record.priority, 0), PRIORITY_MAX)
     return OutgoingMessage(
-        message_id(queue, record.id), record.home, queue, record.key, record.priority, record.delay_s, headers,
-        record.body,
-    )  # fmt: skip
+        message_id(queue, record.id), record.home, queue, record.key, priority, record.delay_s, headers, record.body
+    )
 
 
 def _delivery(message: ClaimedMessage) -> Delivery:
