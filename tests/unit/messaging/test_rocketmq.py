@@ -2,7 +2,8 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,6 +42,10 @@ class Proxy:
 
     def __init__(self, *answers: object) -> None:
         self._answers = list(answers)
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Happens before a handle is exchanged."""
+        self.changed: list[str] = []
+        """Handles that were exchanged."""
 
     def telemetry(self, **_: object) -> Conversation:
         return Conversation()
@@ -51,7 +56,17 @@ class Proxy:
         answer = self._answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
+        if isinstance(answer, float):
+            await asyncio.sleep(answer)
+            answer = received("r-late")
         yield answer
+
+    async def change(self, request: Any, **_: object) -> Any:
+        self.changed.append(request.receipt_handle)
+        self.meanwhile()
+        return wire.make(
+            "ChangeInvisibleDurationResponse", status=wire.make("Status", code=wire.OK), receipt_handle="new"
+        )
 
 
 class Line(ours.Link):
@@ -130,6 +145,76 @@ async def test_consumer_goes_on_whatever_becomes_of_a_question(
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fetching
+
+
+async def test_time_of_a_packet_runs_since_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lay on its way, while the broker counted."""
+    monkeypatch.setattr(ours, "INVISIBLE_S", 0.2 + ours.MARGIN_S)
+    stream = stream_at(Proxy(0.3))
+    stream._asked.set()
+    fetching = asyncio.create_task(stream._fetch("broker-a"))
+
+    async with asyncio.timeout(10):
+        await stream._news.wait()
+
+    assert any(one.held for one in stream._lanes.values())
+    assert await stream.receive(10, 0) == []
+    fetching.cancel()
+
+
+# Keeping
+
+
+async def holding(proxy: Proxy) -> tuple[RocketStream, Arrival, ours._Held]:
+    """Somebody who holds a packet that is to be extended."""
+    stream = stream_at(proxy)
+    began = asyncio.get_running_loop().time() - ours.INVISIBLE_S / 2
+    stream._take_in("broker-a", [received("r-0").message], began)
+    (arrival,) = await stream.receive(1, 0)
+    (held,) = stream._all_held()
+    return stream, arrival, held
+
+
+def give_up(held: ours._Held) -> None:
+    """As time does."""
+    held.expires_at = asyncio.get_running_loop().time()
+
+
+async def test_what_is_held_is_extended_in_time() -> None:
+    proxy = Proxy()
+    stream, arrival, held = await holding(proxy)
+    before = held.expires_at
+
+    await stream._extend(proxy)  # type: ignore[arg-type]
+
+    assert stream.holds(arrival)
+    assert held.expires_at > before and held.handle == "new"
+
+
+async def test_late_answer_revives_nothing_that_was_given_up() -> None:
+    """Nobody would settle it, and it would be extended for ever."""
+    proxy = Proxy()
+    stream, arrival, held = await holding(proxy)
+    proxy.meanwhile = partial(give_up, held)
+
+    await stream._extend(proxy)  # type: ignore[arg-type]
+
+    assert not stream.holds(arrival)
+    await stream._extend(proxy)  # type: ignore[arg-type]
+    assert proxy.changed == ["r-0"]
+
+
+async def test_what_was_given_up_while_others_used_the_handles_is_not_extended() -> None:
+    proxy = Proxy()
+    stream, _, held = await holding(proxy)
+
+    async with stream._handles:
+        extending = asyncio.create_task(stream._extend(proxy))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        give_up(held)
+    await extending
+
+    assert proxy.changed == []
 
 
 # Name server and brokers

@@ -545,6 +545,7 @@ class RocketStream:
         """Asks one broker for packets whenever somebody asks us."""
         # The same name until an answer has come whole: whoever asks under it again gets the same packets.
         attempt = new_id()
+        loop = asyncio.get_running_loop()
         while True:
             await self._asked.wait()
             if self._is_closed:
@@ -552,6 +553,7 @@ class RocketStream:
             session: _Session | None = None
             try:
                 session = await self._session()
+                began = loop.time()
                 messages = await self._ask(session, broker, attempt)
             except (
                 grpc.aio.AioRpcError,
@@ -584,7 +586,7 @@ class RocketStream:
                 log.info("rocketmq.stream_back", group=self._wire_group)
                 self._lost, self._complaint = None, ""
             if messages:
-                self._take_in(broker, messages)
+                self._take_in(broker, messages, began)
 
     async def _ask(self, session: _Session, broker: str, attempt: str) -> list[Any]:
         size = max(1, min(self._limit - len(self._ready), RECEIVE_MAX))
@@ -614,8 +616,9 @@ class RocketStream:
         self._has_more = len(messages) == size
         return messages
 
-    def _take_in(self, broker: str, messages: Iterable[Any]) -> None:
-        expires_at = asyncio.get_running_loop().time() + INVISIBLE_S - MARGIN_S
+    def _take_in(self, broker: str, messages: Iterable[Any], began: float) -> None:
+        """began: when they were asked for. Their time runs since they left the broker, and an answer may take long to us."""
+        expires_at = began + INVISIBLE_S - MARGIN_S
         fresh: dict[tuple[str, int], _Lane] = {}
         for message in messages:
             place = (broker, message.system_properties.queue_id)
@@ -809,16 +812,16 @@ class RocketStream:
 
     async def _extend(self, channel: Channel) -> None:
         """Exchanges the handles of what we have held for half of its time."""
-        now = asyncio.get_running_loop().time()
-        old = [held for held in self._all_held() if held.expires_at < now + INVISIBLE_S / 2]
-        if old:
-            async with self._handles:
-                # Each to its end: a handle that is still being exchanged must not be used.
-                changes = (self._change(channel, held, INVISIBLE_S) for held in old)
-                results = await asyncio.gather(*changes, return_exceptions=True)
-            for result in results:
-                if result is not None:
-                    raise result
+        async with self._handles:
+            # Chosen now: who waited for the handles may have waited until some were over, or acknowledged.
+            now = asyncio.get_running_loop().time()
+            old = [held for held in self._all_held() if held.expires_at < now + INVISIBLE_S / 2]
+            # Each to its end: a handle that is still being exchanged must not be used.
+            changes = (self._change(channel, held, INVISIBLE_S) for held in old)
+            results = await asyncio.gather(*changes, return_exceptions=True)
+        for result in results:
+            if result is not None:
+                raise result
 
     async def _change(self, channel: Channel, held: _Held, seconds: float) -> None:
         request = make(
@@ -829,9 +832,11 @@ class RocketStream:
             invisible_duration=wire.duration(seconds),
             message_id=held.message.system_properties.message_id,
         )
-        began = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         answer = await channel.change(request, metadata=self._identity.metadata(), timeout=FAREWELL_S)
-        if answer.status.code == wire.OK:
+        # What was over meanwhile stays over: whoever asked was told so, and nobody would settle what is held on.
+        if answer.status.code == wire.OK and loop.time() < held.expires_at:
             held.handle = answer.receipt_handle or held.handle
             held.expires_at = began + seconds - MARGIN_S
 
