@@ -26,6 +26,8 @@ from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.journal.writer import PostgresJournal
 from kassa.messaging.binder import Binder, Resources
 from kassa.messaging.binders.zeromq import (
+    ANSWER_S,
+    ANSWERS_MAX,
     BATCH_BYTES,
     BEAT_S,
     CALL_S,
@@ -35,6 +37,7 @@ from kassa.messaging.binders.zeromq import (
     Hub,
     ZeroMQBinder,
     _Call,
+    _Session,
     make_binder,
     make_keys,
     read_url,
@@ -236,6 +239,25 @@ async def test_hub_hears_a_ping_while_all_places_of_its_peer_are_taken(method: s
     await hub._answer(cast(Any, ear), b"peer", call(method, 2))
 
     assert len(ear.answers) == 1 + is_answered
+
+
+def test_answers_of_a_peer_that_never_lets_go_of_any_are_forgotten() -> None:
+    session = _Session()
+
+    for number in range(10 * ANSWERS_MAX):
+        session.keep(number, b"", now=float(number))
+
+    assert list(session.answers) == list(range(9 * ANSWERS_MAX, 10 * ANSWERS_MAX))
+
+
+def test_answer_that_a_busy_peer_may_still_ask_for_is_kept() -> None:
+    """It was lost with a connection, and many others got through before the peer makes its call again."""
+    session = _Session()
+
+    for number in range(10 * ANSWERS_MAX):
+        session.keep(number, b"", now=ANSWER_S * number / (10 * ANSWERS_MAX))
+
+    assert len(session.answers) == 10 * ANSWERS_MAX
 
 
 async def test_nothing_piles_up_for_a_hub_that_is_away(parts: tuple[Any, Wakeups]) -> None:

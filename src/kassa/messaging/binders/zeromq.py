@@ -22,7 +22,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from itertools import accumulate, takewhile
+from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -80,6 +80,10 @@ CALLS_MAX = 32
 """Of one peer at once; the hub takes no more, so a peer can only fill a bounded part of its memory."""
 ALWAYS = frozenset({"ping", "bye"})
 """These take no place among them: that a hub is dead is noticed by a ping, also while everything else waits for it."""
+ANSWERS_MAX = 4 * CALLS_MAX
+ANSWER_S = RECEIVE_MAX_S + CALL_S
+"""Kept are so many answers of a peer in any case, and each for so long: no call waits longer but a send, which may be done twice.
+By number alone, a busy peer would push out those that were lost with its connection, before it asks for them again."""
 BEAT_S = 1.0
 HIGH_WATER = 10_000
 """Far above what can be under way, since ZeroMQ drops what is past it."""
@@ -286,16 +290,31 @@ class _Left(NamedTuple):
     handed: list[_Handed]
 
 
+class _Kept(NamedTuple):
+    """An answer, and when it was given."""
+
+    at: float
+    frame: bytes
+
+
 class _Session:
     """One peer: the answers to its last calls, and what it subscribed to."""
 
     def __init__(self) -> None:
-        self.answers: dict[int, bytes] = {}
+        self.answers: dict[int, _Kept] = {}
+        """By the number of the call, oldest first."""
         self.running: set[int] = set()
         self.subscriptions: dict[str, Subscription] = {}
         self.left: dict[str, _Left] = {}
         """What a subscription was given and did not fit into its answer: the next one begins with it."""
         self.heard_at = 0.0
+
+    def keep(self, number: int, answer: bytes, *, now: float) -> None:
+        """For when it was lost. What a peer still waits for is its own word, so that alone must not bound it."""
+        self.answers[number] = _Kept(now, answer)
+        surplus = islice(self.answers.items(), max(0, len(self.answers) - ANSWERS_MAX))
+        for old, _ in list(takewhile(lambda item: now - item[1].at > ANSWER_S, surplus)):
+            del self.answers[old]
 
 
 _Method = Callable[[_Session, msgspec.Raw], Awaitable[Any]]
@@ -356,24 +375,27 @@ class Hub:
 
     async def _answer(self, socket: zmq.asyncio.Socket, identity: bytes, call: _Call) -> None:
         session = self._sessions.setdefault(call.session, _Session())
-        session.heard_at = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        session.heard_at = clock()
         for number in [number for number in session.answers if number < call.oldest]:
             del session.answers[number]
         kept = session.answers.get(call.number)
-        if kept is None:
+        if kept is not None:
+            answer = kept.frame
+        else:
             is_full = len(session.running) >= CALLS_MAX and call.method not in ALWAYS
             if call.number in session.running or is_full:
                 # Its first one is still being worked on and will be answered, or it comes again when there is room.
                 return
             session.running.add(call.number)
             try:
-                kept = _encode(await self._result(session, call))
+                answer = _encode(await self._result(session, call))
             finally:
                 session.running.discard(call.number)
-            session.answers[call.number] = kept
+            session.keep(call.number, answer, now=clock())
         with suppress(zmq.ZMQError):
             # A peer that is gone is not told.
-            await socket.send_multipart([identity, *_parts(kept)])
+            await socket.send_multipart([identity, *_parts(answer)])
 
     async def _result(self, session: _Session, call: _Call) -> _Answer:
         method = self._methods.get(call.method)
