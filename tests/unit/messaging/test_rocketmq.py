@@ -217,6 +217,28 @@ async def test_what_was_given_up_while_others_used_the_handles_is_not_extended()
     assert proxy.changed == []
 
 
+# Closing
+
+
+async def test_who_is_cancelled_while_he_closes_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "LAST_ANSWER_S", 0.1)
+    stream = stream_at(Proxy())
+    stream._fetchers = [asyncio.create_task(stream._fetch("broker-a"))]
+    stream._keepers = [asyncio.create_task(stream._keep())]
+    assert await stream.receive(1, 0.01) == []
+    closing = asyncio.create_task(stream.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+    await asyncio.gather(stream.close(), stream.close())
+
+    assert all(task.done() for task in (*stream._fetchers, *stream._keepers))
+    with pytest.raises(BrokerUnreachable, match="was closed"):
+        await stream.receive(1, 0)
+
+
 # Name server and brokers
 
 

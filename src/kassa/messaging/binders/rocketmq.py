@@ -429,6 +429,7 @@ class RocketStream:
         self._lost: BrokerUnreachable | None = None
         self._complaint = ""
         self._is_closed = False
+        self._closing: asyncio.Task[None] | None = None
         self._fetchers: list[asyncio.Task[None]] = []
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -501,10 +502,14 @@ class RocketStream:
         self._ready.clear()
 
     async def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._asked.set()
+        """It ends once begun, though who waits for that is cancelled; whoever calls again waits for the same."""
+        if self._closing is None:
+            self._is_closed = True
+            self._asked.set()
+            self._closing = asyncio.create_task(self._close(), name=f"closing of {self._wire_group}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         # A question that is left alone is answered all the same, and what the answer brings then waits for INVISIBLE_S.
         if self._fetchers:
             await asyncio.wait(self._fetchers, timeout=LAST_ANSWER_S)
