@@ -1,9 +1,11 @@
 """Kafka for itself: what it alone can do, and what it may do to us. What it shares with the others is in conformance."""
 
 import asyncio
+import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -289,21 +291,54 @@ async def test_garbage_is_received_and_stops_nobody(kafka: Kafka, database_url: 
             {"value": b"\x00\x01", "key": b"\xff\x00", "headers": [("x\0", b"\xff\x00"), ("y", None)]},
             {"value": b"[{", "headers": {"content-type": "application/cloudevents-batch+json"}},
             {"value": b"long ago", "timestamp": -(2**62)},
+            {"value": b"nameless", "headers": [("kassa-id", "r-0"), (no_text(), b"v"), ("x", "v")]},
             {"value": b"fine", "headers": {"kassa-id": "r-1"}},
         )  # fmt: skip
         subscription = await bench.binder.subscribe(topic.name, "shop")
 
-        deliveries = await collect(subscription, 4)
+        deliveries = await collect(subscription, 5)
 
-        assert [delivery.record.body for delivery in deliveries] == [b"", b"\x00\x01", b"long ago", b"fine"]
+        bodies = [delivery.record.body for delivery in deliveries]
+        assert bodies == [b"", b"\x00\x01", b"long ago", b"nameless", b"fine"]
         assert "\0" not in repr([delivery.record for delivery in deliveries]).replace("\\x00", "")
-        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 4
+        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 5
         (letter,) = await bench.letters.browse(f"{topic.name}:shop")
         assert "cannot be read" in letter.reason
         await until_depth(bench.binder, topic, 0)
 
 
 # Settling
+
+
+async def test_header_whose_name_is_no_text_stops_nobody_however_often_others_came(
+    transport: KafkaTransport, kafka: Kafka
+) -> None:
+    """From code that has run often, Python does not see the client's error where it happens."""
+    topic = await provision(transport, new_topic(lanes=1))
+    fine = [{"value": b"fine", "headers": {"x": "v"}}] * 500
+    nameless = {"value": b"nameless", "key": b"k", "headers": [(no_text(), b"v"), ("x", "v")]}
+    publish(kafka.bootstrap, topic.name, nameless, *fine, nameless, nameless, *fine)
+
+    with capture_logs() as logs:
+        stream = await transport.subscribe(topic, "shop")
+        arrivals = await take(stream, 1003)
+
+    read_fine, read_nameless = [Packet("", "", b"fine", {"x": "v"})] * 500, Packet("", "k", b"nameless", {})
+    packets = [arrival.packet for arrival in arrivals]
+    assert packets == [read_nameless, *read_fine, read_nameless, read_nameless, *read_fine]
+    assert [one["offset"] for one in logs if one["event"] == "kafka.headers_unreadable"] == [0, 501, 502]
+    assert await stream.settle(arrivals) == [True] * 1003
+    await until_depth(transport, topic, 0)
+
+
+def no_text() -> str:
+    """A header's name that leaves this process as bytes that are no UTF-8. The client takes texts alone, and asks Python for their
+    bytes, which Python keeps beside a text that is not ASCII."""
+    name = "".join(["\xe9", "\xe9"])
+    kept = ctypes.pythonapi.PyUnicode_AsUTF8
+    kept.argtypes, kept.restype = [ctypes.py_object], ctypes.c_void_p
+    ctypes.memmove(kept(name), b"\xff\xfe\xff\xfe", 4)
+    return name
 
 
 async def until_depth(asked: KafkaTransport | Binder, topic: Topic, expected: int) -> None:
@@ -398,6 +433,25 @@ async def test_consumer_that_nobody_asks_keeps_its_place_and_a_bounded_lot(trans
     assert len(stream._buffer) <= 10 + (time.monotonic() - began) / 0.5 + 1
     rest = await take(stream, 4990)
     assert ids([*first, *rest]) == [f"r-{number}" for number in range(5000)]
+
+
+async def test_subscription_that_is_cancelled_keeps_no_lanes(transport: KafkaTransport) -> None:
+    """Nobody has its stream, so nobody would ever close it."""
+    topic = await provision(transport, new_topic())
+    await send(transport, topic, *(packet(f"r-{number}", str(number)) for number in range(100)))
+
+    async def is_running() -> bool:
+        return any(thread.name == f"kafka {topic.name}" for thread in threading.enumerate())
+
+    subscribing = asyncio.create_task(transport.subscribe(topic, "shop"))
+    await until(is_running)
+    subscribing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await subscribing
+
+    arrivals = await take(await transport.subscribe(topic, "shop"), 100)
+    assert sorted(ids(arrivals)) == sorted(f"r-{number}" for number in range(100))
+    assert {lane(arrival.packet.key, topic.lanes) for arrival in arrivals} == set(range(topic.lanes))
 
 
 async def test_lane_that_moves_takes_open_packets_along_and_refuses_late_settlements(transport: KafkaTransport) -> None:

@@ -39,6 +39,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from itertools import count
+from operator import methodcaller
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 from weakref import WeakSet
@@ -1033,12 +1034,23 @@ def _mark(arrival: Arrival) -> _Mark:
 
 
 def _arrival(message: Message, held: _Held, offset: int) -> Arrival:
-    headers = _headers_in(message.headers())
+    try:
+        headers = _headers_in(_read_headers(message))
+    except (UnicodeDecodeError, SystemError):
+        # A header's name is no text, and the client tells none of them then. Another session would bring the same packet again,
+        # and its lane would stand still for ever.
+        log.warning("kafka.headers_unreadable", topic=message.topic(), partition=message.partition(), offset=offset)
+        headers = {}
     id = headers.get(ID) or headers.get("ce-id", "")
     kind, milliseconds = message.timestamp()
     sent_at = None if kind == TIMESTAMP_NOT_AVAILABLE else _moment(milliseconds)
     packet = Packet(id, _text(message.key()), message.value() or b"", headers)
     return Arrival(packet, 0, sent_at, (held, offset), held.epoch)
+
+
+_read_headers = methodcaller("headers")
+"""Calls it once, and never directly. With a name that is no text the client (2.16) returns a broken list and an error at once; from
+code that has run often, Python looks for no error behind a result: it would surface anywhere, or the list end the process."""
 
 
 @lru_cache(maxsize=1024)
@@ -1264,7 +1276,12 @@ class KafkaTransport:
             instance = f"{self.settings.instance}-{number}"
         stream = KafkaStream(self, topic.name, seen.id, group, instance)
         self._streams.add(stream)
-        await stream.joined(JOIN_S)
+        try:
+            await stream.joined(JOIN_S)
+        except BaseException:
+            # Raised again. Nobody has this stream when it is cancelled, and its thread would keep its lanes for ever.
+            await asyncio.shield(stream.close())
+            raise
         return stream
 
     async def _begin(self, topic: str, seen: "_Seen", group: str, *, is_new: bool, verify_only: bool) -> bool:
