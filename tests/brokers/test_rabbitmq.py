@@ -454,6 +454,26 @@ async def test_lanes_of_a_process_that_was_cut_off_go_to_the_others(rabbitmq: Ra
         await see(streams[0], *(f"r-{number}" for number in range(8)))
 
 
+async def test_close_that_was_cancelled_leaves_its_lanes_all_the_same(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, database_url: str
+) -> None:
+    """Channels that stay open keep what they were given, and the lanes of a single active consumer, from everybody else."""
+    topic = await ready(transport)
+    stream = await transport.subscribe(topic, "shop")
+    await send(transport, topic, *(packet(f"r-{number}", key=key_of(number)) for number in range(8)))
+    await take(stream, 8)
+
+    closing = asyncio.create_task(stream.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    await stream.close()
+
+    async with open_transport(rabbitmq.url, database_url) as other:
+        await see(await other.subscribe(topic, "shop"), *(f"r-{number}" for number in range(8)))
+
+
 async def test_shares_stay_when_the_database_is_away(transport: RabbitTransport) -> None:
     topic = await ready(transport)
     streams = [await transport.subscribe(topic, "shop") for _ in range(2)]

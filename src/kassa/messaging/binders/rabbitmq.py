@@ -283,6 +283,7 @@ class RabbitStream:
         self._turn = 0
         self._is_closed = False
         self._keeper: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Consumes from now on. Raises what the broker says at the first try."""
@@ -329,11 +330,14 @@ class RabbitStream:
         self.news.set()
 
     async def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self.is_up = False
-        self.changed.set()
+        """Once and to its end, also when who asked for it is cancelled: channels left open would keep their lanes from others."""
+        if self._closing is None:
+            self._is_closed = True
+            self.is_up = False
+            self._closing = asyncio.create_task(self._close(), name=f"close of {self.place}")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         if self._keeper is not None:
             await end_tasks(self._keeper)
         await self._drop(self._lanes)
@@ -502,7 +506,10 @@ class RabbitStream:
         for number, one in going.items():
             self._lanes.pop(number, None)
             one.end()
-        await asyncio.gather(*(close_channel(one.channel) for one in going.values() if one.channel is not None))
+        # Nobody knows of them any more, so they are closed also when whoever drops them is cancelled.
+        await asyncio.shield(
+            asyncio.gather(*(close_channel(one.channel) for one in going.values() if one.channel is not None))
+        )
 
 
 # The broker
@@ -671,13 +678,15 @@ class RabbitTransport:
             stream.share_out(found[stream.place])
 
     async def forget(self, stream: RabbitStream) -> None:
-        """It is closed."""
-        if stream in self._streams:
-            self._streams.remove(stream)
-        with suppress(BrokerUnreachable, TimeoutError):
-            async with asyncio.timeout(BEAT_S):
-                await self._members.leave([stream.id])
-        await self.announce()
+        """It is closed. It stays among the others until all is said, so that `close` waits for it too."""
+        try:
+            with suppress(BrokerUnreachable, TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await self._members.leave([stream.id])
+            await self.announce()
+        finally:
+            if stream in self._streams:
+                self._streams.remove(stream)
 
     async def _beat(self) -> None:
         for number in count(1):
