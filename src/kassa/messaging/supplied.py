@@ -145,7 +145,7 @@ class SuppliedBinder:
             memory = await self._memory.subscribe(topic, group)
         except BaseException:
             # Raised again. Also when it is cancelled: a consumer that nobody has keeps what the broker gives it.
-            await asyncio.gather(*(stream.close() for stream in streams))
+            await asyncio.shield(asyncio.gather(*(stream.close() for stream in streams)))
             raise
         return SuppliedSubscription(
             known.name, group, streams, self._memory, memory, self._wakeups.watch(MESSAGES),

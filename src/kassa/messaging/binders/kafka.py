@@ -538,13 +538,15 @@ class _Names(dict[str, str]):
 def _headers_out(packet: Packet) -> Headers:
     """Source: CloudEvents 1.0.2, Kafka protocol binding, 3.2 "Binary content mode": `ce_` and the attribute's name."""
     # As bytes: of a text the client sends what is before its first zero byte.
-    headers: Headers = [(_NAMES_OUT[name], value.encode()) for name, value in packet.headers.items()]
+    headers: Headers = [(_NAMES_OUT[name], value.encode(errors="replace")) for name, value in packet.headers.items()]
     if packet.id and ID not in packet.headers:
         headers.append((ID, packet.id.encode()))
     return headers
 
 
 def _name_out(name: str) -> str:
+    # Given half of a character in a name, the client ends the whole process.
+    name = name.encode(errors="replace").decode()
     return "ce_" + name[3:] if name.startswith("ce-") else _TO_KAFKA.get(name, name)
 
 

@@ -1,0 +1,10 @@
+"""Headers on their way to Kafka."""
+
+from kassa.messaging.binders.kafka import _headers_out
+from kassa.messaging.model import Packet
+
+
+def test_half_of_a_character_never_reaches_the_client() -> None:
+    packet = Packet("r-1", "", b"", {"kassa-id": "r-1", "x\udcff": "y\ud800"})
+
+    assert _headers_out(packet) == [("kassa-id", b"r-1"), ("x?", b"y?")]
