@@ -478,6 +478,29 @@ async def test_next_process_is_the_hub_once_the_first_has_ended(
         assert await subscription.settle([(delivery, Ack())]) == [True]
 
 
+async def test_hub_that_ends_gives_back_what_it_had_not_handed_out_and_leaves_peers_what_they_hold(
+    parts: tuple[Any, Wakeups],
+) -> None:
+    """A peer goes on with its work, and settles it at the next hub: nobody else shall have it meanwhile."""
+    url = f"zeromq://127.0.0.1:{free_ports(1)[0]}?lease_s=120"
+    first, second = (make_binder(url, Resources(*parts)) for _ in range(2))
+    async with first, second:
+        await second.provision([TOPIC])
+        long = [record(f"r-{number}", key=f"k{number}", body=bytes(BATCH_BYTES // 2 + 1)) for number in range(3)]
+        assert await second.send(TOPIC.name, long, deadline_s=DEADLINE_S) == [Confirmed()] * 3
+        one = await second.subscribe(TOPIC.name, "shop")
+        two = await second.subscribe(TOPIC.name, "shop")
+        (held,) = await one.receive(10, DEADLINE_S)
+
+        await first.close()
+
+        assert await second.send(TOPIC.name, [record("r-3")], deadline_s=DEADLINE_S) == [Confirmed()]
+        others = await collect(two, 3)
+        assert {delivery.record.id for delivery in (held, *others)} == {"r-0", "r-1", "r-2", "r-3"}
+        assert await two.receive(10, 0.0) == []
+        assert await one.settle([(held, Ack())]) == [True]
+
+
 async def test_process_with_another_key_leaves_the_port_to_the_hub(parts: tuple[Any, Wakeups], tmp_path: Path) -> None:
     """Nobody would believe that it is the hub."""
     public, hub_secret = make_keys(tmp_path, "hub")

@@ -307,6 +307,8 @@ class _Session:
         self.subscriptions: dict[str, Subscription] = {}
         self.left: dict[str, _Left] = {}
         """What a subscription was given and did not fit into its answer: the next one begins with it."""
+        self.held: dict[str, set[Id]] = {}
+        """What the peer was handed by a subscription, and has not settled here."""
         self.heard_at = 0.0
 
     def keep(self, number: int, answer: bytes, *, now: float) -> None:
@@ -351,9 +353,11 @@ class Hub:
             self._follow(asyncio.create_task(loop))
 
     async def stop(self) -> None:
-        """Gives back what peers have: another hub may go on at once."""
+        """Gives back what nobody works on yet: another hub may go on at once. What peers hold stays under its lease, since they
+        settle it there."""
         await end_tasks(*self._tasks)
         for session in self._sessions.values():
+            await self._spare(session)
             await self._end(session)
         self._sessions.clear()
         if self._socket is not None:
@@ -428,6 +432,12 @@ class Hub:
                     del self._sessions[name]
                     await self._end(session)
 
+    async def _spare(self, session: _Session) -> None:
+        """What the peer holds is none of this hub's concern any more. Nobody has lease 0, so PostgreSQL changes nothing."""
+        for name, held in session.held.items():
+            if held and (subscription := session.subscriptions.get(name)) is not None:
+                await subscription.settle([_settlement(_End(id, 0, "retry", 0.0, None, False)) for id in held])
+
     async def _end(self, session: _Session) -> None:
         for subscription in session.subscriptions.values():
             try:
@@ -437,6 +447,7 @@ class Hub:
                 log.warning("zeromq.not_given_back", error=str(error))
         session.subscriptions.clear()
         session.left.clear()
+        session.held.clear()
 
     # Calls
 
@@ -474,6 +485,7 @@ class Hub:
         found = left or await self._claim(subscription, wanted)
         count = min(wanted.limit, len(_batch([one.record for one in found.handed])))
         self._leave(session, wanted.subscription, found._replace(handed=found.handed[count:]))
+        session.held.setdefault(wanted.subscription, set()).update(one.id for one in found.handed[:count])
         return found.handed[:count]
 
     def _is_fresh(self, left: _Left) -> bool:
@@ -495,11 +507,13 @@ class Hub:
     async def _settle(self, session: _Session, raw: msgspec.Raw) -> list[bool]:
         wanted: _Settle = _decode(raw, _Settle)
         subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
+        session.held.get(wanted.subscription, set()).difference_update(end.id for end in wanted.ends)
         return await subscription.settle([_settlement(end) for end in wanted.ends])
 
     async def _close(self, session: _Session, raw: msgspec.Raw) -> None:
         wanted: _Receive = _decode(raw, _Receive)
         session.left.pop(wanted.subscription, None)
+        session.held.pop(wanted.subscription, None)
         subscription = session.subscriptions.pop(wanted.subscription, None)
         if subscription is not None:
             await subscription.close(0.0)
