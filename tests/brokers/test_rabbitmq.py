@@ -13,6 +13,7 @@ import aiormq
 import pytest
 from aiormq.abc import AbstractChannel
 from pamqp import commands as spec
+from structlog.testing import capture_logs
 
 from brokers.rabbit_house import (
     Load,
@@ -632,6 +633,33 @@ async def test_consumer_goes_on_after_its_queues_were_deleted(transport: RabbitT
     await see(stream, *(f"r-{number}" for number in range(8)))
 
 
+async def test_lane_that_the_broker_ends_is_told_with_its_reason(
+    transport: RabbitTransport, rabbitmq: RabbitMQ
+) -> None:
+    """Once; what it had in hand comes again, and somebody may wonder why."""
+    topic = await ready(transport)
+    stream = await transport.subscribe(topic, "shop")
+    deleted, wrong = queues_of(topic, "shop")[1:3]
+    channel_ = stream._lanes[2].channel
+    assert channel_ is not None
+
+    with capture_logs() as logs:
+        channel_.acknowledge(1000, [])
+        async with stranger(rabbitmq.url) as channel:
+            await channel.queue_delete(deleted)
+
+        async def is_told() -> bool:
+            return len([one for one in logs if one["event"] == "rabbitmq.lane_ended"]) >= 2
+
+        await until(is_told)
+        await stream.close()
+
+    told_ = {one["queue"]: one["reason"] for one in logs if one["event"] == "rabbitmq.lane_ended"}
+    assert told_[deleted] == "the broker cancelled its consumer"
+    assert "PRECONDITION_FAILED" in told_[wrong]
+    assert len(told_) == len([one for one in logs if one["event"] == "rabbitmq.lane_ended"]) == 2
+
+
 async def test_deleted_exchange_is_made_again_by_who_sends(
     transport: RabbitTransport, rabbitmq: RabbitMQ, database_url: str
 ) -> None:
@@ -659,6 +687,82 @@ async def is_sent(transport: RabbitTransport, topic: Topic, name: str) -> bool:
     (receipt,) = await transport.send(topic, [packet(name)], deadline_s=DEADLINE_S, must_arrive=must_arrive)
     assert not isinstance(receipt, Failed) or receipt.is_retryable
     return receipt == Confirmed()
+
+
+async def test_nothing_is_sent_while_another_send_binds_the_groups_of_a_deleted_exchange(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is confirmed when only the first group is bound never comes to the second."""
+    monkeypatch.setattr(ours, "BINDING_S", 1.0)
+    topic = new_topic()._replace(groups=("shop", "books"))
+    await transport.provision([topic], verify_only=False)
+    streams = [await transport.subscribe(topic, group) for group in topic.groups]
+    async with open_transport(rabbitmq.url, database_url) as sender:
+        await sender.provision([topic], verify_only=False)
+        declare, is_half, may_go_on = sender.declare, asyncio.Event(), asyncio.Event()
+
+        async def in_two_steps(live: amqp.Live, topic: Topic, group: str) -> None:
+            if group == "books":
+                is_half.set()
+                await may_go_on.wait()
+            await declare(live, topic, group)
+
+        monkeypatch.setattr(sender, "declare", in_two_steps)
+        async with stranger(rabbitmq.url) as channel:
+            await channel.exchange_delete(topic.name)
+        at_once = [asyncio.create_task(is_sent(sender, topic, name)) for name in ("r-1", "r-2")]
+        await is_half.wait()
+
+        assert not await is_sent(sender, topic, "r-3")
+        may_go_on.set()
+        assert not any(await asyncio.gather(*at_once))
+        for name in ("r-1", "r-2", "r-3"):
+            await until(partial(is_sent, sender, topic, name))
+    for stream in streams:
+        await see(stream, "r-1", "r-2", "r-3")
+
+
+async def test_exchange_whose_groups_were_bound_in_part_gets_nothing_before_all_are(
+    transport: RabbitTransport, monkeypatch: pytest.MonkeyPatch, rabbitmq: RabbitMQ
+) -> None:
+    """Whoever sends next goes on where the last one failed."""
+    monkeypatch.setattr(ours, "BINDING_S", 1.0)
+    topic = new_topic()._replace(groups=("shop", "books"))
+    await transport.provision([topic], verify_only=False)
+    declare, failures = transport.declare, [TimeoutError()]
+
+    async def fails_once(live: amqp.Live, topic: Topic, group: str) -> None:
+        if group == "books" and failures:
+            raise failures.pop()
+        await declare(live, topic, group)
+
+    monkeypatch.setattr(transport, "declare", fails_once)
+    async with stranger(rabbitmq.url) as channel:
+        await channel.exchange_delete(topic.name)
+    assert isinstance((await send(transport, topic, packet("r-1")))[0], Failed)
+    assert not failures
+
+    await until(partial(is_sent, transport, topic, "r-2"))
+    for group in topic.groups:
+        assert "r-2" in ids(await take(await transport.subscribe(topic, group), 1))
+
+
+async def test_exchange_that_somebody_else_made_again_waits_for_its_other_groups(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He may know some of them only."""
+    monkeypatch.setattr(ours, "BINDING_S", 1.0)
+    topic = await ready(transport)
+    assert await send(transport, topic, packet("r-1")) == [Confirmed()]
+
+    async with stranger(rabbitmq.url) as channel:
+        await channel.exchange_delete(topic.name)
+        (lost,) = await send(transport, topic, packet("r-2"))
+        await channel.exchange_declare(topic.name, exchange_type="topic", durable=True)
+
+    assert isinstance(lost, Unknown)
+    assert not await is_sent(transport, topic, "r-3")
+    await until(partial(is_sent, transport, topic, "r-3"))
 
 
 async def test_channel_that_is_closed_in_the_middle_of_something_ends_no_other(transport: RabbitTransport) -> None:

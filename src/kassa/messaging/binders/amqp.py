@@ -5,6 +5,7 @@ done per message is done here in bursts, because a task and a future for each me
 """
 
 import asyncio
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -75,6 +76,7 @@ _NOBODY, _NO_EXCHANGE = "nobody receives ", "there is no exchange "
 """How the reasons begin for which a topic may have to be made again."""
 _UNDECODABLE = (PAMQPException, ValueError, OverflowError, RecursionError)
 """What pamqp raises over the bytes of somebody else."""
+_NAME_OF_MISSING = re.compile(r"no exchange '(.*)' in vhost")
 T = TypeVar("T")
 
 
@@ -436,14 +438,14 @@ class Link:
 
 
 def _was_undecodable(connection: Connection) -> bool:
-    reason = _end_of(connection.closing)
+    reason = end_of(connection.closing)
     if not isinstance(reason, (refused.InvalidFrameError, *_UNDECODABLE)):
         return False
     log.warning("rabbitmq.undecodable", reason=why(reason))
     return True
 
 
-def _end_of(closing: "asyncio.Future[Any]") -> BaseException:
+def end_of(closing: "asyncio.Future[Any]") -> BaseException:
     """Why a channel or connection ended."""
     if not closing.done() or closing.cancelled():
         return refused.ChannelClosed("closed")
@@ -583,6 +585,8 @@ class _Outlet(Channel):
         self.exchanges = {DIRECT}
         """Those that are there, as far as we asked: publishing to one that is not would end the channel for all."""
         self.is_over = False
+        self.missed: str | None = None
+        """The exchange that was not there any more, and ended the channel."""
         self._end = self.closing
         self._end.add_done_callback(self._lose)
 
@@ -689,7 +693,10 @@ class _Outlet(Channel):
     def _lose(self, end: "asyncio.Future[Any]") -> None:
         self.is_over = True
         self._room.set()
-        reason = f"the connection was lost: {why(_end_of(end))}"
+        error = end_of(end)
+        if isinstance(error, refused.ChannelNotFoundEntity) and (found := _NAME_OF_MISSING.search(why(error))):
+            self.missed = found[1]
+        reason = f"the connection was lost: {why(error)}"
         batches = {id(sent.batch): sent.batch for sent in self._in_flight.values()}
         self._in_flight.clear()
         self._to_write.clear()
@@ -729,11 +736,23 @@ class Publisher:
         self._clock = clock
         self._outlet: _Outlet | None = None
         self._making = asyncio.Lock()
+        self._held: dict[str, float] = {}
+        """By exchange: until when nothing is sent there, by the loop's clock."""
+        self._missed: set[str] = set()
+        """Exchanges that were gone when we sent, and that we have not seen again."""
 
-    async def send(self, exchange: str, letters: Sequence[Letter], deadline_s: float) -> list[Receipt]:
-        """A receipt for each within the deadline; never raises for the broker."""
+    async def send(
+        self, exchange: str, letters: Sequence[Letter], deadline_s: float, *, pause_s: float = 0.0
+    ) -> list[Receipt]:
+        """A receipt for each within the deadline; never raises for the broker.
+
+        pause_s: for how long an exchange gets nothing that was gone and that somebody else has made again."""
         if not letters:
             return []
+        reason = f"exchange {exchange} was deleted, and its consumers bind their queues again"
+        held: list[Receipt] = [Failed(reason, is_retryable=True)] * len(letters)
+        if self._is_held(exchange):
+            return held
         batch = _Batch(exchange, letters)
         began = asyncio.get_running_loop().time()
         outlet: _Outlet | None = None
@@ -741,8 +760,11 @@ class Publisher:
         try:
             async with asyncio.timeout(deadline_s):
                 outlet = await self._open()
-                if not await self._exists(outlet, exchange):
+                if not await self._exists(outlet, exchange, pause_s):
                     return [Failed(f"{_NO_EXCHANGE}{exchange}", is_retryable=False)] * len(letters)
+                # Another send may have begun to make it again while this one asked.
+                if self._is_held(exchange):
+                    return held
                 await outlet.write(batch, self._clock.now)
                 await batch.done.wait()
         except TimeoutError:
@@ -754,6 +776,11 @@ class Publisher:
             otherwise = why(error)
         return batch.answer(otherwise)
 
+    def hold(self, exchange: str, until: float) -> None:
+        """Whoever makes it again says from when on it is sent to."""
+        self._held[exchange] = until
+        self._missed.discard(exchange)
+
     async def _open(self) -> _Outlet:
         if self._outlet is not None and not self._outlet.is_over:
             return self._outlet
@@ -762,10 +789,15 @@ class Publisher:
                 live = await self._link.live()
                 outlet = live.add(lambda connection, number: _Outlet(connection, number, live.wire))
                 await uncancelled(outlet.open())
+                if self._outlet is not None and self._outlet.missed is not None:
+                    self._missed.add(self._outlet.missed)
                 self._outlet = outlet
             return self._outlet
 
-    async def _exists(self, outlet: _Outlet, exchange: str) -> bool:
+    def _is_held(self, exchange: str) -> bool:
+        return asyncio.get_running_loop().time() < self._held.get(exchange, 0.0)
+
+    async def _exists(self, outlet: _Outlet, exchange: str, pause_s: float) -> bool:
         if exchange not in outlet.exchanges:
             live = await self._link.live()
             try:
@@ -773,6 +805,10 @@ class Publisher:
             except (refused.ChannelNotFoundEntity, ValueError):
                 return False
             outlet.exchanges.add(exchange)
+            if exchange in self._missed:
+                # Whoever made it again may have bound the queues of some groups only.
+                self._missed.discard(exchange)
+                self._held[exchange] = max(self._held.get(exchange, 0.0), asyncio.get_running_loop().time() + pause_s)
         return True
 
 

@@ -33,6 +33,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Se
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from math import inf
 from typing import Any, NamedTuple
 
 import structlog
@@ -62,6 +63,7 @@ from kassa.messaging.binders.amqp import (
     ask,
     close_channel,
     content,
+    end_of,
     lacks_exchange,
     packet_of,
     read_url,
@@ -71,7 +73,7 @@ from kassa.messaging.binders.amqp import (
     why,
 )
 from kassa.messaging.members import BEAT_S, Member, Members, share
-from kassa.messaging.model import Arrival, Failed, Packet, Receipt, Traits
+from kassa.messaging.model import Arrival, Packet, Receipt, Traits
 from kassa.messaging.supplied import CREDIT, SuppliedBinder
 from kassa.messaging.topology import Topic, lane
 from kassa.supervisor import end_tasks
@@ -215,15 +217,32 @@ class _LaneChannel(Channel):
         super().__init__(connection, number, publisher_confirms=False, frame_buffer=FRAMES_AHEAD)
         self._wire = wire
         self._lane = lane
+        self._consumes = False
         self._end = self.closing
-        self._end.add_done_callback(lane.end)
+        self._end.add_done_callback(self._ended)
         # The queue was deleted, or its node is gone.
-        self.on_consumer_cancel_callbacks.add(lane.end)
+        self.on_consumer_cancel_callbacks.add(self._cancelled)
 
     async def consume(self, queue: str, window: int) -> None:
         await self.open()
         await self.basic_qos(prefetch_count=window)
         await self.basic_consume(queue, _never)
+        self._consumes = True
+
+    def _ended(self, end: "asyncio.Future[Any]") -> None:
+        # Of a lost connection the keeper tells, and of a queue that it cannot consume.
+        if isinstance(error := end_of(end), refused.ChannelPreconditionFailed):
+            self._tell(why(error))
+        self._lane.end()
+
+    def _cancelled(self, _: object) -> None:
+        self._tell("the broker cancelled its consumer")
+        self._lane.end()
+
+    def _tell(self, reason: str) -> None:
+        """It is consumed again at once; but somebody may wonder why it all comes again."""
+        if self._consumes and not self._lane.is_over:
+            log.warning("rabbitmq.lane_ended", queue=self._lane.queue, reason=reason)
 
     async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
         properties, body = await content(self)
@@ -440,7 +459,7 @@ class RabbitStream:
                 self._complain("rabbitmq.queue_missing", missing)
                 return RETRY_S
             try:
-                await self._transport.declare(live, self.topic, self.group)
+                await self._transport.make_queues(live, self.topic, self.group)
                 log.warning("rabbitmq.queue_made_again", queue=self.place)
                 return 0.0
             except (*LOST, QueueMismatch, QueueNotFound) as error:
@@ -534,8 +553,10 @@ class RabbitTransport:
         self._lanes = count()
         self._made: dict[str, Topic] = {}
         """What this process declared, and may declare again, by topic: with all groups that it ever declared there."""
-        self._binding_until: dict[str, float] = {}
-        """By topic: until when its consumers bind their queues again."""
+        self._making: set[str] = set()
+        """Topics that a send declares again just now."""
+        self._half_made: set[str] = set()
+        """Topics whose exchange may be there again without all bindings: nothing is sent there before they are whole."""
         self._cluster = ""
         self._heart: asyncio.Task[None] | None = None
 
@@ -561,7 +582,10 @@ class RabbitTransport:
     ) -> list[Receipt]:
         letters = [self._letter(topic, packet, must_arrive) for packet in packets]
         began = asyncio.get_running_loop().time()
-        receipts = await self._publish(topic, letters, deadline_s)
+        if topic.name in self._half_made:
+            await self._make_again(self._made[topic.name], deadline_s)
+        left_s = deadline_s - (asyncio.get_running_loop().time() - began)
+        receipts = await self._publish(topic, letters, left_s)
         nowhere = [place for place, receipt in enumerate(receipts) if went_nowhere(receipt)]
         made = self._made.get(topic.name)
         # Where there is an exchange and nobody receives, declaring no group again helps nobody.
@@ -575,25 +599,41 @@ class RabbitTransport:
         return receipts
 
     async def _publish(self, topic: Topic, letters: Sequence[Letter], deadline_s: float) -> list[Receipt]:
-        if asyncio.get_running_loop().time() < self._binding_until.get(topic.name, 0.0):
-            reason = f"exchange {exchange_of(topic)} was deleted, and its consumers bind their queues again"
-            return [Failed(reason, is_retryable=True)] * len(letters)
-        return await self._publisher.send(exchange_of(topic), letters, deadline_s)
+        pause_s = BINDING_S if topic.declaration == "kassa" else 0.0
+        return await self._publisher.send(exchange_of(topic), letters, deadline_s, pause_s=pause_s)
 
     async def _make_again(self, topic: Topic, within_s: float) -> bool:
         """Somebody deleted what this process had declared: it is declared again, with its bindings. Those of groups that this
-        process does not know are made by their consumers, and until then the broker would throw away what is theirs."""
+        process does not know are made by their consumers, and until then the broker would throw away what is theirs; so would
+        it with ours while only some of them are bound, and nobody sends meanwhile."""
+        if topic.name in self._making:
+            return True
+        exchange, pauses = exchange_of(topic), topic.declaration == "kassa"
+        is_begun = False
+        if pauses:
+            self._making.add(topic.name)
         try:
             async with asyncio.timeout(within_s):
                 live = await self.receiving.live()
+                if pauses:
+                    self._publisher.hold(exchange, inf)
+                    self._half_made.add(topic.name)
                 for group in topic.groups or ("",):
                     await self.declare(live, topic, group)
+                    is_begun = True
         except (*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
             log.warning("rabbitmq.topic_missing", topic=topic.name, reason=why(error))
+            if isinstance(error, refused.ChannelAccessRefused) and not is_begun:
+                # Who may not make it any more sends again once somebody else did.
+                self._publisher.hold(exchange, 0.0)
+                self._half_made.discard(topic.name)
             return False
+        finally:
+            self._making.discard(topic.name)
         log.warning("rabbitmq.topic_made_again", topic=topic.name)
-        if topic.declaration == "kassa":
-            self._binding_until[topic.name] = asyncio.get_running_loop().time() + BINDING_S
+        if pauses:
+            self._publisher.hold(exchange, asyncio.get_running_loop().time() + BINDING_S)
+            self._half_made.discard(topic.name)
         return True
 
     async def reply(self, address: str, packets: Sequence[Packet], *, deadline_s: float) -> list[Receipt]:
@@ -713,6 +753,15 @@ class RabbitTransport:
             await ask(live, lambda channel: _bind(channel, topic, group))
         else:
             await self.declare(live, topic, group)
+
+    async def make_queues(self, live: Live, topic: Topic, group: str) -> None:
+        """Somebody deleted them, and perhaps the exchange, which is made as `_bind_again` says. Raises what `declare` raises."""
+        if topic.declaration != "kassa":
+            await self.declare(live, topic, group)
+            return
+        await self._declare(live, topic, partial(_make_queues, topic=topic, group=group))
+        with suppress(refused.ChannelNotFoundEntity):
+            await ask(live, lambda channel: _bind(channel, topic, group))
 
     # Topology
 
