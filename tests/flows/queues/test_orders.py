@@ -15,6 +15,8 @@ from kassa.workers.orders import PAUSE_S, OrderWorker
 QUEUE = "payment_order:kassa"
 TALK = "Payments._go_on"
 """What asks a channel, as the loop knows it."""
+SOON_S = 20.0
+"""Less than an answer that is owed waits for whoever owes it."""
 on_one_broker = pytest.mark.parametrize("broker_url", ["postgres"], indirect=True)
 """What happens behind the door is the same on each."""
 
@@ -304,7 +306,8 @@ async def test_a_payment_whose_conversation_is_stopped_is_answered_and_its_reque
         return any([task.cancel() for task in found])
 
     await until(is_stopped, "the channel is asked")
-    (answer,) = await till.client.answers()
+    async with asyncio.timeout(SOON_S):
+        (answer,) = await till.client.answers()
 
     async def is_done() -> bool:
         return (await till.house.app.queues.one(QUEUE)).waiting == 0
