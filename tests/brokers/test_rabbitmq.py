@@ -759,6 +759,8 @@ async def test_exchange_that_somebody_else_made_again_waits_for_its_other_groups
         await channel.exchange_delete(topic.name)
         (lost,) = await send(transport, topic, packet("r-2"))
         await channel.exchange_declare(topic.name, exchange_type="topic", durable=True)
+        for number, queue in enumerate(queues_of(topic, "shop")):
+            await channel.queue_bind(queue, topic.name, lane_key(number))
 
     assert isinstance(lost, Unknown)
     assert not await is_sent(transport, topic, "r-3")
