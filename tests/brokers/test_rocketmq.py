@@ -456,7 +456,7 @@ async def test_what_a_dead_consumer_held_goes_to_another_and_is_not_its_any_more
     async with open_transport(rocketmq.url) as dying:
         dead = await dying.subscribe(topic, "shop")
         arrivals = await take(dead, 2)
-        for task in (*dead._fetchers, *dead._keepers):
+        for task in (*dead._fetchers.values(), *dead._keepers):
             task.cancel()
         monkeypatch.setattr(ours, "INVISIBLE_S", 30.0)
 

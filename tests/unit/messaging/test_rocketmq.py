@@ -14,6 +14,7 @@ from kassa.messaging.binders import rocketmq_wire as wire
 from kassa.messaging.binders.rocketmq import RocketStream, RocketTransport
 from kassa.messaging.model import Arrival
 from kassa.messaging.topology import Topic
+from kassa.supervisor import end_tasks
 
 TOPIC = Topic("shop.orders", ("shop",), "Orders, for the tests.")
 
@@ -44,15 +45,22 @@ class Proxy:
         self._answers = list(answers)
         self.meanwhile: Callable[[], None] = lambda: None
         """Happens before a handle is exchanged."""
+        self.asked: list[str] = []
+        """Brokers."""
         self.changed: list[str] = []
         """Handles that were exchanged."""
 
     def telemetry(self, **_: object) -> Conversation:
         return Conversation()
 
-    async def receive(self, _: object, **__: object) -> AsyncIterator[Any]:
+    async def heartbeat(self, _: object, **__: object) -> Any:
+        return wire.make("HeartbeatResponse", status=wire.make("Status", code=wire.OK))
+
+    async def receive(self, request: Any, **_: object) -> AsyncIterator[Any]:
+        self.asked.append(request.message_queue.broker.name)
         if not self._answers:
-            await asyncio.Event().wait()
+            await asyncio.sleep(ours.POLL_S)
+            return
         answer = self._answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
@@ -114,21 +122,29 @@ NO_TOPIC = wire.make("ReceiveMessageResponse", status=wire.make("Status", code=w
 
 
 @pytest.mark.parametrize(
-    "trouble", [None, asyncio.CancelledError(), KeyError("x"), asyncio.InvalidStateError(), NO_TOPIC]
+    ("trouble", "at_making"),
+    [
+        (None, None),
+        (asyncio.CancelledError(), None),
+        (asyncio.InvalidStateError(), None),
+        (KeyError("x"), None),
+        (NO_TOPIC, KeyError("x")),
+        (NO_TOPIC, asyncio.CancelledError()),
+    ],
 )
-@pytest.mark.parametrize("at_making", [KeyError("x"), asyncio.CancelledError()])
 async def test_consumer_goes_on_whatever_becomes_of_a_question(
-    monkeypatch: pytest.MonkeyPatch, trouble: object, at_making: BaseException
+    monkeypatch: pytest.MonkeyPatch, trouble: object, at_making: BaseException | None
 ) -> None:
     """None is what grpc.aio makes of a part that protobuf refuses; a renewed connection cancels what is under way on it."""
     monkeypatch.setattr(ours, "RETRY_S", 0.01)
     stream = stream_at(Proxy(trouble, trouble, received("r-0")))
 
     async def make_again(*_: object) -> None:
-        raise at_making
+        if at_making is not None:
+            raise at_making
 
     monkeypatch.setattr(stream._transport, "make_again", make_again)
-    fetching = asyncio.create_task(stream._fetch("broker-a"))
+    stream._ask_these(["broker-a"])
 
     found: list[Arrival] = []
     complaints = 0
@@ -142,9 +158,7 @@ async def test_consumer_goes_on_whatever_becomes_of_a_question(
 
     assert [arrival.packet.id for arrival in found] == ["r-0"]
     assert complaints
-    fetching.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await fetching
+    await end_tasks(*stream._fetchers.values())
 
 
 async def test_time_of_a_packet_runs_since_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,14 +166,14 @@ async def test_time_of_a_packet_runs_since_it_was_asked_for(monkeypatch: pytest.
     monkeypatch.setattr(ours, "INVISIBLE_S", 0.2 + ours.MARGIN_S)
     stream = stream_at(Proxy(0.3))
     stream._asked.set()
-    fetching = asyncio.create_task(stream._fetch("broker-a"))
+    stream._ask_these(["broker-a"])
 
     async with asyncio.timeout(10):
         await stream._news.wait()
 
     assert any(one.held for one in stream._lanes.values())
     assert await stream.receive(10, 0) == []
-    fetching.cancel()
+    await end_tasks(*stream._fetchers.values())
 
 
 # Keeping
@@ -217,13 +231,42 @@ async def test_what_was_given_up_while_others_used_the_handles_is_not_extended()
     assert proxy.changed == []
 
 
+async def test_brokers_that_come_later_are_asked_and_those_that_left_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "LOOK_S", 0.01)
+    monkeypatch.setattr(ours, "BEAT_S", 0.05)
+    monkeypatch.setattr(ours, "LAST_ANSWER_S", 0.1)
+    monkeypatch.setattr(ours, "POLL_S", 0.01)
+    stream = stream_at(proxy := Proxy())
+    refused = ours._Refused(wire.TOPIC_NOT_FOUND, "no route")
+    routes: list[tuple[str, ...] | Exception] = [("broker-a",), refused, (), ("broker-b",)]
+
+    async def brokers_of(*_: object) -> tuple[str, ...]:
+        route = routes.pop(0) if len(routes) > 1 else routes[0]
+        if isinstance(route, Exception):
+            raise route
+        return route
+
+    monkeypatch.setattr(stream._transport, "brokers_of", brokers_of)
+    await stream.start()
+    first = stream._fetchers["broker-a"]
+
+    async with asyncio.timeout(10):
+        while "broker-b" not in proxy.asked or not first.done():
+            assert await stream.receive(1, 0.05) == []
+
+    proxy.asked.clear()
+    assert await stream.receive(1, 0.1) == []
+    assert set(proxy.asked) == {"broker-b"}
+    await stream.close()
+
+
 # Closing
 
 
 async def test_who_is_cancelled_while_he_closes_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ours, "LAST_ANSWER_S", 0.1)
     stream = stream_at(Proxy())
-    stream._fetchers = [asyncio.create_task(stream._fetch("broker-a"))]
+    stream._ask_these(["broker-a"])
     stream._keepers = [asyncio.create_task(stream._keep())]
     assert await stream.receive(1, 0.01) == []
     closing = asyncio.create_task(stream.close())
@@ -234,7 +277,7 @@ async def test_who_is_cancelled_while_he_closes_leaves_nothing_open(monkeypatch:
 
     await asyncio.gather(stream.close(), stream.close())
 
-    assert all(task.done() for task in (*stream._fetchers, *stream._keepers))
+    assert all(task.done() for task in (*stream._fetchers.values(), *stream._keepers))
     with pytest.raises(BrokerUnreachable, match="was closed"):
         await stream.receive(1, 0)
 

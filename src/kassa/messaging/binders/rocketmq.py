@@ -430,17 +430,25 @@ class RocketStream:
         self._complaint = ""
         self._is_closed = False
         self._closing: asyncio.Task[None] | None = None
-        self._fetchers: list[asyncio.Task[None]] = []
+        self._brokers: frozenset[str] = frozenset()
+        """Each has a fetcher."""
+        self._fetchers: dict[str, asyncio.Task[None]] = {}
         self._keepers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Raises BrokerUnreachable, QueueNotFound, QueueMismatch."""
         brokers = await self._transport.brokers_of(self.topic, self._group)
         await self._greeted()
-        self._fetchers = [
-            asyncio.create_task(self._fetch(broker), name=f"{self._wire_group} of {broker}") for broker in brokers
-        ]
+        self._ask_these(brokers)
         self._keepers = [asyncio.create_task(self._keep(), name=f"keeper of {self._wire_group}")]
+
+    def _ask_these(self, brokers: Iterable[str]) -> None:
+        """From now on; the fetcher of one that is not among them ends by itself."""
+        self._brokers = frozenset(brokers)
+        for broker in self._brokers:
+            if broker not in self._fetchers or self._fetchers[broker].done():
+                fetching = asyncio.create_task(self._fetch(broker), name=f"{self._wire_group} of {broker}")
+                self._fetchers[broker] = fetching
 
     async def receive(self, limit: int, wait_s: float) -> list[Arrival]:
         deadline = asyncio.get_running_loop().time() + wait_s
@@ -512,8 +520,8 @@ class RocketStream:
     async def _close(self) -> None:
         # A question that is left alone is answered all the same, and what the answer brings then waits for INVISIBLE_S.
         if self._fetchers:
-            await asyncio.wait(self._fetchers, timeout=LAST_ANSWER_S)
-        await end_tasks(*self._fetchers, *self._keepers)
+            await asyncio.wait(self._fetchers.values(), timeout=LAST_ANSWER_S)
+        await end_tasks(*self._fetchers.values(), *self._keepers)
         with suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 await self._give_back()
@@ -553,7 +561,7 @@ class RocketStream:
         loop = asyncio.get_running_loop()
         while True:
             await self._asked.wait()
-            if self._is_closed:
+            if self._is_closed or broker not in self._brokers:
                 return
             session: _Session | None = None
             try:
@@ -774,7 +782,7 @@ class RocketStream:
 
     async def _keep(self) -> None:
         loop = asyncio.get_running_loop()
-        beat_at = loop.time() + BEAT_S
+        beat_at = look_at = loop.time() + BEAT_S
         while True:
             await asyncio.sleep(LOOK_S)
             for one in self._lanes.values():
@@ -789,6 +797,9 @@ class RocketStream:
                     beat_at = loop.time() + BEAT_S
                     await self._beat(session)
                 await self._extend(session.channel)
+                if loop.time() >= look_at:
+                    look_at = loop.time() + BEAT_S
+                    await self._look_for_brokers()
             except (
                 grpc.aio.AioRpcError,
                 # Somebody else gave the connection up, or ended the session while we spoke.
@@ -814,6 +825,14 @@ class RocketStream:
         _require_ok(answer.status)
         async with asyncio.timeout(GREETING_S):
             await session.telemetry.write(self._settings())
+
+    async def _look_for_brokers(self) -> None:
+        """One that was away when we began, or was added since, has packets too; one that was taken away is no trouble."""
+        # Whatever is wrong with the topic, the fetchers say so.
+        with suppress(KassaError, _Refused):
+            brokers = await self._transport.brokers_of(self.topic, self._group)
+            if brokers and not self._is_closed:
+                self._ask_these(brokers)
 
     async def _extend(self, channel: Channel) -> None:
         """Exchanges the handles of what we have held for half of its time."""
