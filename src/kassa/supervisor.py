@@ -90,7 +90,11 @@ class Worker:
     def _note(self, error: BaseException) -> None:
         self.crashes += 1
         self.last_error = _shown(error)
-        log.error("worker.crashed", worker=self.name, crashes=self.crashes, exc_info=error)
+        try:
+            log.error("worker.crashed", worker=self.name, crashes=self.crashes, exc_info=error)
+        except UnicodeError:
+            # Half of a character in somebody's text, which a service's own log may not take.
+            log.error("worker.crashed", worker=self.name, crashes=self.crashes, error=ascii(self.last_error))
 
 
 def _shown(error: BaseException) -> str:

@@ -357,14 +357,14 @@ class Messaging:
         except Unavailable as away:
             return self._is_away(consumer.group, message.id, away)
         except Reject as error:
-            return Dead(f"{type(error).__name__}: {error}")
+            return Dead(_said(error))
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_ended():
                 raise
             # The outermost loop of a message: whatever its handler raises belongs to the message, and must not stop the rest.
             log.warning("messaging.failed", group=consumer.group, message=message.id, error=repr(error))
             delay_s = message_delay(delivery.attempts + 1, random.random())
-            reason = f"{type(error).__name__}: {error}"
+            reason = _said(error)
             return Dead(reason) if delay_s is None else RetryAfter(delay_s, reason)
         if waits_for is not None:
             self._needs.pop((consumer.group, message.id), None)
@@ -374,7 +374,7 @@ class Messaging:
 
     def _is_away(self, group: str, message: str, away: Unavailable) -> RetryAfter:
         """Puts a message off and notes whom it waits for: it is not tried again while that one is left alone."""
-        log.warning("messaging.away", group=group, message=message, destination=away.destination, reason=str(away))
+        log.warning("messaging.away", group=group, message=message, destination=away.destination, reason=repr(away))
         self._needs[group, message] = away.destination
         self._needs.move_to_end((group, message))
         if len(self._needs) > NEEDS_MAX:
@@ -468,6 +468,14 @@ class Messaging:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _said(error: Exception | asyncio.CancelledError) -> str:
+    """What a handler raised may not even be shown."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def _put_off(delay_s: float, reason: str) -> RetryAfter:

@@ -6,6 +6,7 @@ Only the service's database matters here, so one broker is enough.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -267,13 +268,23 @@ async def test_service_remembers_as_long_as_it_is_told(shop_alone: Shop) -> None
         count: int = await shop.pool.fetchval(f"SELECT count(*) FROM {SCHEMA}.inbox")
         return count
 
-    async with shop.messaging(inbox_keep=2 * INBOX_KEEP) as messaging:
+    def books(keep: timedelta) -> Messaging:
+        """A process that consumes; one that only sends forgets nothing."""
+        messaging = shop.messaging(inbox_keep=keep)
+
+        @messaging.consumer(shop.topic.name, group="books")
+        async def handle(message: Message, connection: Any) -> None:
+            raise AssertionError
+
+        return messaging
+
+    async with books(2 * INBOX_KEEP) as messaging:
         assert await outbox.note(messaging._started_pool(), "books", "r-1")
         await shop.pool.execute(f"UPDATE {SCHEMA}.inbox SET at = now() - $1::interval", old)
-    async with shop.messaging(inbox_keep=2 * INBOX_KEEP):
+    async with books(2 * INBOX_KEEP), shop.messaging():
         await asyncio.sleep(SETTLED_S)
         assert await remembers() == 1
-    async with shop.messaging():
+    async with books(INBOX_KEEP):
         await until(lambda: is_zero(remembers))
 
 
