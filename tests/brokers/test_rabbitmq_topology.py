@@ -161,7 +161,7 @@ async def test_queue_that_others_made_and_deleted_is_missed_until_they_make_it_a
 
         (arrival,) = await stream.receive(1, PATIENCE_S)
         assert arrival.packet.id == "r-1"
-        assert [one["event"] for one in logs] == ["rabbitmq.queue_missing"]
+        assert [one["event"] for one in logs] == ["rabbitmq.lane_ended", "rabbitmq.queue_missing"]
 
 
 async def test_queue_that_a_stranger_declared_otherwise_is_taken_as_it_is(place: Place, database_url: str) -> None:
