@@ -303,3 +303,20 @@ async def test_answer_that_nobody_can_read_is_no_rocketmq(frame: bytes) -> None:
 async def test_place_where_nobody_can_go_cannot_be_reached(place: wire.Address) -> None:
     with pytest.raises(BrokerUnreachable, match="cannot be reached"):
         await wire.ask(wire.read_url("rocketmq://127.0.0.1:9"), place, wire.CLUSTER)
+
+
+@pytest.mark.parametrize(("is_fifo", "left"), [(True, []), (False, [2])])
+def test_what_is_behind_one_that_ran_out_waits_for_it_only_where_there_is_an_order(
+    is_fifo: bool, left: list[int]
+) -> None:
+    """It would be held and extended for ever, and its queue stand still."""
+    lane = ours._Lane(1, is_fifo=is_fifo)
+    for serial, expires_at in ((1, 10.0), (2, 30.0)):
+        lane.held[serial] = ours._Held(lane, serial, wire.make("Message"), expires_at)
+
+    lane.drop_expired(9.0)
+    assert (lane.is_over, list(lane.held)) == (False, [1, 2])
+    lane.drop_expired(10.0)
+
+    assert ([] if lane.is_over else list(lane.held)) == left
+    assert lane.is_over is is_fifo

@@ -382,9 +382,12 @@ class _Lane:
         return done
 
     def drop_expired(self, now: float) -> None:
-        """Of a NORMAL queue; of a FIFO one, what comes next ends all that is held."""
+        """Of a NORMAL queue. Of a FIFO one it is all over: what is behind one that nobody has any more would never be acknowledged,
+        and comes again behind it."""
         if not self.is_fifo:
             self.held = {serial: held for serial, held in self.held.items() if now < held.expires_at}
+        elif any(now >= held.expires_at and not held.is_done for held in self.held.values()):
+            self.is_over = True
 
 
 class _Session:
