@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
 
-from conformance.messaging.house import Bench
+from conformance.messaging.house import Bench, until
 from kassa.db import embedded
 from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
@@ -27,6 +27,8 @@ from servers import Kafka
 
 HOST = "127.0.0.1"
 WAIT_S = 60.0
+GONE_S = 0.3
+"""A broker stops to take what is sent to a topic a moment after it has stopped to show it."""
 DEADLINE_S = 10.0
 
 
@@ -71,10 +73,26 @@ def own_kafka() -> Iterator[OwnKafka]:
 
 
 async def delete(kafka: Kafka, topic: Topic) -> None:
-    """As a stranger does."""
+    """As a stranger does, and until it is gone: what a broker takes of a topic that is dying, and confirms, goes with it."""
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    dying = await _id_of(admin, topic)
     for future in admin.delete_topics([topic.name]).values():
         await asyncio.wrap_future(future)
+
+    async def is_gone() -> bool:
+        return await _id_of(admin, topic) != dying
+
+    await until(is_gone)
+    await asyncio.sleep(GONE_S)
+
+
+async def _id_of(admin: AdminClient, topic: Topic) -> str | None:
+    """None: it is not there."""
+    (future,) = admin.describe_topics(TopicCollection([topic.name])).values()
+    try:
+        return str((await asyncio.wrap_future(future)).topic_id)
+    except KafkaException:
+        return None
 
 
 async def insist(transport: KafkaTransport, topic: Topic, *packets: Packet) -> None:
