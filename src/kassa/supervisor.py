@@ -21,6 +21,9 @@ STEADY_S = 60.0
 AGAIN_S = 10.0
 """More than any task needs to end."""
 
+SAID_MAX = 300
+"""Characters of an error that health answers show."""
+
 Loop = Callable[[], Awaitable[None]]
 """Runs until it is cancelled."""
 
@@ -66,7 +69,7 @@ class Worker:
                 self._note(RuntimeError("the loop ended"))
             except (*AWAY, BrokerUnreachable, Busy, DatabaseUnreachable, OutcomeUnknown) as error:
                 # No fault of the loop; it goes on as soon as what it needs is back.
-                self.last_error = _shown(error)
+                self.last_error = said(error)[:SAID_MAX]
                 log.warning("worker.waits", worker=self.name, error=self.last_error)
                 pause_s = PAUSE_S
             except asyncio.CancelledError as error:
@@ -89,7 +92,7 @@ class Worker:
 
     def _note(self, error: BaseException) -> None:
         self.crashes += 1
-        self.last_error = _shown(error)
+        self.last_error = said(error)[:SAID_MAX]
         try:
             log.error("worker.crashed", worker=self.name, crashes=self.crashes, exc_info=error)
         except UnicodeError:
@@ -97,8 +100,12 @@ class Worker:
             log.error("worker.crashed", worker=self.name, crashes=self.crashes, error=ascii(self.last_error))
 
 
-def _shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+def said(error: BaseException) -> str:
+    """What went wrong, by its kind alone where it cannot even be shown: somebody's handler may raise anything."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 class Supervisor:

@@ -51,6 +51,7 @@ from kassa.tables import TABLES
 from servers.server import free_ports
 
 DEADLINE_S = 60.0
+SHORT_LEASE_S = 4
 TOPIC = Topic("orders", ("shop",), "Orders, for the tests.")
 
 
@@ -342,12 +343,17 @@ async def test_record_that_is_longer_on_its_way_than_silence_may_last_arrives(
         await line.stop()
 
 
+async def send_too_much(bench: Bench) -> None:
+    """Three records, each of which fills an answer."""
+    long = [record(f"r-{number}", key=f"k{number}", body=bytes(BATCH_BYTES // 2 + 1)) for number in range(3)]
+    assert await bench.binder.send(TOPIC.name, long, deadline_s=DEADLINE_S) == [Confirmed()] * 3
+
+
 async def test_what_does_not_fit_into_an_answer_comes_with_the_next_or_goes_to_another(
     database_url: str, parts: tuple[Any, Wakeups]
 ) -> None:
     async with bench_at("zeromq://127.0.0.1:0", database_url, parts) as bench:
-        long = [record(f"r-{number}", key=f"k{number}", body=bytes(BATCH_BYTES // 2 + 1)) for number in range(3)]
-        assert await bench.binder.send(TOPIC.name, long, deadline_s=DEADLINE_S) == [Confirmed()] * 3
+        await send_too_much(bench)
         one = await bench.binder.subscribe(TOPIC.name, "shop")
         two = await bench.binder.subscribe(TOPIC.name, "shop")
 
@@ -365,13 +371,13 @@ async def test_what_did_not_fit_and_waited_for_half_of_its_lease_is_claimed_anew
     database_url: str, parts: tuple[Any, Wakeups]
 ) -> None:
     """A slow handler comes late for the rest. With what is left of the lease, another consumer would soon have it too."""
-    async with bench_at("zeromq://127.0.0.1:0?lease_s=4", database_url, parts) as bench:
-        long = [record(f"r-{number}", key=f"k{number}", body=bytes(BATCH_BYTES // 2 + 1)) for number in range(3)]
-        assert await bench.binder.send(TOPIC.name, long, deadline_s=DEADLINE_S) == [Confirmed()] * 3
+    async with bench_at(f"zeromq://127.0.0.1:0?lease_s={SHORT_LEASE_S}", database_url, parts) as bench:
+        await send_too_much(bench)
         subscription = await bench.binder.subscribe(TOPIC.name, "shop")
         (first,) = await subscription.receive(10, DEADLINE_S)
 
-        await asyncio.sleep(2.2)
+        # The hub judges by time alone; more than half of the lease, and far less than all of it.
+        await asyncio.sleep(0.55 * SHORT_LEASE_S)
         (second,) = await subscription.receive(10, DEADLINE_S)
 
         assert second.epoch != first.epoch

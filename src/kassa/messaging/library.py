@@ -50,7 +50,7 @@ from kassa.messaging.topology import TOPOLOGY, Topic
 from kassa.messaging.wake import MESSAGES, Wakeups
 from kassa.messaging.work import DeadLetters, MessageWork
 from kassa.observability.meters import Meters
-from kassa.supervisor import Worker, end_tasks, is_ended
+from kassa.supervisor import Worker, end_tasks, is_ended, said
 
 log = structlog.get_logger("kassa.messaging")
 
@@ -357,14 +357,14 @@ class Messaging:
         except Unavailable as away:
             return self._is_away(consumer.group, message.id, away)
         except Reject as error:
-            return Dead(_said(error))
+            return Dead(said(error))
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_ended():
                 raise
             # The outermost loop of a message: whatever its handler raises belongs to the message, and must not stop the rest.
             log.warning("messaging.failed", group=consumer.group, message=message.id, error=repr(error))
             delay_s = message_delay(delivery.attempts + 1, random.random())
-            reason = _said(error)
+            reason = said(error)
             return Dead(reason) if delay_s is None else RetryAfter(delay_s, reason)
         if waits_for is not None:
             self._needs.pop((consumer.group, message.id), None)
@@ -468,14 +468,6 @@ class Messaging:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _said(error: Exception | asyncio.CancelledError) -> str:
-    """What a handler raised may not even be shown."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return type(error).__name__
 
 
 def _put_off(delay_s: float, reason: str) -> RetryAfter:

@@ -7,7 +7,6 @@ the relay where it stands: the log and the queues are the memory, the broker is 
 import asyncio
 import random
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -132,17 +131,12 @@ class MessageRelay:
         try:
             await self._send_all(claimed)
         except AWAY:
-            await self._give_back(claimed, PAUSE_S)
+            await self._work.give_back(claimed, PAUSE_S)
             raise
         except asyncio.CancelledError:
-            await self._give_back(claimed, 0.0)
+            await self._work.give_back(claimed)
             raise
         return len(claimed)
-
-    async def _give_back(self, claimed: Sequence[ClaimedMessage], delay_s: float) -> None:
-        """Those that are not settled; what the database does not take back now, the lease gives back."""
-        with suppress(*AWAY):
-            await self._work.give_back(claimed, delay_s)
 
     async def _send_all(self, claimed: Sequence[ClaimedMessage]) -> None:
         stopped: set[str] = set()

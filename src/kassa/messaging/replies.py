@@ -6,7 +6,6 @@ answer that is *owed*: whoever asks the channel replaces it, and if he dies it f
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
@@ -163,14 +162,12 @@ class ReplyRelay:
             await self._send(address, messages)
         except asyncio.CancelledError:
             # Those that are not settled are sent again by somebody else, under the same ids.
-            with suppress(*AWAY):
-                await self._work.give_back(messages)
+            await self._work.give_back(messages)
             raise
         except Exception as error:
             # The outermost loop of an address: whatever it raises belongs to it. Its answers come again soon.
             log.warning("replies.failed", broker=self._broker.name, replies=len(messages), error=repr(error))
-            with suppress(*AWAY):
-                await self._work.give_back(messages, PAUSE_S)
+            await self._work.give_back(messages, PAUSE_S)
 
     async def _send(self, address: str, messages: Sequence[ClaimedMessage]) -> None:
         ready: list[tuple[ClaimedMessage, Record]] = []

@@ -271,13 +271,14 @@ class MessageWork:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             with suppress(*AWAY):
-                if claimed := await claiming:
-                    await self.give_back(claimed)
+                await self.give_back(await claiming)
             raise
 
     async def give_back(self, claimed: Iterable[ClaimedMessage], delay_s: float = 0.0) -> None:
-        """Those that are not settled, without counting a try."""
-        await self.retry([(message, delay_s, None, False) for message in claimed])
+        """Those that are not settled, without counting a try; what the database does not take back now, the lease gives back."""
+        if given := [(message, delay_s, None, False) for message in claimed]:
+            with suppress(*AWAY):
+                await self.retry(given)
 
     async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
         """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""

@@ -15,7 +15,7 @@ from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, RetryAfter, Settlement
 from kassa.messaging.packing import VIA
 from kassa.messaging.topology import PAYMENT_ORDERS
-from kassa.supervisor import end_tasks, is_ended
+from kassa.supervisor import end_tasks, is_ended, said
 from kassa.workers.relay import opened
 
 IN_FLIGHT_MAX = 256
@@ -87,7 +87,7 @@ class OrderWorker:
         except Exception as error:
             # The outermost place for this request: what its handling could not bear belongs to it, and must not end the loop.
             log.exception("order.crashed", record=delivery.record.id)
-            handled = Handled(fault=f"{type(error).__name__}: {error}")
+            handled = Handled(fault=said(error))
         self._ended.append((_marked(delivery, via), _settlement(delivery, handled)))
         self._has_ended.set()
 

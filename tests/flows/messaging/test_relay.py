@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -97,8 +98,8 @@ async def test_messages_of_a_commit_reach_their_topic_and_leave_the_queue_when_c
 class Silent(PostgresBinder):
     """Takes what is sent, and never says what became of it."""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
+    def __init__(self, pool: Any, wakeups: Wakeups) -> None:
+        super().__init__(pool, wakeups)
         self.is_asked = asyncio.Event()
 
     async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
@@ -108,7 +109,7 @@ class Silent(PostgresBinder):
 
 
 async def test_a_relay_that_ends_gives_back_what_is_not_confirmed(house: House) -> None:
-    wakeups = Wakeups(asyncio.sleep)  # type: ignore[arg-type]
+    wakeups = Wakeups(house.pool.acquire)
     binder, work = Silent(house.pool, wakeups), MessageWork(house.pool)
     messages = tuple(Message(new_id(), "out", "k", b"%d" % number) for number in range(3))
     await house.one.commit(Change(home=HOME, messages=messages))

@@ -6,7 +6,7 @@ priorities, attempts, dead letters, pausing, depth; and the commit of the effect
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Container, Coroutine, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,7 +17,7 @@ from kassa.db.away import AWAY
 from kassa.db.queries import load
 from kassa.errors import BrokerUnreachable, InvariantBroken, QueueNotFound
 from kassa.ids import Id
-from kassa.messaging.binder import Resources, Subscription
+from kassa.messaging.binder import Resources
 from kassa.messaging.model import (
     PRIORITY_MAX,
     Ack,
@@ -139,7 +139,7 @@ class PostgresBinder:
         """An address is a topic here."""
         return await self.send(address, records, deadline_s=deadline_s)
 
-    async def subscribe(self, topic: str, group: str) -> Subscription:
+    async def subscribe(self, topic: str, group: str) -> "PostgresSubscription":
         """A consumer of the group's queue."""
         await self._require(topic, group)
         return PostgresSubscription(self._work, self._wakeups, queue_name(topic, group))
@@ -322,8 +322,12 @@ class PostgresSubscription:
                 async with asyncio.timeout(drain_s):
                     await self._drained.wait()
         if self._held:
-            await self._give_back(self._held.values())
+            await self._work.give_back(self._held.values())
             self._held.clear()
+
+    def let_go(self, *, but: Container[Id]) -> None:
+        """All but these are settled somewhere else, under the lease that they have: `close` does not give them back."""
+        self._held = {id: message for id, message in self._held.items() if id in but}
 
     async def _claim(self, limit: int) -> list[ClaimedMessage]:
         """Goes on when who asks is cancelled: the answer would be lost, and what was claimed would wait for its lease."""
@@ -337,7 +341,7 @@ class PostgresSubscription:
     async def _claim_to_the_end(self, limit: int) -> list[ClaimedMessage]:
         claimed = await self._work.claim(self._queue, limit)
         if claimed and self._is_closed:
-            await self._give_back(claimed)
+            await self._work.give_back(claimed)
             return []
         self._held.update((message.id, message) for message in claimed)
         return claimed
@@ -346,11 +350,7 @@ class PostgresSubscription:
         with suppress(*AWAY):
             claimed = [message for message in await claiming if self._held.pop(message.id, None) is not None]
             if claimed:
-                await self._give_back(claimed)
-
-    async def _give_back(self, messages: Iterable[ClaimedMessage]) -> None:
-        with suppress(*AWAY):
-            await self._work.retry([(message, 0.0, None, False) for message in messages])
+                await self._work.give_back(claimed)
 
     def _follow(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(coroutine)

@@ -38,7 +38,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, QueueNotFound, SettingInvalid
 from kassa.ids import Id, new_id
 from kassa.messaging.binder import Resources, Subscription
-from kassa.messaging.binders.postgres import PostgresBinder
+from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription
 from kassa.messaging.model import (
     Ack,
     Confirmed,
@@ -304,11 +304,9 @@ class _Session:
         self.answers: dict[int, _Kept] = {}
         """By the number of the call, oldest first."""
         self.running: set[int] = set()
-        self.subscriptions: dict[str, Subscription] = {}
+        self.subscriptions: dict[str, PostgresSubscription] = {}
         self.left: dict[str, _Left] = {}
         """What a subscription was given and did not fit into its answer: the next one begins with it."""
-        self.held: dict[str, set[Id]] = {}
-        """What the peer was handed by a subscription, and has not settled here."""
         self.heard_at = 0.0
 
     def keep(self, number: int, answer: bytes, *, now: float) -> None:
@@ -357,7 +355,9 @@ class Hub:
         settle it there."""
         await end_tasks(*self._tasks)
         for session in self._sessions.values():
-            await self._spare(session)
+            for name, subscription in session.subscriptions.items():
+                left = session.left.get(name)
+                subscription.let_go(but={one.id for one in left.handed} if left else ())
             await self._end(session)
         self._sessions.clear()
         if self._socket is not None:
@@ -432,12 +432,6 @@ class Hub:
                     del self._sessions[name]
                     await self._end(session)
 
-    async def _spare(self, session: _Session) -> None:
-        """What the peer holds is none of this hub's concern any more. Nobody has lease 0, so PostgreSQL changes nothing."""
-        for name, held in session.held.items():
-            if held and (subscription := session.subscriptions.get(name)) is not None:
-                await subscription.settle([_settlement(_End(id, 0, "retry", 0.0, None, False)) for id in held])
-
     async def _end(self, session: _Session) -> None:
         for subscription in session.subscriptions.values():
             try:
@@ -447,7 +441,6 @@ class Hub:
                 log.warning("zeromq.not_given_back", error=str(error))
         session.subscriptions.clear()
         session.left.clear()
-        session.held.clear()
 
     # Calls
 
@@ -469,7 +462,7 @@ class Hub:
         wanted: _Receive = _decode(raw, _Receive)
         await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
 
-    async def _subscription(self, session: _Session, name: str, topic: str, group: str) -> Subscription:
+    async def _subscription(self, session: _Session, name: str, topic: str, group: str) -> PostgresSubscription:
         found = session.subscriptions.get(name)
         if found is None:
             found = session.subscriptions[name] = await self._memory.subscribe(topic, group)
@@ -485,7 +478,6 @@ class Hub:
         found = left or await self._claim(subscription, wanted)
         count = min(wanted.limit, len(_batch([one.record for one in found.handed])))
         self._leave(session, wanted.subscription, found._replace(handed=found.handed[count:]))
-        session.held.setdefault(wanted.subscription, set()).update(one.id for one in found.handed[:count])
         return found.handed[:count]
 
     def _is_fresh(self, left: _Left) -> bool:
@@ -507,13 +499,11 @@ class Hub:
     async def _settle(self, session: _Session, raw: msgspec.Raw) -> list[bool]:
         wanted: _Settle = _decode(raw, _Settle)
         subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
-        session.held.get(wanted.subscription, set()).difference_update(end.id for end in wanted.ends)
         return await subscription.settle([_settlement(end) for end in wanted.ends])
 
     async def _close(self, session: _Session, raw: msgspec.Raw) -> None:
         wanted: _Receive = _decode(raw, _Receive)
         session.left.pop(wanted.subscription, None)
-        session.held.pop(wanted.subscription, None)
         subscription = session.subscriptions.pop(wanted.subscription, None)
         if subscription is not None:
             await subscription.close(0.0)
