@@ -13,8 +13,6 @@ from flows.cli.house import Up, environment, set_up
 
 ROOT = Path(__file__).parents[3]
 BLOCK = re.compile(r"<!-- tested -->\n```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-ANY_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 DOCUMENTS = ("README.md", "README.zh-CN.md", "docs/guides/first-payment.md")
 
 
@@ -63,23 +61,3 @@ def as_script(blocks: list[tuple[str, str]], place: Path) -> str:
         else:
             lines.append(text)
     return "\n".join(lines)
-
-
-def test_the_two_readmes_have_the_same_blocks_and_the_same_parts() -> None:
-    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS[:2])
-
-    def commands(text: str) -> list[str]:
-        return [re.sub(r"#.*", "", block) for block in ANY_BLOCK.findall(text)]
-
-    assert commands(english) == commands(chinese)
-    for pattern in (r"^#+ ", r"^- ", r"^\| `?", r"<!-- tested -->"):
-        assert len(re.findall(pattern, english, re.M)) == len(re.findall(pattern, chinese, re.M)), pattern
-    assert LINK.findall(english)[1:] == [link for link in LINK.findall(chinese)[1:]]
-
-
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_somewhere(name: str) -> None:
-    file = ROOT / name
-    broken = [link for link in LINK.findall(file.read_text(encoding="utf-8")) if not (file.parent / link).exists()]
-
-    assert broken == []

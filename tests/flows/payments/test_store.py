@@ -61,6 +61,7 @@ async def test_refunds_are_found_by_payment_and_by_order(
     await shop.payer_pays(payment)
     await shop.until(payment["id"], "succeeded")
     refund = await shop.refund(payment["id"], 10)
+    await shop.until_refund(refund["id"], "succeeded")
 
     by_payment = await store.refunds(HOME, payment=inner(payment["id"]), before=None, **PAGE)
     by_order = await store.refunds(HOME, payment=None, before=None, **(PAGE | {"order_id": "o-1"}))
