@@ -154,6 +154,7 @@ CREATE TABLE message (
     created_at timestamptz NOT NULL,
     attempts integer NOT NULL DEFAULT 0,
     returned boolean NOT NULL DEFAULT false,
+    lapses smallint NOT NULL DEFAULT 0,
     first_error text,
     last_error text,
     headers text NOT NULL,
@@ -179,9 +180,12 @@ CREATE SEQUENCE message_lease_number;
 -- nothing. The candidates are bounded, so that a long queue behind one key costs no more than a short one; where all of them
 -- wait or are somebody else's, the next and larger window is looked at. Whether somebody else was quicker is asked once more
 -- behind the locks.
+--
+-- A lease that ran out was of somebody who ended, or stood still, with all of it in hand. What three of them had is handed out
+-- alone, so that one message that ends its consumer does not go on ending him for all.
 CREATE FUNCTION claim_messages(queue text, wanted bigint, lease_for interval)
 RETURNS TABLE (lease bigint, id uuid, home bigint, key text, priority smallint, created_at timestamptz, attempts integer,
-               headers text, body bytea)
+               lapses smallint, headers text, body bytea)
 LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column
@@ -194,17 +198,30 @@ DECLARE
     enough bigint := greatest(wanted, 16);
     look bigint := enough;
     passed bigint := 0;
+    lapsed uuid[];
+    alone CONSTANT smallint := 3;
 BEGIN
     IF EXISTS (SELECT FROM subscription AS s WHERE s.queue = claim_messages.queue AND s.paused) THEN
         RETURN;
     END IF;
     -- A lease that is lost only means that somebody else acts earlier, so nobody waits for the disk.
     PERFORM set_config('synchronous_commit', 'off', true);
-    DELETE FROM message_lease AS l
-     WHERE l.id = ANY(ARRAY(
-           SELECT old.id FROM message_lease AS old
-            WHERE old.topic = queue AND old.leased_until <= clock_timestamp()
-              FOR UPDATE SKIP LOCKED));
+    WITH over AS (
+        DELETE FROM message_lease AS l
+         WHERE l.id = ANY(ARRAY(
+               SELECT old.id FROM message_lease AS old
+                WHERE old.topic = queue AND old.leased_until <= clock_timestamp()
+                  FOR UPDATE SKIP LOCKED))
+        RETURNING l.messages
+    )
+    SELECT array_agg(m.id) INTO lapsed FROM over, unnest(over.messages) AS m (id);
+    IF lapsed IS NOT NULL THEN
+        UPDATE message AS m
+           SET lapses = least(m.lapses + 1, 100),
+               first_error = COALESCE(m.first_error, 'whoever had it in hand ended, or held it longer than its lease'),
+               last_error = 'whoever had it in hand ended, or held it longer than its lease'
+         WHERE m.id = ANY(ARRAY(SELECT n.id FROM message AS n WHERE n.id = ANY(lapsed) FOR UPDATE SKIP LOCKED));
+    END IF;
     FOR attempt IN 1..6 LOOP
         WITH held AS MATERIALIZED (
             SELECT unnest(l.messages) AS id FROM message_lease AS l WHERE l.topic = queue
@@ -280,19 +297,25 @@ BEGIN
         SELECT unnest(l.messages) AS id FROM message_lease AS l WHERE l.topic = queue
     ),
     checked AS MATERIALIZED (
-        SELECT m.id, m.home, m.key, m.priority, m.created_at, m.attempts, m.headers, m.body, p.place,
+        SELECT m.id, m.home, m.key, m.priority, m.created_at, m.attempts, m.lapses, m.headers, m.body, p.place,
                bool_and(p.is_locked AND m.id NOT IN (SELECT h.id FROM held AS h))
                   OVER (PARTITION BY p.turn ORDER BY p.place) AS is_ours
           FROM unnest(places, turns, are_locked) WITH ORDINALITY AS p (at, turn, is_locked, place)
           LEFT JOIN message AS m ON m.ctid = p.at
     ),
+    chosen AS MATERIALIZED (
+        SELECT c.*
+          FROM (SELECT o.*, row_number() OVER in_order AS nth, count(*) FILTER (WHERE o.lapses >= alone) OVER in_order AS lone
+                  FROM checked AS o WHERE o.is_ours
+                WINDOW in_order AS (ORDER BY o.place)) AS c
+         WHERE c.lone = 0 OR c.nth = 1
+    ),
     leased AS (
         INSERT INTO message_lease (id, topic, leased_until, messages)
-        SELECT number, queue, clock_timestamp() + lease_for, array_agg(c.id) FROM checked AS c WHERE c.is_ours HAVING count(*) > 0
+        SELECT number, queue, clock_timestamp() + lease_for, array_agg(c.id) FROM chosen AS c HAVING count(*) > 0
     )
-    SELECT number, c.id, c.home, c.key, c.priority, c.created_at, c.attempts, c.headers, c.body
-      FROM checked AS c
-     WHERE c.is_ours
+    SELECT number, c.id, c.home, c.key, c.priority, c.created_at, c.attempts, c.lapses, c.headers, c.body
+      FROM chosen AS c
      ORDER BY c.place;
 END
 $$;

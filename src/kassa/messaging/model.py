@@ -122,6 +122,8 @@ class Delivery(msgspec.Struct, frozen=True):
     """The session that it came with; settled in another one it counts as not settled, and comes again."""
     done: tuple[Done, ...] = ()
     """What the effect's own Change has to consume. With it the commit is the acknowledgement (PostgreSQL)."""
+    alone: bool = False
+    """Its consumers ended with it in hand, again and again: nothing else is handled beside it."""
 
 
 class Ack(NamedTuple):

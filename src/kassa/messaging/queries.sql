@@ -108,7 +108,7 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
 
 -- name: claim_messages
 -- Due messages of one queue ($1), at most $2, leased for $3: `claim_messages` of db/schema.sql.
-SELECT lease, id, home, key, priority, created_at, attempts, headers, body FROM claim_messages($1, $2, $3);
+SELECT lease, id, home, key, priority, created_at, attempts, lapses, headers, body FROM claim_messages($1, $2, $3);
 
 -- name: send_messages
 -- Puts messages into queues ($1; `topic` says which of them), unless they are there already: a repeat changes nothing. `place`
@@ -126,12 +126,13 @@ ON CONFLICT (id) DO NOTHING;
 -- Records that came from a broker and could not be handled now, and those that came behind them in their key. They count as
 -- given back, so that they hold up what comes later in their key. Those that wait equally long are due at the same
 -- moment: a key comes back as a whole. One that is there already stays as it is.
-INSERT INTO message (id, home, topic, key, priority, due, created_at, attempts, returned, first_error, last_error, headers, body)
-SELECT id, home, $2, key, priority, statement_timestamp() + delay, statement_timestamp(), attempts, true, error, error, headers,
-       body
-  FROM unnest($1::uuid[], $3::bigint[], $4::text[], $5::smallint[], $6::interval[], $7::integer[], $8::text[], $9::text[],
-              $10::bytea[])
-       WITH ORDINALITY AS m (id, home, key, priority, delay, attempts, error, headers, body, place)
+INSERT INTO message (id, home, topic, key, priority, due, created_at, attempts, lapses, returned, first_error, last_error, headers,
+                     body)
+SELECT id, home, $2, key, priority, statement_timestamp() + delay, statement_timestamp(), attempts, lapses, true, error, error,
+       headers, body
+  FROM unnest($1::uuid[], $3::bigint[], $4::text[], $5::smallint[], $6::interval[], $7::integer[], $8::smallint[], $9::text[],
+              $10::text[], $11::bytea[])
+       WITH ORDINALITY AS m (id, home, key, priority, delay, attempts, lapses, error, headers, body, place)
  ORDER BY place
 ON CONFLICT (id) DO NOTHING;
 

@@ -20,7 +20,7 @@ from kassa.clock import Clock, SystemClock
 from kassa.errors import BrokerUnreachable, InvariantBroken
 from kassa.ids import new_id
 from kassa.messaging.binder import Resources, Subscription
-from kassa.messaging.binders.postgres import PostgresBinder, queue_name
+from kassa.messaging.binders.postgres import Parked, PostgresBinder, queue_name
 from kassa.messaging.model import (
     Ack,
     Arrival,
@@ -37,6 +37,7 @@ from kassa.messaging.packing import Packed, Undecodable, pack, strangers_id, unp
 from kassa.messaging.topology import Topic, class_of, of_class, travelling
 from kassa.messaging.transport import Stream, Transport
 from kassa.messaging.wake import MESSAGES, POLL_S, Watch
+from kassa.messaging.work import LAPSES_ALONE
 from kassa.observability.meters import Meters, Passage
 from kassa.supervisor import end_tasks
 
@@ -48,7 +49,7 @@ asks for, if that is more."""
 CREDIT_FIRST, AHEAD_BYTES = 20, 1024 * 1024
 """Packets may be envelopes of many records, so what is fetched ahead is bounded in bytes, by the size of the last ones."""
 FRESH_S = 0.1
-"""That our own queue is empty is believed for so long."""
+"""That our own queue is empty is believed for so long; it is looked at again at half that time."""
 ASK_S = 1.0
 """A broker is asked for so long at a time: a group that is paused takes nothing more after that."""
 CRASHES_MAX = 5
@@ -223,11 +224,15 @@ class _Parcel:
 class _Ahead:
     """One class of a topic: its stream, and what it brought that nobody has asked for yet."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, keeps_lanes: bool) -> None:
+        """keeps_lanes: whether nobody else has anything of a key while its lane is here."""
         self.stream = stream
+        self.keeps_lanes = keeps_lanes
         self.arrivals: deque[Arrival] = deque()
-        self.came_at = -math.inf
-        """When the last ones came, by the loop's clock."""
+        self.epochs: set[int] = set()
+        """From which something came."""
+        self.news_at = -math.inf
+        """When the last ones came that something of somebody else may have to come before, by the loop's clock."""
         self.credit = CREDIT_FIRST
         self.has_room = asyncio.Event()
         self.has_room.set()
@@ -236,7 +241,10 @@ class _Ahead:
     def bring(self, arrivals: Sequence[Arrival], limit: int, now: float) -> None:
         """These came. limit: how many may be ahead from now on."""
         self.arrivals.extend(arrivals)
-        self.came_at = now
+        epochs = {one.epoch for one in arrivals}
+        if not (self.keeps_lanes and epochs <= self.epochs):
+            self.epochs |= epochs
+            self.news_at = now
         size = sum([len(one.packet.body) for one in arrivals]) // len(arrivals)
         self.credit = max(1, min(limit, 2 * self.credit, AHEAD_BYTES // max(1, size)))
         self.look_for_room()
@@ -269,15 +277,16 @@ class SuppliedSubscription:
         self._memory = memory
         self._watch = watch
         self._passage = passage
-        self._ahead = [_Ahead(stream) for stream in streams]
+        # A key's records of another class have another lane, which may be somebody else's.
+        self._ahead = [_Ahead(stream, keeps_lanes=stream.keeps_lanes and len(streams) == 1) for stream in streams]
         self._opened: deque[tuple[_Parcel, list[Delivery]]] = deque()
         """Opened and not handed out yet, or not all of it: the rest of an envelope."""
         self._held: set[_Parcel] = set()
         """Parcels in hand."""
         self._batch = 0
         """As many as the last one who received asked for."""
-        self._opened_at = -math.inf
-        """When the last packets came that were opened."""
+        self._opened_news_at = -math.inf
+        """`_Ahead.news_at` of what was opened last."""
         self._empty_at = -math.inf
         """When the last look began that found our own queue empty."""
         self._kept_at = -math.inf
@@ -300,7 +309,7 @@ class SuppliedSubscription:
         self._batch = limit
         while not self._is_closed:
             found = await self._from_memory(max(1, limit // 2), clock())
-            if not self._is_paused:
+            if not self._is_paused and not any(one.alone for one in found):
                 try:
                     found += await self._from_broker(limit - len(found))
                 except BrokerUnreachable:
@@ -374,7 +383,7 @@ class SuppliedSubscription:
             if arrivals:
                 ahead.bring(arrivals, max(CREDIT, self._batch), clock())
                 self._watch.nudge()
-                if self._looking is None:
+                if self._looking is None and not self._is_empty(ahead.news_at, FRESH_S / 2):
                     self._looking = asyncio.create_task(self._look(), name="look for parked records")
 
     async def _look(self) -> None:
@@ -382,7 +391,7 @@ class SuppliedSubscription:
         clock = asyncio.get_running_loop().time
         began = -math.inf
         try:
-            while began < max([ahead.came_at for ahead in self._ahead]):
+            while began < max([ahead.news_at for ahead in self._ahead]):
                 began = clock()
                 if await self._tables.is_empty(self._topic, self._group):
                     self._empty_at = began
@@ -442,7 +451,7 @@ class SuppliedSubscription:
     async def _open(self, ahead: _Ahead, limit: int) -> None:
         """The records of as many packets as make up `limit`, ready to be handed out."""
         if ahead.arrivals:
-            self._opened_at = max(self._opened_at, ahead.came_at)
+            self._opened_news_at = max(self._opened_news_at, ahead.news_at)
         left = limit - sum([len(deliveries) for _, deliveries in self._opened])
         while ahead.arrivals and left > 0:
             arrival = ahead.arrivals.popleft()
@@ -485,13 +494,18 @@ class SuppliedSubscription:
 
     async def _nothing_waits(self) -> bool:
         """Whether our own queue was empty when these had come, and nothing was put there from here since. What somebody else puts
-        there later did not come before these: a lane's consumer parks what he has before he lets go of it."""
-        if self._looking is not None:
+        there later did not come before these: a lane's consumer parks what he has before he lets go of it. So of a lane that stays
+        with us it is enough to have looked once since we have it; that it does stay is believed for FRESH_S."""
+        if self._looking is not None and not self._is_empty(self._opened_news_at, FRESH_S):
             await asyncio.wait([self._looking])
-        since = max(self._opened_at, asyncio.get_running_loop().time() - FRESH_S)
+        return self._is_empty(self._opened_news_at, FRESH_S)
+
+    def _is_empty(self, news_at: float, age_max_s: float) -> bool:
+        """Whether our own queue was found empty after `news_at`, not longer ago than that, and nothing was put there from here."""
+        since = max(news_at, asyncio.get_running_loop().time() - age_max_s)
         return self._empty_at >= since and self._empty_at > self._kept_at and not self._keeping
 
-    async def _park(self, rows: Sequence[tuple[Record, float, int, str | None]]) -> None:
+    async def _park(self, rows: Sequence[Parked]) -> None:
         """Into our own queue. Raises BrokerUnreachable."""
         self._keeping += 1
         try:
@@ -505,13 +519,13 @@ class SuppliedSubscription:
         """Parks what is of these keys or has ended too many consumers; the others. Raises BrokerUnreachable."""
         going: list[Delivery] = []
         behind: list[Delivery] = []
-        rows: list[tuple[Record, float, int, str | None]] = []
+        rows: list[Parked] = []
         for one in ready:
-            crashes = _crashes(one)
-            if one.record.key in held_up or crashes >= CRASHES_MAX:
+            is_crashed = _crashes(one) >= CRASHES_MAX
+            if one.record.key in held_up or is_crashed:
                 behind.append(one)
-                # A pause of hours or a restart counts as well: whatever it was, one real failure is tried again.
-                rows.append((one.record, 0.0, CRASHES_MAX if crashes >= CRASHES_MAX else 0, None))
+                # A pause of hours or a restart counts as well: whatever it was, it is not given up for that.
+                rows.append(Parked(one.record, lapses=LAPSES_ALONE if is_crashed else 0))
             else:
                 going.append(one)
         if behind:
@@ -522,12 +536,12 @@ class SuppliedSubscription:
     # Settling
 
     async def _settle_parcels(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
-        later: list[tuple[Record, float, int, str | None]] = []
+        later: list[Parked] = []
         dead: list[tuple[Record, int, str]] = []
         for delivery, end in [one for one in settled if not isinstance(one[1], Ack)]:
             match end:
                 case RetryAfter(delay_s, reason, counts):
-                    later.append((delivery.record, delay_s, int(counts), reason))
+                    later.append(Parked(delivery.record, delay_s, int(counts), reason))
                 case Dead(reason):
                     dead.append((delivery.record, delivery.attempts + 1, reason))
         try:

@@ -11,8 +11,8 @@ NAMES = (
     "consumer",
 )  # fmt: skip
 """What of `db/schema.sql` messaging needs where there is no Kassa."""
-LATER = {"message_lease": "0004_message_leases.sql"}
-"""What a database may lack that was made by an earlier version, with the migration of Kassa's that brings it."""
+LATER = {("message_lease", "messages"): "0004_message_leases.sql", ("message", "lapses"): "0006_lapsed_leases.sql"}
+"""Columns that a database may lack which was made by an earlier version, with the migration of Kassa's that brings each."""
 _LOCK = 0x4B61736D  # "Kasm": two processes that start together make the tables once.
 _STATEMENT = re.compile(
     r"^CREATE (?:"
@@ -53,16 +53,19 @@ async def make_tables(connection: Any) -> bool:
 
 async def _missing(connection: Any) -> list[str]:
     """The statements that are still to be done."""
-    if not await _is_there(connection, "message"):
+    if not await _has(connection, "message", "id"):
         return statements()
     migrations = files("kassa.db").joinpath("migrations")
     return [
         migrations.joinpath(name).read_text(encoding="utf-8")
-        for table, name in LATER.items()
-        if not await _is_there(connection, table)
+        for (table, column), name in LATER.items()
+        if not await _has(connection, table, column)
     ]
 
 
-async def _is_there(connection: Any, table: str) -> bool:
-    there: bool = await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{SCHEMA}.{table}")
-    return there
+async def _has(connection: Any, table: str, column: str) -> bool:
+    has: bool = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = $2)",
+        f"{SCHEMA}.{table}", column,
+    )  # fmt: skip
+    return has

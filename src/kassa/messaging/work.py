@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import asyncpg
 import msgspec
+import structlog
 
 from kassa.db.away import AWAY
 from kassa.db.queries import array, load
@@ -23,10 +24,15 @@ from kassa.journal.change import MessageDone, TimerDone
 from kassa.messaging.ladder import timer_delay
 from kassa.messaging.packing import UNREADABLE
 
+log = structlog.get_logger("kassa.messaging.work")
+
 _SQL = load("kassa.messaging")
 
 LEASE_S = 60.0
 """Longer than any handler may take; a worker that dies gives its work back after that."""
+LAPSES_ALONE, LAPSES_MAX = 3, 8
+"""A message that so many leases ran out with is handed out alone (`claim_messages` of db/schema.sql), and then given up: it ends
+whoever has it in hand."""
 ERROR_CHARACTERS_MAX = 500
 
 
@@ -175,6 +181,8 @@ class ClaimedMessage(NamedTuple):
     priority: int
     created_at: datetime
     attempts: int
+    lapses: int
+    """How many leases ran out with it in hand."""
     lease: int
     """The number under which it was handed out, with all that was claimed at once."""
     headers: dict[str, str]
@@ -205,6 +213,7 @@ class ParkedMessage(NamedTuple):
     message: OutgoingMessage
     attempts: int
     reason: str | None
+    lapses: int = 0
 
 
 class Queue(NamedTuple):
@@ -262,6 +271,11 @@ class MessageWork:
         if claimed:
             self._forget(started - self._lease.total_seconds())
             self._in_hand[claimed[0].lease] = _InHand(started, {message.id for message in claimed})
+        if claimed and claimed[0].lapses >= LAPSES_MAX:
+            log.error("work.given_up", queue=topic, message=claimed[0].id, lapses=claimed[0].lapses)
+            reason = f"whoever had it in hand ended, or held it longer than its lease, {claimed[0].lapses} times"
+            await self.bury([(message, reason) for message in claimed])
+            return await self.claim(topic, limit)
         return claimed
 
     async def claim_whole(self, topic: str, limit: int) -> list[ClaimedMessage]:
@@ -351,6 +365,7 @@ class MessageWork:
             [one.message.priority for one in parked],
             [timedelta(seconds=one.message.delay_s) for one in parked],
             [one.attempts for one in parked],
+            [one.lapses for one in parked],
             [shortened(one.reason) for one in parked],
             [_written(one.message.headers) for one in parked],
             [one.message.body for one in parked],
@@ -511,7 +526,7 @@ def read_headers(raw: str) -> dict[str, str]:
 
 
 def _claimed(row: asyncpg.Record) -> ClaimedMessage:
-    lease, id, home, key, priority, created_at, attempts, headers, body = row
+    lease, id, home, key, priority, created_at, attempts, lapses, headers, body = row
     return ClaimedMessage(
-        Id(id.hex), home, key, priority, created_at, attempts, lease, read_headers(headers), body
+        Id(id.hex), home, key, priority, created_at, attempts, lapses, lease, read_headers(headers), body
     )  # fmt: skip

@@ -14,7 +14,7 @@ from kassa.journal.change import Change, InboxDone
 from kassa.messaging import breaker, supplied
 from kassa.messaging.binder import Elsewhere, Subscription
 from kassa.messaging.binders import postgres
-from kassa.messaging.binders.postgres import PostgresBinder, queue_name
+from kassa.messaging.binders.postgres import Parked, PostgresBinder, queue_name
 from kassa.messaging.consumer import Consumer, Handler, Unavailable
 from kassa.messaging.model import Ack, Confirmed, Dead, Delivery, Failed, Record, RetryAfter, Settlement
 from kassa.messaging.relay import send_surely
@@ -257,17 +257,70 @@ async def test_records_of_a_key_that_failed_together_are_due_together(bench: Ben
 
 
 async def test_record_waits_behind_what_another_consumer_has_just_parked(bench: Bench) -> None:
-    """Whoever received all the time and knew that nothing is parked does not rely on it: nobody tells him."""
+    """Whoever received all the time and knew that nothing is parked does not rely on it for long: nobody tells him."""
     subscription = await warm(bench)
     deaf = Wakeups(lambda: connect("", application="nobody"))
     elsewhere = PostgresBinder(bench.pool, deaf)
-    await elsewhere.park(bench.topic.name, "shop", [(record("a-1", key="a"), 60.0, 1, "not now")])
+    await elsewhere.park(bench.topic.name, "shop", [Parked(record("a-1", key="a"), 60.0, 1, "not now")])
+    await asyncio.sleep(2 * supplied.FRESH_S)
 
     await send(bench, record("a-2", key="a"), record("b-1", key="b"))
 
     assert ids(await collect(subscription, 1)) == ["b-1"]
     assert await subscription.receive(10, 0.5) == []
     assert (await bench.binder.depth(bench.topic.name, "shop")).waiting >= 2
+
+
+async def test_what_a_consumer_put_off_comes_first_at_the_one_who_has_its_lane_next(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that one has believed that nothing waits. Of sixteen keys some are of lanes that it gets only then."""
+    monkeypatch.setattr(supplied, "FRESH_S", HOUR_S)
+    keys = [f"a-{number}" for number in range(16)]
+    first, second = await warm(bench), await bench.binder.subscribe(bench.topic.name, "shop")
+    seen: tuple[list[str], list[str]] = ([], [])
+    held: list[Delivery] = []
+
+    async def receive(subscription: Subscription, ids: list[str]) -> None:
+        while True:
+            deliveries = await subscription.receive(10, 1.0)
+            ids += [delivery.record.id for delivery in deliveries]
+            keeps = [subscription is first and delivery.record.key in keys for delivery in deliveries]
+            held.extend(delivery for delivery, keep in zip(deliveries, keeps, strict=True) if keep)
+            await subscription.settle(
+                [(delivery, Ack()) for delivery, keep in zip(deliveries, keeps, strict=True) if not keep]
+            )
+
+    async def others() -> None:
+        for number in range(10_000):
+            await send(bench, *(record(f"b-{number}-{key}", key=f"b-{key}") for key in range(16)))
+            await asyncio.sleep(0.05)
+
+    async def have_come(number: int, *ids: list[str]) -> bool:
+        return {f"{key} {number}" for key in keys} <= {id for some in ids for id in some}
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(receive(one, ids)) for one, ids in zip((first, second), seen, strict=True)]
+        tasks.append(group.create_task(others()))
+        await until(lambda: both_have(seen, 50), FIRST_S)
+        await send(bench, *(record(f"{key} 1", key=key) for key in keys))
+        await until(lambda: have_come(1, *seen), FIRST_S)
+        tasks[0].cancel()
+        await first.settle([(delivery, RetryAfter(2.0, "not now")) for delivery in held])
+        await first.close(0.0)
+        await send(bench, *(record(f"{key} 2", key=key) for key in keys))
+        await until(lambda: have_come(2, seen[1]), FIRST_S)
+        await until(lambda: have_come(1, seen[1], [f"{key} 1" for key in keys if f"{key} 1" not in seen[0]]), FIRST_S)
+        for task in tasks:
+            task.cancel()
+
+    order = list(dict.fromkeys(seen[1]))
+    assert held
+    assert [key for key in keys if order.index(f"{key} 1") > order.index(f"{key} 2")] == []
+
+
+async def both_have(seen: Sequence[Sequence[str]], count: int) -> bool:
+    return all(len(ids) >= count for ids in seen)
 
 
 async def test_dead_record_lets_its_key_go_on_and_is_kept_with_its_reason(bench: Bench) -> None:

@@ -13,7 +13,14 @@ from kassa.messaging.binders.postgres import PostgresBinder
 from kassa.messaging.relay import MessageRelay
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
-from kassa.messaging.work import ClaimedMessage, DeadLetters, MessageWork, OutgoingMessage
+from kassa.messaging.work import (
+    LAPSES_ALONE,
+    LAPSES_MAX,
+    ClaimedMessage,
+    DeadLetters,
+    MessageWork,
+    OutgoingMessage,
+)
 
 QUEUE = "post:office"
 
@@ -250,3 +257,46 @@ async def test_a_row_whose_headers_are_no_text_keeps_no_other_from_being_claimed
     assert [one.key for one in await work.peek(QUEUE)] == ["a", "odd", "b"]
     assert await work.bury([(claimed[1], "odd")]) == {claimed[1].id}
     assert [letter.key for letter in await DeadLetters(house.pool).browse(QUEUE)] == ["odd"]
+
+
+async def test_a_message_that_ends_whoever_has_it_goes_alone_and_is_given_up(house: House) -> None:
+    work = MessageWork(house.pool, lease_s=0.05)
+
+    async def claimed() -> list[Id]:
+        """And whoever has them ends: nothing is settled or given back."""
+        found = ids(await MessageWork(house.pool, lease_s=0.05).claim(QUEUE, 10))
+        await asyncio.sleep(0.06)
+        return found
+
+    killer, other, same_key = await sent(work, "k", "o", "k")
+    for _ in range(LAPSES_ALONE):
+        assert await claimed() == [killer, same_key, other]
+
+    assert await claimed() == [killer]
+    lone = await MessageWork(house.pool).claim(QUEUE, 10)
+    assert ids(lone) == [killer]
+    beside = await work.claim(QUEUE, 10)
+    assert ids(beside) == [other], (
+        "what is behind it in its key waits, and what once was in hand with it goes alone too"
+    )
+    await work.acknowledge(beside)
+    await MessageWork(house.pool).give_back(lone)
+    for _ in range(LAPSES_MAX - LAPSES_ALONE - 1):
+        assert await claimed() == [killer]
+
+    assert ids(await work.claim(QUEUE, 10)) == [same_key], "its key goes on"
+    (dead,) = await DeadLetters(house.pool).browse(QUEUE)
+    assert (dead.id, dead.reason) == (killer, "whoever had it in hand ended, or held it longer than its lease, 8 times")
+    await DeadLetters(house.pool).replay(QUEUE)
+    assert await house.pool.fetchval("SELECT lapses FROM message WHERE id = $1", killer) == 0
+
+
+async def test_what_was_once_in_hand_with_others_that_ended_is_handed_out_with_them_again(house: House) -> None:
+    work = MessageWork(house.pool, lease_s=0.05)
+    sent_ids = await sent(work, "a", "b", "c")
+    await work.claim(QUEUE, 10)
+    await asyncio.sleep(0.06)
+
+    assert ids(await work.claim(QUEUE, 10)) == sent_ids
+    (peeked, *_) = await work.peek(QUEUE)
+    assert peeked.last_error == "whoever had it in hand ended, or held it longer than its lease"

@@ -15,7 +15,6 @@ from kassa.messaging.binders.memory import MemoryStream
 from kassa.messaging.consumer import Consumer
 from kassa.messaging.model import Ack, Arrival, Dead, Delivery, Record, RetryAfter
 from kassa.messaging.packing import ENVELOPE_TYPE, NAME_BYTES_MAX
-from kassa.messaging.supplied import CRASHES_MAX
 from kassa.messaging.topology import Topic
 
 DEEP = b"[" * 2000 + b"]" * 2000
@@ -103,8 +102,10 @@ async def test_half_of_a_character_in_a_header_or_a_reason_stops_nobody(database
         await subscription.close(0.0)
 
 
-async def test_count_of_redeliveries_beyond_reason_is_five(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What goes on alone after it was handed out so often is tried again after a real failure, however often that was."""
+async def test_count_of_redeliveries_beyond_reason_costs_no_try(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes on alone after it was handed out so often has not failed yet, however often that was."""
     receive = MemoryStream.receive
 
     async def often(stream: MemoryStream, limit: int, wait_s: float) -> list[Arrival]:
@@ -117,7 +118,7 @@ async def test_count_of_redeliveries_beyond_reason_is_five(database_url: str, mo
 
         (delivery,) = await collect(subscription, 1)
 
-        assert (delivery.record.id, delivery.attempts) == ("r-1", CRASHES_MAX)
+        assert (delivery.record.id, delivery.attempts, delivery.alone) == ("r-1", 0, True)
         await subscription.close(0.0)
 
 

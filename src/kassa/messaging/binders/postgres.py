@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Container, Coroutine, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import asyncpg
 
@@ -35,7 +35,7 @@ from kassa.messaging.model import (
 )
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups
-from kassa.messaging.work import ClaimedMessage, MessageWork, OutgoingMessage, ParkedMessage
+from kassa.messaging.work import LAPSES_ALONE, ClaimedMessage, MessageWork, OutgoingMessage, ParkedMessage
 
 T = TypeVar("T")
 
@@ -75,6 +75,18 @@ def message_id(queue: str, record: str) -> Id:
     """A record's row in a queue: the same each time, so that a record which is sent again is there once."""
     digits = hashlib.sha256(f"{queue}\0{record}".encode()).hexdigest()
     return Id(f"{digits[:12]}8{digits[13:16]}8{digits[17:32]}")
+
+
+class Parked(NamedTuple):
+    """A record of a broker that waits in our own queue."""
+
+    record: Record
+    delay_s: float = 0.0
+    attempts: int = 0
+    """Failed ones."""
+    reason: str | None = None
+    lapses: int = 0
+    """How many had it in hand and ended."""
 
 
 class PostgresBinder:
@@ -162,15 +174,15 @@ class PostgresBinder:
 
     # What `supplied.py` keeps here for other brokers
 
-    async def park(self, topic: str, group: str, parked: Sequence[tuple[Record, float, int, str | None]]) -> None:
-        """(record, seconds, failed attempts, reason): kept in the group's queue until its time has come.
+    async def park(self, topic: str, group: str, parked: Sequence[Parked]) -> None:
+        """Kept in the group's queue until their time has come.
 
         Raises BrokerUnreachable when the database is away: nothing was kept, or nobody knows.
         """
         queue = queue_name(topic, group)
         rows = [
-            ParkedMessage(_row(queue, record._replace(delay_s=delay_s)), attempts, reason)
-            for record, delay_s, attempts, reason in parked
+            ParkedMessage(_row(queue, one.record._replace(delay_s=one.delay_s)), one.attempts, one.reason, one.lapses)
+            for one in parked
         ]
         try:
             await self._work.park(queue, rows)
@@ -372,7 +384,8 @@ def _delivery(message: ClaimedMessage) -> Delivery:
     # Nobody else reads the message's headers, so they need no copy.
     id = message.headers.pop(RECORD_HEADER, message.id)
     record = Record(id, message.key, message.body, message.headers, message.priority, 0.0, message.home)
-    return Delivery(record, message.attempts, message.created_at, message, message.lease, (message.done,))
+    alone = message.lapses >= LAPSES_ALONE
+    return Delivery(record, message.attempts, message.created_at, message, message.lease, (message.done,), alone)
 
 
 def _message(delivery: Delivery) -> ClaimedMessage:

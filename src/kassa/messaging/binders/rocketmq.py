@@ -409,6 +409,8 @@ class _Session:
 class RocketStream:
     """A consumer. The broker shares lanes out by itself: a lane belongs to who holds something of it."""
 
+    keeps_lanes = False
+
     def __init__(self, transport: "RocketTransport", topic: Topic, group: str) -> None:
         self._transport = transport
         self.topic = topic

@@ -537,7 +537,7 @@ def _given_back(handed: _Handed) -> _End:
 
 def _settlement(end: _End) -> tuple[Delivery, Settlement]:
     """As the hub's memory wants it; only id and lease say which message it is."""
-    message = ClaimedMessage(end.id, 0, "", 0, datetime.min, 0, end.lease, {}, b"")
+    message = ClaimedMessage(end.id, 0, "", 0, datetime.min, 0, 0, end.lease, {}, b"")
     delivery = Delivery(Record(end.id, "", b"", {}), 0, None, message, end.lease)
     match end.kind:
         case "ack":
