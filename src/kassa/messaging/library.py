@@ -19,7 +19,7 @@ priorities are those of Kassa, whatever the broker.
 
 import asyncio
 import random
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -58,6 +58,11 @@ BATCH = 100
 WAIT_S = 5.0
 INBOX_KEEP_MAX = timedelta(days=3650)
 TIDY_S = 3600.0
+CONNECTIONS = 8
+"""Of the pool, at most, unless somebody asks for more or has many consumers."""
+SPARE = 2
+"""Connections that no handler keeps: what is sent, claimed, settled and answered meanwhile has one for a moment, and waits for
+nothing with it. One would do; with two, a slow statement does not hold up the rest."""
 ASKER = "asker"
 """The group that receives a service's answers."""
 NEEDS_MAX = 10_000
@@ -120,19 +125,68 @@ class _Consumer(NamedTuple):
     transaction: Transaction | None
 
 
+class _Seats:
+    """Who may keep a connection of the pool while a handler runs: so many at once, and one handler of each consumer at any time.
+
+    A handler may wait for what another consumer of the service does, as for an answer: no consumer takes the last seat of another.
+    """
+
+    def __init__(self, seats: int, consumers: Iterable[_Consumer]) -> None:
+        """seats: one for each consumer, or more."""
+        self._free = seats
+        self._consumers = frozenset(consumers)
+        self._taken: Counter[_Consumer] = Counter()
+        self._turns: defaultdict[_Consumer, deque[asyncio.Future[None]]] = defaultdict(deque)
+
+    @asynccontextmanager
+    async def one(self, consumer: _Consumer) -> AsyncIterator[None]:
+        """In a consumer's order; where several wait, the one that has the fewest is next."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns[consumer].append(turn)
+        self._seat()
+        try:
+            await turn
+            yield
+        finally:
+            self._leave(consumer, turn)
+
+    def _seat(self) -> None:
+        while waiting := [consumer for consumer, turns in self._turns.items() if turns]:
+            consumer = min(waiting, key=self._taken.__getitem__)
+            kept = sum(not self._taken[other] for other in self._consumers if other != consumer)
+            if self._free <= kept:
+                return
+            self._taken[consumer] += 1
+            self._free -= 1
+            turn = self._turns[consumer].popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+    def _leave(self, consumer: _Consumer, turn: asyncio.Future[None]) -> None:
+        if turn in self._turns[consumer]:
+            self._turns[consumer].remove(turn)
+            return
+        # Its turn had come, perhaps when it was already cancelled.
+        self._taken[consumer] -= 1
+        self._free += 1
+        self._seat()
+
+
 class Messaging:
     """One service's part in the messages of a house."""
 
     def __init__(
         self, broker: str, database_url: str, *, topics: Iterable[Topic] = (), name: str = "service",
         transaction: Transaction | None = None, provision: bool = True, inbox_keep: timedelta = outbox.INBOX_KEEP,
-        notify: bool = True,
+        notify: bool = True, connections: int | None = None,
     ) -> None:  # fmt: skip
         """broker: as for `kassa up --broker`, or `memory`. topics: those of the service, beside Kassa's own. name: of the
         service; its replies come to a queue of that name. transaction: opens the service's own transactions, e.g.
         `engine.begin` of SQLAlchemy; else asyncpg's. provision: whether topics are made when they are missing. inbox_keep: how
         long it is remembered what was handled, 8 days or more: longer than the broker may bring it again. notify: whether a
         commit wakes the relay; False where transactions are prepared (PREPARE TRANSACTION), which PostgreSQL then refuses.
+        connections: of the library's pool, at most, beside one that listens: all but 2 are for handlers, one each while it runs,
+        and each consumer that has no `transaction` of its own needs one. None: 8, or more for many consumers.
         Raises SettingInvalid."""
         if not outbox.INBOX_KEEP <= inbox_keep <= INBOX_KEEP_MAX:
             raise SettingInvalid(
@@ -151,6 +205,7 @@ class Messaging:
         self._provision = provision
         self._inbox_keep = inbox_keep
         self._bell = outbox.Bell() if notify else None
+        self._connections = connections
         self._breaker = Breaker()
         self._needs: OrderedDict[tuple[str, str], str] = OrderedDict()
         """Whom a message of a group waits for; the latest ones."""
@@ -163,6 +218,7 @@ class Messaging:
         self._asking = asyncio.Lock()
         self._answers: asyncio.Task[None] | None = None
         self._pool: Any = None
+        self._seats = _Seats(0, ())
         self._binder: Binder | None = None
         self._wakeups: Wakeups | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -181,7 +237,7 @@ class Messaging:
         return register
 
     async def start(self) -> None:
-        """Connects, makes tables and topics that are missing, and begins to send. Raises BrokerUnreachable,
+        """Connects, makes tables and topics that are missing, and begins to send. Raises SettingInvalid, BrokerUnreachable,
         DatabaseUnreachable, DatabaseRefused, and then nothing is left open: it may be tried again."""
         try:
             await self._start()
@@ -192,7 +248,10 @@ class Messaging:
 
     async def _start(self) -> None:
         url = with_schema(self._database_url)
-        self._pool = await open_pool(url, application=f"{self._name} messaging")
+        keeping = {consumer for consumer in self._consumers if consumer.transaction is None}
+        connections = self._size(len(keeping))
+        self._seats = _Seats(connections - SPARE, keeping)
+        self._pool = await open_pool(url, application=f"{self._name} messaging", size_max=connections)
         async with self._pool.acquire() as connection:
             await make_tables(connection)
         self._wakeups = Wakeups(lambda: connect(url, application=f"{self._name} wake"))
@@ -273,8 +332,8 @@ class Messaging:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[name] = future
         try:
-            await self.send(topic, body, key=key, headers=asked)
             async with asyncio.timeout(timeout_s):
+                await self.send(topic, body, key=key, headers=asked)
                 return await future
         except TimeoutError as error:
             raise NoReply(topic=topic, correlation_id=name) from error
@@ -350,7 +409,7 @@ class Messaging:
         if waits_for is not None and (wait_s := self._breaker.wait_s(waits_for, _now())):
             return _put_off(wait_s, f"{waits_for} is away")
         try:
-            async with (consumer.transaction or self._own_transaction)() as connection:
+            async with (consumer.transaction or partial(self._own_transaction, consumer))() as connection:
                 if await outbox.note(connection, consumer.group, message.id):
                     _handled.set(connection)
                     await consumer.handler(message, connection)
@@ -385,8 +444,8 @@ class Messaging:
         return _put_off(max(PAUSE_S, self._breaker.wait_s(away.destination, _now())), str(away))
 
     @asynccontextmanager
-    async def _own_transaction(self) -> AsyncIterator[Any]:
-        async with self._started_pool().acquire() as connection, connection.transaction():
+    async def _own_transaction(self, consumer: _Consumer) -> AsyncIterator[Any]:
+        async with self._seats.one(consumer), self._started_pool().acquire() as connection, connection.transaction():
             yield connection
 
     # Answers to what was asked here
@@ -421,6 +480,19 @@ class Messaging:
             await asyncio.shield(subscription.close(0.0))
 
     # Parts
+
+    def _size(self, consumers: int) -> int:
+        """Connections of the pool, for so many consumers that keep one. Raises SettingInvalid."""
+        needed = consumers + SPARE
+        if self._connections is None:
+            return max(CONNECTIONS, needed)
+        if self._connections < needed:
+            raise SettingInvalid(
+                f"{self._connections} connections are too few for {consumers} consumers: give {needed} or more, one for each "
+                f"and {SPARE} for what is sent and received meanwhile.",
+                name="connections",
+            )
+        return self._connections
 
     def _declared(self) -> tuple[Topic, ...]:
         """The topics with the groups that consume here."""
