@@ -49,7 +49,9 @@ asks for, if that is more."""
 CREDIT_FIRST, AHEAD_BYTES = 20, 1024 * 1024
 """Packets may be envelopes of many records, so what is fetched ahead is bounded in bytes, by the size of the last ones."""
 FRESH_S = 0.1
-"""That our own queue is empty is believed for so long; it is looked at again at half that time."""
+"""That our own queue is empty is believed for so long, by everybody; it is looked at again at half that time."""
+SEEN_S = 1.5 * FRESH_S
+"""What was put there is seen by everybody after that."""
 ASK_S = 1.0
 """A broker is asked for so long at a time: a group that is paused takes nothing more after that."""
 CRASHES_MAX = 5
@@ -224,15 +226,11 @@ class _Parcel:
 class _Ahead:
     """One class of a topic: its stream, and what it brought that nobody has asked for yet."""
 
-    def __init__(self, stream: Stream, *, keeps_lanes: bool) -> None:
-        """keeps_lanes: whether nobody else has anything of a key while its lane is here."""
+    def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.keeps_lanes = keeps_lanes
         self.arrivals: deque[Arrival] = deque()
-        self.epochs: set[int] = set()
-        """From which something came."""
-        self.news_at = -math.inf
-        """When the last ones came that something of somebody else may have to come before, by the loop's clock."""
+        self.came_at = -math.inf
+        """When the last ones came, by the loop's clock."""
         self.credit = CREDIT_FIRST
         self.has_room = asyncio.Event()
         self.has_room.set()
@@ -241,10 +239,7 @@ class _Ahead:
     def bring(self, arrivals: Sequence[Arrival], limit: int, now: float) -> None:
         """These came. limit: how many may be ahead from now on."""
         self.arrivals.extend(arrivals)
-        epochs = {one.epoch for one in arrivals}
-        if not (self.keeps_lanes and epochs <= self.epochs):
-            self.epochs |= epochs
-            self.news_at = now
+        self.came_at = now
         size = sum([len(one.packet.body) for one in arrivals]) // len(arrivals)
         self.credit = max(1, min(limit, 2 * self.credit, AHEAD_BYTES // max(1, size)))
         self.look_for_room()
@@ -277,16 +272,15 @@ class SuppliedSubscription:
         self._memory = memory
         self._watch = watch
         self._passage = passage
-        # A key's records of another class have another lane, which may be somebody else's.
-        self._ahead = [_Ahead(stream, keeps_lanes=stream.keeps_lanes and len(streams) == 1) for stream in streams]
+        self._ahead = [_Ahead(stream) for stream in streams]
         self._opened: deque[tuple[_Parcel, list[Delivery]]] = deque()
         """Opened and not handed out yet, or not all of it: the rest of an envelope."""
         self._held: set[_Parcel] = set()
         """Parcels in hand."""
         self._batch = 0
         """As many as the last one who received asked for."""
-        self._opened_news_at = -math.inf
-        """`_Ahead.news_at` of what was opened last."""
+        self._opened_at = -math.inf
+        """When the last packets came that were opened."""
         self._empty_at = -math.inf
         """When the last look began that found our own queue empty."""
         self._kept_at = -math.inf
@@ -294,6 +288,8 @@ class SuppliedSubscription:
         self._keeping = 0
         """How much is being put there now."""
         self._looking: asyncio.Task[None] | None = None
+        self._unseen: set[asyncio.Task[None]] = set()
+        """Each settles packets once everybody has seen what was put into our own queue instead."""
         self._drained = asyncio.Event()
         self._is_closed = False
         self._is_paused = False
@@ -342,6 +338,8 @@ class SuppliedSubscription:
         self._is_closed = True
         self._watch.nudge()
         await end_tasks(*self._pumps, *([self._looking] if self._looking else []))
+        if self._unseen:
+            await asyncio.wait(self._unseen)
         if self._held:
             self._drained.clear()
             with suppress(TimeoutError):
@@ -383,7 +381,7 @@ class SuppliedSubscription:
             if arrivals:
                 ahead.bring(arrivals, max(CREDIT, self._batch), clock())
                 self._watch.nudge()
-                if self._looking is None and not self._is_empty(ahead.news_at, FRESH_S / 2):
+                if self._looking is None and not self._is_empty(ahead.came_at, FRESH_S / 2):
                     self._looking = asyncio.create_task(self._look(), name="look for parked records")
 
     async def _look(self) -> None:
@@ -391,7 +389,9 @@ class SuppliedSubscription:
         clock = asyncio.get_running_loop().time
         began = -math.inf
         try:
-            while began < max([ahead.news_at for ahead in self._ahead]):
+            while began == -math.inf or (
+                len(self._ahead) > 1 and began < max([ahead.came_at for ahead in self._ahead])
+            ):
                 began = clock()
                 if await self._tables.is_empty(self._topic, self._group):
                     self._empty_at = began
@@ -451,7 +451,7 @@ class SuppliedSubscription:
     async def _open(self, ahead: _Ahead, limit: int) -> None:
         """The records of as many packets as make up `limit`, ready to be handed out."""
         if ahead.arrivals:
-            self._opened_news_at = max(self._opened_news_at, ahead.news_at)
+            self._opened_at = max(self._opened_at, ahead.came_at)
         left = limit - sum([len(deliveries) for _, deliveries in self._opened])
         while ahead.arrivals and left > 0:
             arrival = ahead.arrivals.popleft()
@@ -493,16 +493,20 @@ class SuppliedSubscription:
         return ready
 
     async def _nothing_waits(self) -> bool:
-        """Whether our own queue was empty when these had come, and nothing was put there from here since. What somebody else puts
-        there later did not come before these: a lane's consumer parks what he has before he lets go of it. So of a lane that stays
-        with us it is enough to have looked once since we have it; that it does stay is believed for FRESH_S."""
-        if self._looking is not None and not self._is_empty(self._opened_news_at, FRESH_S):
-            await asyncio.wait([self._looking])
-        return self._is_empty(self._opened_news_at, FRESH_S)
+        """Whether nothing in our own queue has to come before what was opened.
 
-    def _is_empty(self, news_at: float, age_max_s: float) -> bool:
-        """Whether our own queue was found empty after `news_at`, not longer ago than that, and nothing was put there from here."""
-        since = max(news_at, asyncio.get_running_loop().time() - age_max_s)
+        Whoever puts something there leaves its packet unsettled for longer than anybody believes that the queue is empty, and a
+        lane brings nothing to another consumer before that: it comes with the unsettled packet first."""
+        if self._looking is not None and not self._is_empty(self._opened_at, FRESH_S):
+            await asyncio.wait([self._looking])
+        return self._is_empty(self._opened_at, FRESH_S)
+
+    def _is_empty(self, came_at: float, age_max_s: float) -> bool:
+        """Whether our own queue was found empty not longer ago than that, and nothing was put there from here since."""
+        since = asyncio.get_running_loop().time() - age_max_s
+        if len(self._ahead) > 1:
+            # A key's records of another class are in another lane, which may be somebody else's.
+            since = max(since, came_at)
         return self._empty_at >= since and self._empty_at > self._kept_at and not self._keeping
 
     async def _park(self, rows: Sequence[Parked]) -> None:
@@ -530,20 +534,20 @@ class SuppliedSubscription:
                 going.append(one)
         if behind:
             await self._park(rows)
-            await self._count_down(behind)
+            self._count_down_once_seen(behind)
         return going
 
     # Settling
 
     async def _settle_parcels(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
-        later: list[Parked] = []
-        dead: list[tuple[Record, int, str]] = []
-        for delivery, end in [one for one in settled if not isinstance(one[1], Ack)]:
-            match end:
-                case RetryAfter(delay_s, reason, counts):
-                    later.append(Parked(delivery.record, delay_s, int(counts), reason))
-                case Dead(reason):
-                    dead.append((delivery.record, delivery.attempts + 1, reason))
+        if all([isinstance(end, Ack) for _, end in settled]):
+            return await self._count_down([delivery for delivery, _ in settled])
+        dead = [(one.record, one.attempts + 1, end.reason) for one, end in settled if isinstance(end, Dead)]
+        later = [
+            Parked(one.record, end.delay_s, int(end.counts), end.reason)
+            for one, end in settled
+            if isinstance(end, RetryAfter)
+        ]
         try:
             if dead:
                 await self._tables.bury(self._topic, self._group, dead)
@@ -555,7 +559,21 @@ class SuppliedSubscription:
             await asyncio.sleep(PAUSE_S)
             await self._start_again({_parcel(delivery).stream for delivery, _ in settled})
             return [False] * len(settled)
-        return await self._count_down([delivery for delivery, _ in settled])
+        self._count_down_once_seen([one for one, end in settled if isinstance(end, RetryAfter)])
+        done = iter(await self._count_down([one for one, end in settled if not isinstance(end, RetryAfter)]))
+        return [_is_held(one) if isinstance(end, RetryAfter) else next(done) for one, end in settled]
+
+    def _count_down_once_seen(self, parked: Sequence[Delivery]) -> None:
+        """These are in our own queue."""
+        if not parked:
+            return
+        task = asyncio.create_task(self._count_down_later(parked), name="settle what was parked")
+        self._unseen.add(task)
+        task.add_done_callback(self._unseen.discard)
+
+    async def _count_down_later(self, parked: Sequence[Delivery]) -> None:
+        await asyncio.sleep(SEEN_S)
+        await self._count_down(parked)
 
     async def _count_down(self, deliveries: Sequence[Delivery]) -> list[bool]:
         """These are done, or kept elsewhere; a packet is settled with its last record. Of a record whose packet has others
@@ -621,6 +639,11 @@ def _count(arrival: Arrival) -> int:
 
 def _crashes(delivery: Delivery) -> int:
     return _parcel(delivery).arrival.redeliveries
+
+
+def _is_held(delivery: Delivery) -> bool:
+    parcel = _parcel(delivery)
+    return parcel.stream.holds(parcel.arrival)
 
 
 def _parcel(delivery: Delivery) -> _Parcel:

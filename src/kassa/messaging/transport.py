@@ -18,9 +18,6 @@ class Stream(Protocol):
     one active consumer. What comes and is not settled when the session ends comes again, to whoever has the lane then.
     """
 
-    keeps_lanes: bool
-    """Whether nobody else gets anything of a lane while its epoch lasts here. If not, a lane that was settled may be another's."""
-
     async def receive(self, limit: int, wait_s: float) -> list[Arrival]:
         """At most `limit` packets; waits up to `wait_s` for the first one. What is asked for is the credit: nothing more is
         fetched ahead without bound, and a stream that nobody asks keeps its place in the group. When it is cancelled nothing

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -196,6 +197,52 @@ async def test_a_program_that_receives_by_sql_and_a_worker_do_not_get_the_same(h
     assert await work.acknowledge(taken) == {sent_ids[0]}
     assert await work.acknowledge(rest) == {sent_ids[2]}
     assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
+
+
+async def test_programs_that_receive_by_sql_side_by_side_keep_each_keys_order(house: House) -> None:
+    work = MessageWork(house.pool)
+    await sent(work, "k", "k", "o")
+
+    async def received(connection: Any, at_most: int) -> list[str]:
+        rows = await connection.fetch("SELECT body FROM kassa_receive('post', 'office', $1)", at_most)
+        return [row["body"] for row in rows]
+
+    async with house.pool.acquire() as one, house.pool.acquire() as two:
+        begun = one.transaction()
+        await begun.start()
+        assert await received(one, 1) == ["k"]
+        async with two.transaction():
+            assert await received(two, 1) == ["o"], "the next of the key waits until the first is committed"
+        assert await received(two, 9) == []
+        await begun.rollback()
+        assert await received(two, 1) == ["k"]
+        assert await received(two, 9) == ["k"]
+    assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
+
+
+async def test_a_program_that_receives_by_sql_gets_nothing_behind_what_a_worker_has_of_the_key(house: House) -> None:
+    work = MessageWork(house.pool)
+    await sent(work, "k", "k")
+    (taken,) = await work.claim(QUEUE, 1)
+
+    receive = "SELECT body FROM kassa_receive('post', 'office', 9)"
+    assert await house.pool.fetch(receive) == []
+    await work.retry([(taken, 60.0, "not now", True)])
+    assert await house.pool.fetch(receive) == []
+    await house.pool.execute("UPDATE message SET due = clock_timestamp()")
+    assert len(await house.pool.fetch(receive)) == 2
+
+
+async def test_a_paused_group_gives_nothing_to_a_program_that_receives_by_sql(house: House) -> None:
+    await sent(MessageWork(house.pool), "k")
+    await house.pool.execute("SELECT kassa_listen('post', 'office')")
+    await house.pool.execute("UPDATE subscription SET paused = true")
+    receive = "SELECT body FROM kassa_receive('post', 'office', 9)"
+    assert await house.pool.fetch(receive) == []
+
+    await house.pool.execute("UPDATE subscription SET paused = false")
+
+    assert len(await house.pool.fetch(receive)) == 1
 
 
 class CutWork(MessageWork):

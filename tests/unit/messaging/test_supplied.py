@@ -2,8 +2,6 @@
 
 import asyncio
 
-from msgspec.structs import replace
-
 from kassa.messaging.binders.memory import MemoryTransport
 from kassa.messaging.model import Arrival, Packet
 from kassa.messaging.supplied import AHEAD_BYTES, CREDIT, CREDIT_FIRST, _Ahead
@@ -14,7 +12,7 @@ async def ahead() -> _Ahead:
     transport = MemoryTransport()
     topic = Topic("orders", ("shop",), "")
     await transport.provision([topic], verify_only=False)
-    return _Ahead(await transport.subscribe(topic, "shop"), keeps_lanes=True)
+    return _Ahead(await transport.subscribe(topic, "shop"))
 
 
 def arrivals(count: int, size: int) -> list[Arrival]:
@@ -41,19 +39,3 @@ async def test_envelopes_are_bounded_by_their_bytes() -> None:
     assert not one.has_room.is_set()
     one.bring(arrivals(1, 2 * AHEAD_BYTES), CREDIT, 0.0)
     assert one.credit == 1
-
-
-async def test_what_came_is_news_where_its_lane_may_have_been_anothers() -> None:
-    one = await ahead()
-    one.bring(arrivals(1, 0), CREDIT, 1.0)
-    one.bring(arrivals(1, 0), CREDIT, 2.0)
-    assert one.news_at == 1.0, "its lane has been here since"
-
-    one.bring([replace(other, epoch=2) for other in arrivals(1, 0)], CREDIT, 3.0)
-    assert one.news_at == 3.0
-    one.bring(arrivals(1, 0), CREDIT, 4.0)
-    assert one.news_at == 3.0
-
-    one.keeps_lanes = False
-    one.bring(arrivals(1, 0), CREDIT, 5.0)
-    assert one.news_at == 5.0

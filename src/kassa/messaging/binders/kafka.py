@@ -607,8 +607,6 @@ class KafkaStream:
     that was fetched ahead of it.
     """
 
-    keeps_lanes = True
-
     def __init__(
         self, transport: "KafkaTransport", topic: str, topic_id: str | None, group: str, instance: str | None
     ) -> None:

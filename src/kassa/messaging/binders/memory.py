@@ -135,9 +135,6 @@ class MemoryTransport:
 class MemoryStream:
     """A consumer: the packets of the lanes that it has."""
 
-    keeps_lanes = False
-    """Its epochs are those of packets."""
-
     def __init__(self, group: _Group, clock: Clock) -> None:
         self._group = group
         self._clock = clock
