@@ -176,6 +176,46 @@ async def test_time_of_a_packet_runs_since_it_was_asked_for(monkeypatch: pytest.
     await end_tasks(*stream._fetchers.values())
 
 
+async def taken_in(*ids: str) -> tuple[RocketStream, list[ours._Held]]:
+    """Packets of one lane, not handed out yet."""
+    stream = stream_at(Proxy())
+    stream._take_in("broker-a", [received(id).message for id in ids], asyncio.get_running_loop().time())
+    return stream, stream._all_held()
+
+
+async def test_behind_one_that_ran_out_nothing_is_handed_out() -> None:
+    """It comes again, and what is behind it must not be before it. The keeper may wait for the proxy just then."""
+    stream, (first, _) = await taken_in("r-0", "r-1")
+
+    give_up(first)
+
+    assert await stream.receive(10, 0) == []
+
+
+async def test_behind_one_that_ran_out_nothing_is_held_nor_settled_nor_extended() -> None:
+    stream, (first, second) = await taken_in("r-0", "r-1")
+    arrivals = await stream.receive(10, 0)
+    assert [stream.holds(arrival) for arrival in arrivals] == [True, True]
+
+    give_up(first)
+    second.expires_at = asyncio.get_running_loop().time() + 1
+
+    assert await stream.settle(arrivals[1:]) == [False]
+    assert not stream.holds(arrivals[1])
+    assert stream._all_held() == []
+
+
+async def test_behind_one_that_ran_out_after_it_was_settled_all_is_held() -> None:
+    """It is in its inbox, and only its acknowledgement waits for the one before it."""
+    stream, (_, second, _) = await taken_in("r-0", "r-1", "r-2")
+    arrivals = await stream.receive(10, 0)
+    assert await stream.settle(arrivals[1:2]) == [True]
+
+    give_up(second)
+
+    assert [stream.holds(arrival) for arrival in arrivals] == [True, False, True]
+
+
 # Keeping
 
 

@@ -381,6 +381,13 @@ class _Lane:
             del self.held[held.serial]
         return done
 
+    def has(self, one: _Held, now: float) -> bool:
+        """Whether it is ours and not settled."""
+        # No more than one answer holds is looked through: a FIFO queue gives nothing else meanwhile.
+        if self.is_fifo:
+            self.drop_expired(now)
+        return not (self.is_over or one.is_done) and one.serial in self.held and now < one.expires_at
+
     def drop_expired(self, now: float) -> None:
         """Of a NORMAL queue. Of a FIFO one it is all over: what is behind one that nobody has any more would never be acknowledged,
         and comes again behind it."""
@@ -408,8 +415,6 @@ class _Session:
 
 class RocketStream:
     """A consumer. The broker shares lanes out by itself: a lane belongs to who holds something of it."""
-
-    keeps_lanes = False
 
     def __init__(self, transport: "RocketTransport", topic: Topic, group: str) -> None:
         self._transport = transport
@@ -480,11 +485,11 @@ class RocketStream:
                 self._asked.clear()
 
     def holds(self, arrival: Arrival) -> bool:
-        one = _token(arrival)
-        return self._has(one) and one.epoch == arrival.epoch
+        return _is_held(arrival, asyncio.get_running_loop().time())
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
-        results = [self.holds(arrival) for arrival in arrivals]
+        now = asyncio.get_running_loop().time()
+        results = [_is_held(arrival, now) for arrival in arrivals]
         done: list[_Held] = []
         for arrival, is_held in zip(arrivals, results, strict=True):
             one = _token(arrival)
@@ -546,16 +551,13 @@ class RocketStream:
 
     def _take(self, limit: int) -> list[Arrival]:
         found: list[Arrival] = []
+        now = asyncio.get_running_loop().time()
         while self._ready and len(found) < limit:
             held = self._ready.popleft()
-            if self._has(held):
+            if held.lane.has(held, now):
                 redeliveries = max(held.message.system_properties.delivery_attempt - 1, 0)
                 found.append(Arrival(packet_of(held.message), redeliveries, _sent_at(held.message), held, held.epoch))
         return found
-
-    def _has(self, held: _Held) -> bool:
-        now = asyncio.get_running_loop().time()
-        return not (held.lane.is_over or held.is_done) and held.serial in held.lane.held and now < held.expires_at
 
     # Fetching
 
@@ -790,8 +792,7 @@ class RocketStream:
         beat_at = look_at = loop.time() + BEAT_S
         while True:
             await asyncio.sleep(LOOK_S)
-            for one in self._lanes.values():
-                one.drop_expired(loop.time())
+            self._drop_expired(loop.time())
             session = self._session_now
             if (session is None or session.is_over) and not self._all_held():
                 continue
@@ -915,9 +916,14 @@ class RocketStream:
             # One that cannot be given back comes again when its time is over.
             await asyncio.gather(*(self._change(session.channel, one, BACK_S) for one in held), return_exceptions=True)
 
+    def _drop_expired(self, now: float) -> None:
+        for one in self._lanes.values():
+            one.drop_expired(now)
+
     def _all_held(self) -> list[_Held]:
         """Whose time is not over."""
         now = asyncio.get_running_loop().time()
+        self._drop_expired(now)
         return [
             held
             for one in self._lanes.values()
@@ -931,6 +937,11 @@ def _token(arrival: Arrival) -> _Held:
     if not isinstance(arrival.token, _Held):
         raise InvariantBroken("A packet of another transport was settled here.", packet=arrival.packet.id)
     return arrival.token
+
+
+def _is_held(arrival: Arrival, now: float) -> bool:
+    one = _token(arrival)
+    return one.lane.has(one, now) and one.epoch == arrival.epoch
 
 
 def _group_mismatch(group: str, *, is_fifo: bool) -> QueueMismatch:
