@@ -277,13 +277,15 @@ async def test_garbage_is_received_and_stops_nobody(rocketmq: RocketMQ, database
             await rocketmq_client.send(rocketmq.endpoint, name, body, properties=properties)
         await rocketmq_client.send(rocketmq.endpoint, name, b"no gzip at all", is_gzip=True)
         await rocketmq_client.send(rocketmq.endpoint, name, zlib.compress(b"squeezed"), is_gzip=True)
+        bomb = zlib.compress(bytes(wire.BYTES_MAX))
+        await rocketmq_client.send(rocketmq.endpoint, name, bomb, is_gzip=True)
         await bench.binder.send(topic.name, [record("r-1")], deadline_s=DEADLINE_S)
 
-        deliveries = await collect(subscription, 6)
+        deliveries = await collect(subscription, 7)
 
         bodies = {delivery.record.body for delivery in deliveries}
-        assert bodies == {b"\xff\xfe", b"x", b"deep", b"no gzip at all", b"squeezed", b"{}"}
-        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 6
+        assert bodies == {b"\xff\xfe", b"x", b"deep", b"no gzip at all", b"squeezed", bomb, b"{}"}
+        assert await subscription.settle([(delivery, Ack()) for delivery in deliveries]) == [True] * 7
         (letter,) = await bench.letters.browse(f"{topic.name}:shop")
         assert letter.body == b"[broken"
 

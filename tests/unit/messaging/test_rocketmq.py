@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import zlib
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -113,6 +114,36 @@ def test_name_that_is_no_text_costs_the_others_nothing() -> None:
     message = wire.make("Message", user_properties={ours.EMPTY_HEADERS: r'["\ud83d\ude00", "\ud800", "x-empty"]'})
 
     assert ours.packet_of(message).headers == {"😀": "", "x-empty": ""}
+
+
+# Bodies
+
+
+@pytest.mark.parametrize("wbits", [zlib.MAX_WBITS, zlib.MAX_WBITS + 16], ids=["zlib", "gzip"])
+@pytest.mark.parametrize("length", [0, 1, ours.TRAITS.bytes_max])
+def test_compressed_body_is_opened(wbits: int, length: int) -> None:
+    assert ours.packet_of(compressed(squeezed(length, wbits))).body == bytes(length)
+
+
+@pytest.mark.parametrize("length", [ours.TRAITS.bytes_max + 1, wire.BYTES_MAX, wire.BYTES_MAX + 1])
+def test_compressed_body_that_is_longer_than_any_other_stays_as_it_came(length: int) -> None:
+    """A stranger's few kilobytes cost no more memory than a packet may, and nothing is handed out without its end."""
+    body = squeezed(length)
+
+    assert ours.packet_of(compressed(body)).body == body
+
+
+@pytest.mark.parametrize("body", [b"", b"no gzip at all", zlib.compress(bytes(1000))[:-1]])
+def test_compressed_body_that_cannot_be_opened_to_its_end_stays_as_it_came(body: bytes) -> None:
+    assert ours.packet_of(compressed(body)).body == body
+
+
+def squeezed(length: int, wbits: int = zlib.MAX_WBITS) -> bytes:
+    return zlib.compress(bytes(length), wbits=wbits)
+
+
+def compressed(body: bytes) -> Any:
+    return wire.make("Message", body=body, system_properties=wire.make("SystemProperties", body_encoding=wire.GZIP))
 
 
 # Receiving

@@ -238,9 +238,13 @@ def _is_text(found: object) -> bool:
 
 
 def _opened(body: bytes) -> bytes:
-    """What the official clients have compressed; what cannot be opened stays as it is."""
+    """What the official clients have compressed; what cannot be opened, or is larger than a packet may be, stays as it is."""
+    opener = zlib.decompressobj(wbits=47)
     with suppress(zlib.error):
-        return zlib.decompressobj(wbits=47).decompress(body, wire.BYTES_MAX)
+        # One more: what is as large as may be comes to its end only with room left.
+        opened = opener.decompress(body, TRAITS.bytes_max + 1)
+        if opener.eof and len(opened) <= TRAITS.bytes_max:
+            return opened
     return body
 
 
