@@ -258,7 +258,7 @@ async def test_reply_to_a_topic_of_ours_goes_to_its_lane_and_to_none_has_failed(
 
     assert await transport.reply(topic.name, [packet("a-1")], deadline_s=DEADLINE_S) == [Confirmed()]
     assert ids(await take(await transport.subscribe(topic, "shop"), 1)) == ["a-1"]
-    for address in ("replies-nobody", "not a name"):
+    for address in ("replies-nobody", "not a name", "TBW102", "%RETRY%shop"):
         (receipt,) = await transport.reply(address, [packet("a-2")], deadline_s=DEADLINE_S)
         assert isinstance(receipt, Failed) and not receipt.is_retryable
 

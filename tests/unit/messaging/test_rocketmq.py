@@ -13,7 +13,7 @@ from kassa.errors import BrokerUnreachable
 from kassa.messaging.binders import rocketmq as ours
 from kassa.messaging.binders import rocketmq_wire as wire
 from kassa.messaging.binders.rocketmq import RocketStream, RocketTransport
-from kassa.messaging.model import Arrival
+from kassa.messaging.model import Arrival, Failed, Packet
 from kassa.messaging.topology import Topic
 from kassa.supervisor import end_tasks
 
@@ -90,9 +90,13 @@ class Line(ours.Link):
 
 
 def stream_at(proxy: object) -> RocketStream:
+    return RocketStream(transport_at(proxy), TOPIC, "shop")
+
+
+def transport_at(proxy: object) -> RocketTransport:
     transport = RocketTransport(wire.read_url("rocketmq://127.0.0.1:9"))
     transport.link = Line(transport, proxy)
-    return RocketStream(transport, TOPIC, "shop")
+    return transport
 
 
 def received(id: str) -> Any:
@@ -144,6 +148,46 @@ def squeezed(length: int, wbits: int = zlib.MAX_WBITS) -> bytes:
 
 def compressed(body: bytes) -> Any:
     return wire.make("Message", body=body, system_properties=wire.make("SystemProperties", body_encoding=wire.GZIP))
+
+
+# Replies
+
+
+@pytest.mark.parametrize(
+    ("code", "is_retryable"),
+    [
+        (wire.TOPIC_NOT_FOUND, False),
+        (wire.ILLEGAL_TOPIC, False),
+        (wire.WRONG_TYPE, False),
+        (wire.UNAUTHORIZED, True),
+        (wire.FORBIDDEN, True),
+        (wire.TOO_MANY, True),
+        (40_800, True),
+        (50_000, True),
+        (50_400, True),
+    ],
+)
+async def test_reply_is_given_up_only_where_no_topic_will_take_it(code: int, is_retryable: bool) -> None:
+    class Refusing:
+        async def query_route(self, _: object, **__: object) -> Any:
+            return wire.make("QueryRouteResponse", status=wire.make("Status", code=code, message="no"))
+
+    (receipt,) = await transport_at(Refusing()).reply("replies", [Packet("a-1", "", b"{}", {})], deadline_s=5)
+
+    assert isinstance(receipt, Failed) and str(code) in receipt.reason
+    assert receipt.is_retryable is is_retryable
+
+
+async def test_reply_to_a_topic_of_other_messages_is_given_up() -> None:
+    class Delaying:
+        async def query_route(self, _: object, **__: object) -> Any:
+            queue = wire.make("MessageQueue", accept_message_types=[3])
+            status = wire.make("Status", code=wire.OK)
+            return wire.make("QueryRouteResponse", status=status, message_queues=[queue])
+
+    (receipt,) = await transport_at(Delaying()).reply("replies", [Packet("a-1", "", b"{}", {})], deadline_s=5)
+
+    assert isinstance(receipt, Failed) and not receipt.is_retryable
 
 
 # Receiving

@@ -1063,8 +1063,10 @@ class RocketTransport:
             name = address if _THEIR_NAME.fullmatch(address) else topic_name(address)
             async with asyncio.timeout_at(deadline):
                 type_ = self._types.get(name) or await self._type_of(name)
-        except (SettingInvalid, _Refused) as error:
-            return [Failed(_why(error), is_retryable=False)] * len(packets)
+        except SettingInvalid as error:
+            return [Failed(error.detail, is_retryable=False)] * len(packets)
+        except _Refused as error:
+            return [Failed(_why(error), is_retryable=error.code not in _NO_SUCH_TOPIC)] * len(packets)
         except (BrokerUnreachable, TimeoutError, grpc.aio.AioRpcError) as error:
             return [Failed(f"RocketMQ cannot be reached: {_why(error)}", is_retryable=True)] * len(packets)
         groups = [packet.key or packet.id or "reply" if type_ == wire.FIFO else "" for packet in packets]
@@ -1076,7 +1078,7 @@ class RocketTransport:
         return sending.receipts
 
     async def _type_of(self, name: str) -> int:
-        """Raises _Refused when there is no such topic, or one that takes neither."""
+        """Raises _Refused, also when it takes neither; BrokerUnreachable, AioRpcError."""
         types = (await self._route(name)).types
         if types and not types & {wire.NORMAL, wire.FIFO}:
             raise _Refused(wire.WRONG_TYPE, f"{name} takes no ordinary messages")
@@ -1386,6 +1388,8 @@ _OFFSETS = re.compile(rb'"brokerOffset":(\d+),"consumerOffset":(\d+)')
 _ENDS = re.compile(rb'"queueId":(\d+),"topic":"[^"]*"\}:\{[^}]*?"maxOffset":(\d+)')
 """Of answers whose keys are objects, which no JSON reader takes."""
 
+_NO_SUCH_TOPIC = (wire.TOPIC_NOT_FOUND, wire.ILLEGAL_TOPIC, wire.WRONG_TYPE)
+"""What the proxy says of an address that takes no answer. Any other refusal may pass."""
 _GONE = Failed("there is no such topic, or it takes no such messages", is_retryable=False)
 _SPLIT = Failed("something in it is wrong", is_retryable=False)
 
