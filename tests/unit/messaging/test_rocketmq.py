@@ -1,9 +1,11 @@
 """RocketMQ without its server: what strangers may send us, and what gRPC may do to us."""
 
 import asyncio
+import json
 import struct
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -93,8 +95,8 @@ def stream_at(proxy: object) -> RocketStream:
     return RocketStream(transport_at(proxy), TOPIC, "shop")
 
 
-def transport_at(proxy: object) -> RocketTransport:
-    transport = RocketTransport(wire.read_url("rocketmq://127.0.0.1:9"))
+def transport_at(proxy: object, name_server: str = "") -> RocketTransport:
+    transport = RocketTransport(wire.read_url(f"rocketmq://127.0.0.1:9?namesrv={name_server}"))
     transport.link = Line(transport, proxy)
     return transport
 
@@ -423,6 +425,89 @@ async def test_answer_that_nobody_can_read_is_no_rocketmq(frame: bytes) -> None:
 async def test_place_where_nobody_can_go_cannot_be_reached(place: wire.Address) -> None:
     with pytest.raises(BrokerUnreachable, match="cannot be reached"):
         await wire.ask(wire.read_url("rocketmq://127.0.0.1:9"), place, wire.CLUSTER)
+
+
+CLUSTER_BODY = b'{"brokerAddrTable":{"a":{"brokerAddrs":{0:"127.0.0.1:%d"}}}}'
+"""In it a name server names itself as a broker."""
+
+
+@asynccontextmanager
+async def server_that_says(bodies: dict[int, bytes]) -> AsyncIterator[str]:
+    """A name server, and a broker in one, with a body for each question."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        (length,) = struct.unpack(">I", await reader.readexactly(4))
+        frame = await reader.readexactly(length)
+        head_length = struct.unpack(">I", frame[:4])[0]
+        body = bodies[json.loads(frame[4 : 4 + head_length])["code"]].replace(b"%d", str(port).encode())
+        head = json.dumps({"code": wire.SUCCESS}).encode()
+        writer.write(struct.pack(">II", 4 + len(head) + len(body), len(head)) + head + body)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"127.0.0.1:{port}"
+
+
+GARBAGE = [b"{", b"\xff", b"[]", b'"x"', b"7", b"null", b"[" * 100_000]
+"""What no answer looks like."""
+BAD_CLUSTERS = [
+    b'{"brokerAddrTable":[]}',
+    b'{"brokerAddrTable":{"a":{}}}',
+    b'{"brokerAddrTable":{"a":[]}}',
+    b'{"brokerAddrTable":{"a":{"brokerAddrs":7}}}',
+    b'{"brokerAddrTable":{"a":{"brokerAddrs":{"0":7}}}}',
+    b'{"brokerAddrTable":{"a":{"brokerAddrs":{"0":"127.0.0.1:x"}}}}',
+    b'{"brokerAddrTable":{"a":{"brokerAddrs":{"0":"127.0.0.1"}}}}',
+]
+BAD_TOPICS = [b'{"attributes":7}']
+BAD_GROUPS = [b'{"subscriptionGroupTable":7}', b'{"subscriptionGroupTable":{"g":7}}']
+BAD_OFFSETS = [b"", b'"brokerOffset":%s,"consumerOffset":0' % (b"9" * 5000)]
+
+
+async def ask_types(transport: RocketTransport) -> object:
+    return await transport._types_at_brokers("shop--orders")
+
+
+async def ask_groups(transport: RocketTransport) -> object:
+    return await transport._groups()
+
+
+async def ask_depth(transport: RocketTransport) -> object:
+    return await transport.depth(TOPIC, "shop")
+
+
+@pytest.mark.parametrize(
+    ("ask", "code", "body"),
+    [
+        *((ask_types, wire.CLUSTER, body) for body in (*GARBAGE, *BAD_CLUSTERS)),
+        *((ask_types, wire.TOPIC_CONFIG, body) for body in (*GARBAGE, *BAD_TOPICS)),
+        *((ask_groups, wire.ALL_GROUPS, body) for body in (*GARBAGE, *BAD_GROUPS)),
+        *((ask_depth, wire.CONSUME_STATS, body) for body in (*GARBAGE, *BAD_OFFSETS)),
+    ],
+)
+async def test_answer_whose_body_nobody_can_read_is_none(
+    ask: Callable[[RocketTransport], Awaitable[object]], code: int, body: bytes
+) -> None:
+    async with server_that_says({wire.CLUSTER: CLUSTER_BODY} | {code: body}) as place:
+        with pytest.raises(BrokerUnreachable, match=rf"{place}|no broker"):
+            await ask(transport_at(Proxy(), place))
+
+
+async def test_name_server_that_talks_rubbish_fails_what_is_sent() -> None:
+    """It is asked when the proxy does not know the topic."""
+
+    class Unknowing:
+        async def send(self, _: object, **__: object) -> Any:
+            return wire.make("SendMessageResponse", status=wire.make("Status", code=wire.TOPIC_NOT_FOUND))
+
+    async with server_that_says({wire.CLUSTER: b"[]"}) as place:
+        sent = [Packet("r-0", "k", b"{}", {})]
+
+        (receipt,) = await transport_at(Unknowing(), place).send(TOPIC, sent, deadline_s=5, must_arrive=True)
+
+    assert isinstance(receipt, Failed) and receipt.is_retryable
+    assert place in receipt.reason
 
 
 @pytest.mark.parametrize(("is_fifo", "left"), [(True, []), (False, [2])])

@@ -32,8 +32,8 @@ import json
 import re
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import count
@@ -1217,7 +1217,8 @@ class RocketTransport:
                 raise BrokerUnreachable(
                     f"{place.host}:{place.port}: {answer.remark or 'no offsets'}", broker="rocketmq"
                 )
-            waiting += sum(int(end) - int(done) for end, done in found)
+            with _reading(place):
+                waiting += sum(int(end) - int(done) for end, done in found)
         return waiting
 
     # Topology
@@ -1308,11 +1309,12 @@ class RocketTransport:
         if answer.code != wire.SUCCESS:
             raise BrokerUnreachable(f"The name server says: {answer.remark}", broker="rocketmq")
         found: list[Address] = []
-        for broker in answer.json().get("brokerAddrTable", {}).values():
-            # The master of each has the number 0.
-            if place := broker["brokerAddrs"].get("0"):
-                host, _, port = place.rpartition(":")
-                found.append(Address(host, int(port)))
+        with _reading(self.server.name_server):
+            for broker in answer.json().get("brokerAddrTable", {}).values():
+                # The master of each has the number 0.
+                if place := broker["brokerAddrs"].get("0"):
+                    host, _, port = place.rpartition(":")
+                    found.append(Address(host, int(port)))
         if not found:
             raise BrokerUnreachable("The name server knows no broker.", broker="rocketmq")
         return found
@@ -1325,7 +1327,8 @@ class RocketTransport:
             if answer.code == wire.NO_TOPIC:
                 return set()
             _require_success(answer)
-            types.add(answer.json().get("attributes", {}).get("message.type", "NORMAL"))
+            with _reading(place):
+                types.add(str(answer.json().get("attributes", {}).get("message.type", "NORMAL")))
         return types
 
     async def _groups(self) -> dict[str, bool]:
@@ -1334,8 +1337,9 @@ class RocketTransport:
         for place in await self._masters():
             answer = await wire.ask(self.server, place, wire.ALL_GROUPS)
             _require_success(answer)
-            table = answer.json().get("subscriptionGroupTable", {})
-            found.append({name: bool(one.get("consumeMessageOrderly")) for name, one in table.items()})
+            with _reading(place):
+                table = answer.json().get("subscriptionGroupTable", {})
+                found.append({name: bool(one.get("consumeMessageOrderly")) for name, one in table.items()})
         common = set.intersection(*(set(one) for one in found))
         return {name: orderly for name, orderly in found[0].items() if name in common}
 
@@ -1376,7 +1380,7 @@ class RocketTransport:
             answer = await wire.ask(self.server, place, wire.TOPIC_STATS, {"topic": wire_topic})
             _require_success(answer)
             for queue, end in _ENDS.findall(answer.body):
-                if int(end):
+                if end != b"0":
                     fields = {"consumerGroup": name, "topic": wire_topic, "queueId": queue.decode()}
                     ends.append((place, {**fields, "commitOffset": end.decode()}))
         await self._create_group(topic, name)
@@ -1396,6 +1400,17 @@ _SPLIT = Failed("something in it is wrong", is_retryable=False)
 
 def _type(topic: Topic) -> str:
     return "FIFO" if topic.keyed else "NORMAL"
+
+
+@contextmanager
+def _reading(place: Address) -> Iterator[None]:
+    """Makes BrokerUnreachable of an answer that is not what it should be."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BrokerUnreachable(
+            f"{place.host}:{place.port} says what is not understood: {error!r}.", broker="rocketmq"
+        ) from error
 
 
 def _require_success(answer: wire.Answer) -> None:
