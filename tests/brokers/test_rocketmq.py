@@ -483,6 +483,23 @@ async def test_consumer_that_left_keeps_nobody_waiting(transport: RocketTranspor
     assert asyncio.get_running_loop().time() - began < 20
 
 
+async def test_consumer_that_leaves_when_its_connection_was_given_up_gives_back_what_it_held(
+    rocketmq: RocketMQ, transport: RocketTransport
+) -> None:
+    topic = await ready(transport)
+    await send(transport, topic, packet("r-0", key="k"), packet("r-1", key="k"))
+    async with open_transport(rocketmq.url) as leaving:
+        holder = await leaving.subscribe(topic, "shop")
+        assert ids(await take(holder, 2)) == ["r-0", "r-1"]
+        await give_up_connection(holder)
+        await holder.close()
+        began = asyncio.get_running_loop().time()
+
+        assert ids(await take(await transport.subscribe(topic, "shop"), 2)) == ["r-0", "r-1"]
+
+    assert asyncio.get_running_loop().time() - began < ours.INVISIBLE_S / 2
+
+
 # Trouble
 
 

@@ -536,7 +536,7 @@ class RocketStream:
         if self._fetchers:
             await asyncio.wait(self._fetchers.values(), timeout=LAST_ANSWER_S)
         await end_tasks(*self._fetchers.values(), *self._keepers)
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, KassaError):
             async with asyncio.timeout(FAREWELL_S):
                 await self._give_back()
         if self._session_now is not None:
@@ -912,13 +912,14 @@ class RocketStream:
         return {held.serial for held in bad}
 
     async def _give_back(self) -> None:
-        session = self._session_now
         held = self._all_held()
-        if session is None or not held:
+        if not held:
             return
+        # Not the session's: that may have been given up just now.
+        channel = await self._transport.link.live(FAREWELL_S)
         async with self._handles:
             # One that cannot be given back comes again when its time is over.
-            await asyncio.gather(*(self._change(session.channel, one, BACK_S) for one in held), return_exceptions=True)
+            await asyncio.gather(*(self._change(channel, one, BACK_S) for one in held), return_exceptions=True)
 
     def _drop_expired(self, now: float) -> None:
         for one in self._lanes.values():
