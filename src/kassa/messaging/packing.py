@@ -20,7 +20,7 @@ ENVELOPE_RECORDS_MAX = 100
 ENVELOPE_BYTES_MAX = 256 * 1024
 """Where bigger envelopes stopped to help, and every broker still takes them."""
 ID, KEY, PRIORITY, HOME = "kassa-id", "kassa-key", "kassa-priority", "kassa-home"
-"""Headers beside a record that travels by itself."""
+"""Headers beside a record that travels by itself; an event of ours is named by its `ce-id`."""
 VIA = "kassa-via"
 """Over which broker a record came that has to wait in our own tables. Who says it over a broker is not believed."""
 JSON_TYPE = "application/json"
@@ -75,7 +75,9 @@ def _is_envelope(content_type: str) -> bool:
 
 def single(record: Record) -> Packet:
     """A record by itself; what the broker's own message has no place for goes into headers."""
-    headers = {**record.headers, ID: record.id}
+    headers = record.headers.copy()
+    if headers.get("ce-id") != record.id or headers.get("ce-source", "") not in _OUR_SOURCES:
+        headers[ID] = record.id
     if record.key:
         headers[KEY] = record.key
     if record.priority != _PRIORITY:

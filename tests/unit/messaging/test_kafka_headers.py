@@ -8,3 +8,10 @@ def test_half_of_a_character_never_reaches_the_client() -> None:
     packet = Packet("r-1", "", b"", {"kassa-id": "r-1", "x\udcff": "y\ud800"})
 
     assert _headers_out(packet) == [("kassa-id", b"r-1"), ("x?", b"y?")]
+
+
+def test_what_kafka_says_by_itself_is_no_header_too() -> None:
+    event = Packet("e-1", "k", b"", {"ce-id": "e-1", "kassa-key": "k"})
+
+    assert _headers_out(event) == [("ce_id", b"e-1")]
+    assert _headers_out(Packet("r-1", "k", b"", {})) == [("kassa-id", b"r-1")]

@@ -16,6 +16,7 @@ from kassa.messaging.packing import (
     Undecodable,
     believed,
     pack,
+    single,
     unpack,
     without_digest,
 )
@@ -208,3 +209,15 @@ def test_body_that_is_nested_beyond_use_travels_as_bytes() -> None:
     (packed,) = pack(ENVELOPES, [Record("r-1", "k", body, {"content-type": "application/json"})], NOW)
 
     assert unpack(packed.packet, never)[0].body == body
+
+
+@pytest.mark.parametrize(
+    ("id", "source", "is_named"), [("e-1", "kassa", False), ("e-1", "elsewhere", True), ("e-2", "kassa", True)]
+)
+def test_event_of_ours_is_named_once(id: str, source: str, is_named: bool) -> None:
+    record = Record(id, "", b"{}", {"ce-id": "e-1", "ce-source": source, "ce-type": "t"})
+
+    packet = single(record)
+
+    assert ("kassa-id" in packet.headers) == is_named
+    assert unpack(packet, never) == [record]

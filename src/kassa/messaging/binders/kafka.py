@@ -70,7 +70,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.messaging.binder import Resources
 from kassa.messaging.model import Arrival, Confirmed, Failed, Packet, Receipt, Traits, Unknown
-from kassa.messaging.packing import ID
+from kassa.messaging.packing import ID, KEY
 from kassa.messaging.supplied import SuppliedBinder
 from kassa.messaging.topology import Topic, lane
 from kassa.settings import without_password
@@ -537,9 +537,11 @@ class _Names(dict[str, str]):
 
 def _headers_out(packet: Packet) -> Headers:
     """Source: CloudEvents 1.0.2, Kafka protocol binding, 3.2 "Binary content mode": `ce_` and the attribute's name."""
-    # As bytes: of a text the client sends what is before its first zero byte.
-    headers: Headers = [(_NAMES_OUT[name], value.encode(errors="replace")) for name, value in packet.headers.items()]
-    if packet.id and ID not in packet.headers:
+    # As bytes: of a text the client sends what is before its first zero byte. The key is Kafka's own.
+    headers: Headers = [
+        (_NAMES_OUT[name], value.encode(errors="replace")) for name, value in packet.headers.items() if name != KEY
+    ]
+    if packet.id and ID not in packet.headers and packet.headers.get("ce-id") != packet.id:
         headers.append((ID, packet.id.encode()))
     return headers
 
