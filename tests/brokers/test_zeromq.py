@@ -34,6 +34,7 @@ from kassa.messaging.binders.zeromq import (
     CALLS_MAX,
     RESEND_S,
     SILENCE_S,
+    SUBSCRIPTIONS_MAX,
     Hub,
     ZeroMQBinder,
     _Call,
@@ -231,11 +232,25 @@ def hub_without_memory() -> Hub:
     return Hub(nothing, lease_s=1.0)
 
 
-@pytest.mark.parametrize(("method", "is_answered"), [("ping", True), ("bye", True), ("receive", False)])
+@pytest.mark.parametrize(
+    ("method", "is_answered"),
+    [("ping", True), ("bye", True), ("receive", True), ("send", False), ("settle", False)],
+)
 async def test_hub_hears_a_ping_while_all_places_of_its_peer_are_taken(method: str, is_answered: bool) -> None:
     hub, ear = hub_without_memory(), Ear()
     await hub._answer(cast(Any, ear), b"peer", call("ping", 1))
     hub._sessions["peer"].running.update(range(100, 100 + CALLS_MAX))
+
+    await hub._answer(cast(Any, ear), b"peer", call(method, 2))
+
+    assert len(ear.answers) == 1 + is_answered
+
+
+@pytest.mark.parametrize(("method", "is_answered"), [("ping", True), ("receive", False), ("send", True)])
+async def test_hub_lets_one_peer_receive_only_so_often_at_once(method: str, is_answered: bool) -> None:
+    hub, ear = hub_without_memory(), Ear()
+    await hub._answer(cast(Any, ear), b"peer", call("ping", 1))
+    hub._sessions["peer"].receiving.update(range(100, 100 + SUBSCRIPTIONS_MAX))
 
     await hub._answer(cast(Any, ear), b"peer", call(method, 2))
 

@@ -35,7 +35,7 @@ import zmq.asyncio
 import zmq.auth
 from zmq.auth.asyncio import AsyncioAuthenticator
 
-from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, QueueNotFound, SettingInvalid
+from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, QueueNotFound, SettingInvalid, TooMany
 from kassa.ids import Id, new_id
 from kassa.messaging.binder import Resources, Subscription
 from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription
@@ -78,6 +78,9 @@ RECEIVE_MAX_S = 2.0
 """A call to receive is answered by then, so that a hub that died is noticed soon."""
 CALLS_MAX = 32
 """Of one peer at once; the hub takes no more, so a peer can only fill a bounded part of its memory."""
+SUBSCRIPTIONS_MAX = 1000
+"""Of one peer, and so many of its calls may wait to receive. These take no place among the others: almost all of them wait for
+something that does not come, and nothing could be sent or settled meanwhile."""
 ALWAYS = frozenset({"ping", "bye"})
 """These take no place among them: that a hub is dead is noticed by a ping, also while everything else waits for it."""
 ANSWERS_MAX = 4 * CALLS_MAX
@@ -304,10 +307,26 @@ class _Session:
         self.answers: dict[int, _Kept] = {}
         """By the number of the call, oldest first."""
         self.running: set[int] = set()
+        """The calls that are worked on, but those that receive."""
+        self.receiving: set[int] = set()
         self.subscriptions: dict[str, PostgresSubscription] = {}
         self.left: dict[str, _Left] = {}
         """What a subscription was given and did not fit into its answer: the next one begins with it."""
         self.heard_at = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none of its calls is worked on."""
+        return not self.running and not self.receiving
+
+    def beside(self, method: str) -> set[int]:
+        """The calls with which one of this method shares the places."""
+        return self.receiving if method == "receive" else self.running
+
+    def is_full(self, method: str) -> bool:
+        """Whether all the places for such a call are taken."""
+        places = SUBSCRIPTIONS_MAX if method == "receive" else CALLS_MAX
+        return method not in ALWAYS and len(self.beside(method)) >= places
 
     def keep(self, number: int, answer: bytes, *, now: float) -> None:
         """For when it was lost. What a peer still waits for is its own word, so that alone must not bound it."""
@@ -387,15 +406,15 @@ class Hub:
         if kept is not None:
             answer = kept.frame
         else:
-            is_full = len(session.running) >= CALLS_MAX and call.method not in ALWAYS
-            if call.number in session.running or is_full:
+            running = session.beside(call.method)
+            if call.number in running or session.is_full(call.method):
                 # Its first one is still being worked on and will be answered, or it comes again when there is room.
                 return
-            session.running.add(call.number)
+            running.add(call.number)
             try:
                 answer = _encode(await self._result(session, call))
             finally:
-                session.running.discard(call.number)
+                running.discard(call.number)
             session.keep(call.number, answer, now=clock())
         with suppress(zmq.ZMQError):
             # A peer that is gone is not told.
@@ -428,7 +447,7 @@ class Hub:
             looked_at = now
             for name, session in list(self._sessions.items()):
                 session.heard_at = min(now, session.heard_at + late_s)
-                if not session.running and now - session.heard_at > SILENCE_S:
+                if session.is_idle and now - session.heard_at > SILENCE_S:
                     del self._sessions[name]
                     await self._end(session)
 
@@ -465,6 +484,8 @@ class Hub:
     async def _subscription(self, session: _Session, name: str, topic: str, group: str) -> PostgresSubscription:
         found = session.subscriptions.get(name)
         if found is None:
+            if len(session.subscriptions) >= SUBSCRIPTIONS_MAX:
+                raise TooMany(f"A peer has at most {SUBSCRIPTIONS_MAX} subscriptions.")
             found = session.subscriptions[name] = await self._memory.subscribe(topic, group)
         return found
 
@@ -572,6 +593,7 @@ class ZeroMQBinder:
         self._number = 0
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self._places = asyncio.Semaphore(CALLS_MAX)
+        self._receiving = asyncio.Semaphore(SUBSCRIPTIONS_MAX)
 
     @property
     def url(self) -> str:
@@ -678,24 +700,25 @@ class ZeroMQBinder:
         if method in ALWAYS:
             answer = await self._ask(method, arguments, deadline, resend_s)
         else:
-            await self._take_place(deadline)
+            places = self._receiving if method == "receive" else self._places
+            await self._take_place(places, deadline)
             try:
                 answer = await self._ask(method, arguments, deadline, resend_s)
             finally:
-                self._places.release()
+                places.release()
         if answer.error == QueueNotFound.code:
             raise QueueNotFound(answer.detail)
         if answer.error:
             raise BrokerUnreachable(f"The hub refused {method}: {answer.detail}", broker="zeromq", code=answer.error)
         return answer.result
 
-    async def _take_place(self, deadline: float) -> None:
+    async def _take_place(self, places: asyncio.Semaphore, deadline: float) -> None:
         try:
             async with asyncio.timeout_at(deadline):
-                await self._places.acquire()
+                await places.acquire()
         except TimeoutError as error:
             raise BrokerUnreachable(
-                f"{CALLS_MAX} calls wait for the ZeroMQ hub at {self.url}.", broker="zeromq"
+                f"Too many calls wait for the ZeroMQ hub at {self.url}.", broker="zeromq"
             ) from error
 
     async def _ask(self, method: str, arguments: Any, deadline: float, resend_s: float) -> _Answer:
