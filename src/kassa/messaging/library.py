@@ -305,7 +305,8 @@ class Messaging:
         """Sends once the transaction commits; says the message's id.
 
         body: bytes, or what JSON can hold. connection: of the service's open transaction (asyncpg, psycopg 3, SQLAlchemy);
-        without one the message is committed here. Messages of one key arrive in the order of their commits. priority: 0 … 9;
+        without one the message is committed here. Messages of one key arrive in the order of their commits, if transactions
+        that send to it do not overlap. delay_s: by the database's clock; at most 10 years. priority: 0 … 9;
         through a broker only for a topic with `classes=True`, whose urgent messages (7 … 9) come before the others and those
         that can wait (0 … 2) after them, whatever their key.
         """

@@ -1,13 +1,14 @@
 """Messages and inbox keys inside somebody else's transaction: asyncpg, psycopg 3 or SQLAlchemy, async or not.
 
 The statements are the same for all; only how a driver takes its parameters differs. No driver is imported here: a connection
-says by its class whose it is.
+says by its class whose it is. Times are the database's, by whose clock messages are handed out and inbox keys forgotten: those of
+the processes that send may disagree, and one that is ahead would send late and out of its key's order.
 """
 
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from kassa.errors import SettingInvalid
@@ -19,15 +20,17 @@ PREFIX = "outbox:"
 """Queues in which messages wait for the relay, one per topic."""
 INBOX_KEEP = timedelta(days=8)
 """How long a service remembers what it handled, at least: longer than any broker here keeps a record by default."""
+DELAY_MAX_S = 10 * 365 * 86400.0
+"""As long as queues in PostgreSQL keep anything back; far below where their times end."""
 _INSERT = (
     f"INSERT INTO {SCHEMA}.message (id, home, topic, key, priority, due, created_at, headers, body) "
-    "VALUES ({0}, 0, {1}, {2}, {3}, {4}, {5}, {6}, {7})"
+    "VALUES ({0}, 0, {1}, {2}, {3}, clock_timestamp() + make_interval(secs => {4}), clock_timestamp(), {5}, {6})"
 )
 _WAKES = f"{_INSERT} RETURNING pg_notify('{CHANNEL}', '{MESSAGES}')"
 """PostgreSQL says it when the transaction commits, once however often it was asked for, and never if it rolls back."""
 _INBOX = (
-    f"INSERT INTO {SCHEMA}.inbox (group_name, record, at) VALUES ({{0}}, {{1}}, {{2}}) ON CONFLICT DO NOTHING "
-    "RETURNING record"
+    f"INSERT INTO {SCHEMA}.inbox (group_name, record, at) VALUES ({{0}}, {{1}}, clock_timestamp()) "
+    "ON CONFLICT DO NOTHING RETURNING record"
 )
 
 
@@ -56,14 +59,13 @@ class Bell:
 
 
 class Outgoing(NamedTuple):
-    """A message as it is stored."""
+    """A message as it is stored. The database adds its times."""
 
     id: str
     topic: str
     key: str
     priority: int
-    due: datetime
-    created_at: datetime
+    delay_s: float
     headers: str
     body: bytes
 
@@ -74,7 +76,8 @@ def outgoing(
     """A message to `topic`. body: bytes as they are, anything else as JSON."""
     if not 0 <= priority <= 9:
         raise SettingInvalid(f"Priority {priority} is not 0 … 9.", name="priority")
-    now = datetime.now(UTC)
+    if not abs(delay_s) <= DELAY_MAX_S:
+        raise SettingInvalid(f"A delay of {delay_s} s is not 0 … {DELAY_MAX_S:.0f} s.", name="delay_s")
     id = new_id()
     sent = {"content-type": "application/octet-stream" if isinstance(body, bytes) else "application/json"}
     if type:
@@ -82,8 +85,7 @@ def outgoing(
     for name, value in (headers or {}).items():
         sent[_text(name)] = _text(value)
     data = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
-    due = now + timedelta(seconds=delay_s)
-    return Outgoing(id, PREFIX + topic, key, priority, due, now, json.dumps(sent), data)
+    return Outgoing(id, PREFIX + topic, key, priority, float(delay_s), json.dumps(sent), data)
 
 
 def _text(value: Any) -> str:
@@ -109,7 +111,7 @@ def insert_now(connection: Any, message: Outgoing, *, wakes: bool = False) -> No
 
 async def note(connection: Any, group: str, record: str) -> bool:
     """Notes in the connection's transaction that a group handles a record; False: it has handled it before."""
-    return bool(await _asynchronous(connection)(_INBOX, (group, record, datetime.now(UTC))))
+    return bool(await _asynchronous(connection)(_INBOX, (group, record)))
 
 
 Run = Callable[[str, Sequence[Any]], Any]

@@ -4,11 +4,12 @@ Only the service's database matters here, so one broker is enough.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -23,6 +24,7 @@ from kassa.messaging.outbox import INBOX_KEEP, WAKES_PER_S, Bell
 from kassa.messaging.tables import SCHEMA
 
 HOUR_S = 3600.0
+PATIENCE_S = 30.0
 SETTLED_S = 0.6
 """By then the relay has looked, and looked again after work."""
 
@@ -102,12 +104,30 @@ WAYS = [
 ]
 
 
-async def send(messaging: Messaging, topic: str, number: str, connection: Any) -> None:
+async def send(messaging: Messaging, topic: str, number: str, connection: Any, *, delay_s: float = 0.0) -> None:
     """As a service of this kind sends."""
     if isinstance(connection, psycopg.Connection | sqlalchemy.Connection):
-        messaging.send_now(topic, {"number": number}, key="k", connection=connection)
+        messaging.send_now(topic, {"number": number}, key="k", connection=connection, delay_s=delay_s)
     else:
-        await messaging.send(topic, {"number": number}, key="k", connection=connection)
+        await messaging.send(topic, {"number": number}, key="k", connection=connection, delay_s=delay_s)
+
+
+def put_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of this process is an hour ahead, for whoever in the outbox looks at it."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(hours=1)
+
+    monkeypatch.setattr(outbox, "datetime", Ahead, raising=False)
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + HOUR_S)
+
+
+@pytest.fixture
+def wrong_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    put_ahead(monkeypatch)
 
 
 def sleepy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,3 +342,79 @@ async def test_in_a_pipeline_of_psycopg_a_repeat_is_known(shop_alone: Shop) -> N
         connection.pipeline(),
     ):
         assert [await outbox.note(connection, "shop", "r-1") for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wakes", [True, False], ids=["wakes", "quiet"])
+async def test_a_message_is_due_by_the_clock_of_the_database(
+    shop_alone: Shop, way: Callable[[Shop], AbstractAsyncContextManager[Any]], wakes: bool, wrong_clock: None
+) -> None:
+    """A service whose clock is ahead would send late, and be overtaken in its key by one whose clock is right."""
+    shop = shop_alone
+    messaging = shop.messaging(notify=wakes)
+    # It makes the tables, and its relay has ended.
+    async with messaging:
+        pass
+    async with way(shop) as connection:
+        await send(messaging, shop.topic.name, "1", connection)
+        await send(messaging, shop.topic.name, "2", connection, delay_s=HOUR_S)
+        await send(messaging, shop.topic.name, "3", connection, delay_s=60)
+
+    rows = await shop.pool.fetch(
+        f"SELECT due - created_at AS delay, now() - created_at AS age FROM {SCHEMA}.message ORDER BY position"
+    )
+    assert [round(row["delay"].total_seconds()) for row in rows] == [0, HOUR_S, 60]
+    assert all(0.0 <= row["age"].total_seconds() < PATIENCE_S for row in rows)
+
+
+async def test_messages_of_a_key_come_in_order_though_the_clock_of_one_sender_is_ahead(
+    shop_alone: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, messaging = shop_alone, taking_orders(shop_alone)
+    async with running(messaging):
+        async with asyncpg_transaction(shop) as connection:
+            with monkeypatch.context() as clock:
+                put_ahead(clock)
+                await send(messaging, shop.topic.name, "1", connection)
+        async with asyncpg_transaction(shop) as connection:
+            await send(messaging, shop.topic.name, "2", connection)
+        await until(lambda: has(shop, ["1", "2"]), PATIENCE_S)
+
+    assert await shop.orders() == ["1", "2"]
+
+
+@pytest.mark.parametrize("way", [asyncpg_transaction, psycopg_transaction, core_transaction])
+async def test_what_was_handled_is_noted_by_the_clock_of_the_database(
+    shop_alone: Shop, way: Callable[[Shop], AbstractAsyncContextManager[Any]], wrong_clock: None
+) -> None:
+    """It is forgotten by that clock, too."""
+    shop = shop_alone
+    async with shop.messaging():
+        async with way(shop) as connection:
+            assert await outbox.note(connection, "books", "r-1")
+
+        age_s = await shop.pool.fetchval(f"SELECT extract(epoch FROM now() - at)::float8 FROM {SCHEMA}.inbox")
+
+    assert 0.0 <= age_s < PATIENCE_S
+
+
+async def test_in_a_pipeline_of_psycopg_a_delay_is_that_of_the_message(shop_alone: Shop) -> None:
+    shop = shop_alone
+    async with shop.messaging() as messaging:
+        async with (
+            await psycopg.AsyncConnection.connect(shop.database_url) as connection,
+            connection.pipeline(),
+        ):
+            for delay_s in (HOUR_S, 2 * HOUR_S):
+                await send(messaging, shop.topic.name, "1", connection, delay_s=delay_s)
+        rows = await shop.pool.fetch(f"SELECT due - created_at AS delay FROM {SCHEMA}.message ORDER BY position")
+
+    assert [round(row["delay"].total_seconds()) for row in rows] == [HOUR_S, 2 * HOUR_S]
+
+
+@pytest.mark.parametrize("delay_s", [float("nan"), float("inf"), 1e12])
+async def test_a_delay_that_never_ends_is_refused_where_it_is_sent(delay_s: float) -> None:
+    messaging = Messaging("memory", "postgresql://nowhere/shop")
+
+    with pytest.raises(SettingInvalid, match="delay"):
+        await messaging.send("kassa.events", {}, delay_s=delay_s)
