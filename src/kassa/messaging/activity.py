@@ -5,8 +5,9 @@ So whoever watches needs no address of any process, and a process that is starte
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from itertools import count
 from typing import NamedTuple
 
 import asyncpg
@@ -15,7 +16,7 @@ import structlog
 from kassa.db.away import AWAY
 from kassa.db.queries import load
 from kassa.ids import new_id
-from kassa.observability.meters import BOUNDS_S, Meters, Passage, Sending, quantile
+from kassa.observability.meters import BOUNDS_S, Meters, Passage, quantile
 
 _SQL = load("kassa.messaging")
 
@@ -28,7 +29,8 @@ WINDOW_S = 5.0
 
 
 class Counted(NamedTuple):
-    """What one process has counted of one topic and group since it began. group '': what was sent to the topic."""
+    """What one process has counted of one topic and group since it began. group '': what was sent to the topic, and what of it left
+    through a relay."""
 
     process: str
     topic: str
@@ -64,37 +66,41 @@ class Publisher:
 
     async def run(self) -> None:
         """Until it is cancelled. A database that is away is waited for."""
-        rounds = 0
-        while True:
-            try:
-                await self.publish()
-                if rounds % FORGET_ROUNDS == 0:
-                    await self._pool.execute(_SQL.forget_meters)
-            except (*AWAY, asyncpg.PostgresError) as error:
-                log.warning("activity.waits", error=type(error).__name__)
-            rounds += 1
+        for rounds in count():
+            await self._try(self.publish)
+            if rounds % FORGET_ROUNDS == 0:
+                await self._try(self._forget)
             await asyncio.sleep(PUBLISH_S)
 
     async def publish(self) -> None:
         """Everything once; nothing, where nothing was counted yet."""
-        passages = list(self._meters.passages.items())
-        sendings = list(self._meters.sendings.items())
-        rows = [_of_passage(*labels, passage) for labels, passage in passages]
-        rows += [_of_sending(topic, sending) for topic, sending in sendings]
+        rows = _rows(self._meters)
         if rows:
             await self._pool.execute(_SQL.publish_meters, self._process, *map(list, zip(*rows, strict=True)))
+
+    async def _forget(self) -> None:
+        await self._pool.execute(_SQL.forget_meters)
+
+    async def _try(self, action: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await action()
+        except (*AWAY, asyncpg.PostgresError) as error:
+            log.warning("activity.waits", error=type(error).__name__)
 
 
 _Row = tuple[str, str, int, int, int, int, int, str]
 
 
-def _of_passage(topic: str, group: str, passage: Passage) -> _Row:
+def _rows(meters: Meters) -> list[_Row]:
+    """One for each topic and group: what was sent to a topic, and what left for it through a relay, are both of no group."""
+    sent = {(topic, ""): sending.confirmed for topic, sending in meters.sendings.items()}
+    rows = [_row(*name, sent.pop(name, 0), passage) for name, passage in meters.passages.items()]
+    return rows + [(*name, confirmed, 0, 0, 0, 0, "{}") for name, confirmed in sent.items()]
+
+
+def _row(topic: str, group: str, sent: int, passage: Passage) -> _Row:
     latency = "{" + ",".join(map(str, passage.buckets)) + "}"
-    return topic, group, 0, passage.received, passage.handled, passage.retried, passage.dead, latency
-
-
-def _of_sending(topic: str, sending: Sending) -> _Row:
-    return topic, "", sending.confirmed, 0, 0, 0, 0, "{}"
+    return topic, group, sent, passage.received, passage.handled, passage.retried, passage.dead, latency
 
 
 async def counted(pool: "asyncpg.Pool[asyncpg.Record]") -> list[Counted]:
