@@ -846,6 +846,54 @@ async def test_exchange_of_a_single_queue_is_made_again_by_who_receives(
     assert len(await take(stream, 1)) == 1
 
 
+SINGLE = Topic("", ("kassa",), "", lanes=1, keyed=False, declaration="durable")
+
+
+def passive_missing(_: RabbitStream, __: pytest.MonkeyPatch) -> None:
+    """Its queue is gone, which is enough."""
+
+
+def unexpected(stream: RabbitStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail() -> None:
+        raise KeyError("unexpected")
+
+    monkeypatch.setattr(stream, "look_for_orphans", fail)
+
+
+@pytest.mark.parametrize("trouble", [passive_missing, unexpected])
+async def test_exchange_is_bound_again_whatever_is_wrong_with_another_subscription(
+    transport: RabbitTransport,
+    rabbitmq: RabbitMQ,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[RabbitStream, pytest.MonkeyPatch], None],
+) -> None:
+    """Also while a queue that others make is missing."""
+    monkeypatch.setattr(ours, "ORPHANS_EVERY", 1)
+    theirs, topic = SINGLE._replace(name=new_id(), declaration="passive"), await ready(transport)
+    async with stranger(rabbitmq.url) as channel:
+        await channel.exchange_declare(theirs.name, exchange_type="topic")
+        await channel.queue_declare(theirs.name)
+        await transport.provision([theirs], verify_only=False)
+        trouble(await transport.subscribe(theirs, "kassa"), monkeypatch)
+        stream = await transport.subscribe(topic, "shop")
+        await channel.queue_delete(theirs.name)
+
+        await channel.exchange_delete(topic.name)
+        await channel.exchange_declare(topic.name, exchange_type="topic", durable=True)
+        await until(partial(is_routed, channel, topic), 60)
+
+    assert len(await take(stream, 1)) == 1
+
+
+async def is_routed(channel: AbstractChannel, topic: Topic) -> bool:
+    """Whether somebody receives what is sent to a lane of it."""
+    try:
+        await channel.basic_publish(b"{}", exchange=topic.name, routing_key=lane_key(0), mandatory=True)
+    except aiormq.exceptions.PublishError:
+        return False
+    return True
+
+
 # A broker that does not take more
 
 

@@ -736,17 +736,26 @@ class RabbitTransport:
                 await self.announce()
                 if number % ORPHANS_EVERY == 0:
                     for stream in list(self._streams):
-                        with suppress(*LOST, BrokerUnreachable, SettingInvalid):
-                            await stream.look_for_orphans()
-                        with suppress(*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch):
-                            await self._bind_again(stream.topic, stream.group)
+                        await self._keep_up(stream)
             except Exception as error:
                 # The outermost loop: without it no lane would ever change hands again.
                 log.exception("rabbitmq.heart", reason=why(error))
 
+    async def _keep_up(self, stream: RabbitStream) -> None:
+        """Its orphan lanes and its bindings, each whatever becomes of the other: no stream's depend on another's. What goes wrong
+        is tried again at a later beat."""
+        for look in (stream.look_for_orphans, partial(self._bind_again, stream.topic, stream.group)):
+            try:
+                await look()
+            except (*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound):
+                # The keeper of the stream, or who sends, says so.
+                continue
+            except Exception as error:
+                log.exception("rabbitmq.upkeep", queue=stream.place, reason=why(error))
+
     async def _bind_again(self, topic: Topic, group: str) -> None:
         """Somebody may have deleted the exchange, and the bindings with it. An exchange of several groups is made by who sends,
-        who then waits for all of them; that of a single queue is made here. Raises what aiormq raises."""
+        who then waits for all of them; that of a single queue is made here. Raises what `declare` raises."""
         if not self.has_made(topic):
             return
         live = await self.receiving.live()
