@@ -36,6 +36,7 @@ from kassa.messaging.binders.amqp import read_url
 from kassa.messaging.binders.rabbitmq import (
     RabbitStream,
     RabbitTransport,
+    exchange_of,
     lane_key,
     queues_of,
 )
@@ -846,7 +847,133 @@ async def test_exchange_of_a_single_queue_is_made_again_by_who_receives(
     assert len(await take(stream, 1)) == 1
 
 
+async def deleted_exchange(url: str, topic: Topic) -> None:
+    async with stranger(url) as channel:
+        await channel.exchange_delete(exchange_of(topic))
+
+
 SINGLE = Topic("", ("kassa",), "", lanes=1, keyed=False, declaration="durable")
+
+
+@pytest.mark.parametrize("declaration", ["kassa", "durable"])
+async def test_deleted_exchange_that_cannot_be_made_again_just_now_is_no_fault_of_the_message(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch, declaration: str
+) -> None:
+    """The connection to declare over may be away while that to send over is up; the message is sent once it is back."""
+    monkeypatch.setattr(ours, "BINDING_S", 0.5)
+    topic = new_topic() if declaration == "kassa" else SINGLE._replace(name=new_id(), exchange=new_id())
+    await transport.provision([topic], verify_only=False)
+    await deleted_exchange(rabbitmq.url, topic)
+
+    async def away() -> amqp.Live:
+        raise BrokerUnreachable("away", broker="")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transport.receiving, "live", away)
+        assert not await is_sent(transport, topic, "r-1")
+        assert not await is_sent(transport, topic, "r-1")
+
+    await until(partial(is_sent, transport, topic, "r-1"))
+    await see(await transport.subscribe(topic, topic.groups[0]), "r-1")
+
+
+async def test_exchange_that_is_deleted_as_soon_as_it_is_made_again_is_no_fault_of_the_message(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a script that somebody runs again and again."""
+    topic = SINGLE._replace(name=new_id(), exchange=new_id())
+    await transport.provision([topic], verify_only=False)
+    await deleted_exchange(rabbitmq.url, topic)
+    declare = transport.declare
+
+    async def in_vain(live: amqp.Live, topic: Topic, group: str) -> None:
+        await declare(live, topic, group)
+        await deleted_exchange(rabbitmq.url, topic)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transport, "declare", in_vain)
+        assert not await is_sent(transport, topic, "r-1")
+
+    await until(partial(is_sent, transport, topic, "r-1"))
+
+
+async def test_queue_of_another_form_is_no_fault_of_the_message_when_its_exchange_is_made_again(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has to delete it, and then all goes on; the first message is told the same as those after it."""
+    monkeypatch.setattr(ours, "BINDING_S", 0.5)
+    topic = await ready(transport)
+    wrong = queues_of(topic, "shop")[3]
+    async with stranger(rabbitmq.url) as channel:
+        await channel.exchange_delete(topic.name)
+        await channel.queue_delete(wrong)
+        await channel.queue_declare(wrong)
+
+        assert not await is_sent(transport, topic, "r-1")
+        assert not await is_sent(transport, topic, "r-1")
+
+        await channel.queue_delete(wrong)
+    await until(partial(is_sent, transport, topic, "r-1"))
+
+
+async def test_two_sends_that_miss_the_same_exchange_are_both_told_to_come_again(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second while the first waits for a connection to declare it over."""
+    monkeypatch.setattr(ours, "BINDING_S", 0.5)
+    topic = await ready(transport)
+    await deleted_exchange(rabbitmq.url, topic)
+    live, is_waiting, may_go_on = transport.receiving.live, asyncio.Event(), asyncio.Event()
+
+    async def slow() -> amqp.Live:
+        is_waiting.set()
+        await may_go_on.wait()
+        return await live()
+
+    monkeypatch.setattr(transport.receiving, "live", slow)
+    first = asyncio.create_task(is_sent(transport, topic, "r-1"))
+    await is_waiting.wait()
+
+    try:
+        assert not await is_sent(transport, topic, "r-2")
+    finally:
+        may_go_on.set()
+        assert not await first
+    for name in ("r-1", "r-2"):
+        await until(partial(is_sent, transport, topic, name))
+
+
+async def test_who_may_not_make_a_deleted_exchange_is_told_so(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """His right to was taken away since; once somebody else made it he sends again."""
+    monkeypatch.setattr(ours, "BINDING_S", 0.5)
+    topic = new_topic()
+    name = f"sender_{new_id()[-12:]}"
+
+    async def permit(configure: str) -> None:
+        await asyncio.to_thread(
+            rabbitmq.evaluate,
+            f'rabbit_auth_backend_internal:set_permissions(<<"{name}">>, <<"/">>, <<"{configure}">>, <<".*">>, <<".*">>, '
+            '<<"kassa">>)',
+        )
+
+    await asyncio.to_thread(
+        rabbitmq.evaluate, f'rabbit_auth_backend_internal:add_user(<<"{name}">>, <<"secret">>, <<"kassa">>)'
+    )
+    await permit(".*")
+    async with open_transport(f"amqp://{name}:secret@127.0.0.1:{rabbitmq.port('amqp')}/", database_url) as sender:
+        await sender.provision([topic], verify_only=False)
+        await permit("^$")
+        await deleted_exchange(rabbitmq.url, topic)
+
+        for _ in range(2):
+            (refused,) = await send(sender, topic, packet("r-1"))
+            assert isinstance(refused, Failed)
+            assert not refused.is_retryable
+
+        await transport.provision([topic], verify_only=False)
+        await until(partial(is_sent, sender, topic, "r-1"))
 
 
 def passive_missing(_: RabbitStream, __: pytest.MonkeyPatch) -> None:

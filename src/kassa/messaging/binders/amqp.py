@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import count
+from math import inf
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -737,7 +738,7 @@ class Publisher:
         self._outlet: _Outlet | None = None
         self._making = asyncio.Lock()
         self._held: dict[str, float] = {}
-        """By exchange: until when nothing is sent there, by the loop's clock."""
+        """By exchange: until when nothing is sent there, by the loop's clock; `inf` before it is made again."""
         self._missed: set[str] = set()
         """Exchanges that were gone when we sent, and that we have not seen again."""
 
@@ -749,7 +750,7 @@ class Publisher:
         pause_s: for how long an exchange gets nothing that was gone and that somebody else has made again."""
         if not letters:
             return []
-        reason = f"exchange {exchange} was deleted, and its consumers bind their queues again"
+        reason = f"exchange {exchange} was deleted; it is made again, or its consumers bind their queues to it"
         held: list[Receipt] = [Failed(reason, is_retryable=True)] * len(letters)
         if self._is_held(exchange):
             return held
@@ -776,10 +777,17 @@ class Publisher:
             otherwise = why(error)
         return batch.answer(otherwise)
 
-    def hold(self, exchange: str, until: float) -> None:
-        """Whoever makes it again says from when on it is sent to."""
-        self._held[exchange] = until
+    def stop(self, exchange: str) -> None:
+        """It may be there without all bindings: nothing is sent there before whoever makes it again says `go_on`."""
+        self._held[exchange] = inf
         self._missed.discard(exchange)
+
+    def go_on(self, exchange: str, after_s: float) -> None:
+        self._held[exchange] = asyncio.get_running_loop().time() + after_s
+        self._missed.discard(exchange)
+
+    def is_stopped(self, exchange: str) -> bool:
+        return self._held.get(exchange) == inf
 
     async def _open(self) -> _Outlet:
         if self._outlet is not None and not self._outlet.is_over:

@@ -33,7 +33,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Se
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from math import inf
 from typing import Any, NamedTuple
 
 import structlog
@@ -73,7 +72,7 @@ from kassa.messaging.binders.amqp import (
     why,
 )
 from kassa.messaging.members import BEAT_S, Member, Members, share
-from kassa.messaging.model import Arrival, Packet, Receipt, Traits
+from kassa.messaging.model import Arrival, Failed, Packet, Receipt, Traits
 from kassa.messaging.supplied import CREDIT, SuppliedBinder
 from kassa.messaging.topology import Topic, lane
 from kassa.supervisor import end_tasks
@@ -556,8 +555,6 @@ class RabbitTransport:
         """What this process declared, and may declare again, by topic: with all groups that it ever declared there."""
         self._making: set[str] = set()
         """Topics that a send declares again just now."""
-        self._half_made: set[str] = set()
-        """Topics whose exchange may be there again without all bindings: nothing is sent there before they are whole."""
         self._cluster = ""
         self._heart: asyncio.Task[None] | None = None
 
@@ -582,60 +579,67 @@ class RabbitTransport:
         self, topic: Topic, packets: Sequence[Packet], *, deadline_s: float, must_arrive: bool
     ) -> list[Receipt]:
         letters = [self._letter(topic, packet, must_arrive) for packet in packets]
-        began = asyncio.get_running_loop().time()
-        if topic.name in self._half_made:
-            await self._make_again(self._made[topic.name], deadline_s)
-        left_s = deadline_s - (asyncio.get_running_loop().time() - began)
-        receipts = await self._publish(topic, letters, left_s)
-        nowhere = [place for place, receipt in enumerate(receipts) if went_nowhere(receipt)]
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + deadline_s
         made = self._made.get(topic.name)
+        if made is not None and self._publisher.is_stopped(exchange_of(topic)):
+            await self._make_again(made, deadline_s)
+        receipts = await self._publish(topic, letters, deadline - clock())
+        nowhere = [place for place, receipt in enumerate(receipts) if went_nowhere(receipt)]
         # Where there is an exchange and nobody receives, declaring no group again helps nobody.
         if nowhere and made is not None and (made.groups or lacks_exchange(receipts[nowhere[0]])):
-            left_s = deadline_s - (asyncio.get_running_loop().time() - began)
-            if await self._make_again(made, left_s):
-                left_s = deadline_s - (asyncio.get_running_loop().time() - began)
-                again = await self._publish(topic, [letters[place] for place in nowhere], left_s)
-                for place, receipt in zip(nowhere, again, strict=True):
-                    receipts[place] = receipt
+            failed = await self._make_again(made, deadline - clock())
+            if failed is None:
+                again = await self._publish(topic, [letters[place] for place in nowhere], deadline - clock())
+            else:
+                again = [failed] * len(nowhere)
+            for place, receipt in zip(nowhere, again, strict=True):
+                receipts[place] = _later(receipt)
         return receipts
 
     async def _publish(self, topic: Topic, letters: Sequence[Letter], deadline_s: float) -> list[Receipt]:
         pause_s = BINDING_S if topic.declaration == "kassa" else 0.0
         return await self._publisher.send(exchange_of(topic), letters, deadline_s, pause_s=pause_s)
 
-    async def _make_again(self, topic: Topic, within_s: float) -> bool:
+    async def _make_again(self, topic: Topic, within_s: float) -> Failed | None:
         """Somebody deleted what this process had declared: it is declared again, with its bindings. Those of groups that this
         process does not know are made by their consumers, and until then the broker would throw away what is theirs; so would
-        it with ours while only some of them are bound, and nobody sends meanwhile."""
+        it with ours while only some of them are bound, and nobody sends meanwhile.
+
+        Returns what to say of its messages, unless it is there again or another send is making it."""
+        if topic.declaration != "kassa":
+            return await self._declare_again(topic, within_s)
         if topic.name in self._making:
-            return True
-        exchange, pauses = exchange_of(topic), topic.declaration == "kassa"
+            return None
+        exchange = exchange_of(topic)
+        self._making.add(topic.name)
+        self._publisher.stop(exchange)
+        try:
+            failed = await self._declare_again(topic, within_s)
+        finally:
+            self._making.discard(topic.name)
+        if failed is None:
+            self._publisher.go_on(exchange, BINDING_S)
+        elif not failed.is_retryable:
+            # Somebody else has to make it, and then it is sent to.
+            self._publisher.go_on(exchange, 0.0)
+        return failed
+
+    async def _declare_again(self, topic: Topic, within_s: float) -> Failed | None:
+        """Why it is not whole now. Its messages are to come again, unless it is not there and we may not make it."""
         is_begun = False
-        if pauses:
-            self._making.add(topic.name)
         try:
             async with asyncio.timeout(within_s):
                 live = await self.receiving.live()
-                if pauses:
-                    self._publisher.hold(exchange, inf)
-                    self._half_made.add(topic.name)
                 for group in topic.groups or ("",):
                     await self.declare(live, topic, group)
                     is_begun = True
         except (*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
             log.warning("rabbitmq.topic_missing", topic=topic.name, reason=why(error))
-            if isinstance(error, refused.ChannelAccessRefused) and not is_begun:
-                # Who may not make it any more sends again once somebody else did.
-                self._publisher.hold(exchange, 0.0)
-                self._half_made.discard(topic.name)
-            return False
-        finally:
-            self._making.discard(topic.name)
+            may_come_again = is_begun or not isinstance(error, refused.ChannelAccessRefused)
+            return Failed(f"{topic.name} is not made again: {why(error)}", is_retryable=may_come_again)
         log.warning("rabbitmq.topic_made_again", topic=topic.name)
-        if pauses:
-            self._publisher.hold(exchange, asyncio.get_running_loop().time() + BINDING_S)
-            self._half_made.discard(topic.name)
-        return True
+        return None
 
     async def reply(self, address: str, packets: Sequence[Packet], *, deadline_s: float) -> list[Receipt]:
         # What goes to a direct reply-to is returned as unroutable although it arrives.
@@ -832,6 +836,13 @@ class RabbitTransport:
             raise QueueMismatch(f"{why(error)}. {_remedy(topic)}", topic=topic.name, broker=self.shown) from None
         except refused.ChannelNotFoundEntity as error:
             raise QueueNotFound(f"{why(error)}. It is declared passive: somebody else has to make it.") from None
+
+
+def _later(receipt: Receipt) -> Receipt:
+    """What is ours to make and was deleted once more is there again later."""
+    if isinstance(receipt, Failed) and lacks_exchange(receipt):
+        return receipt._replace(is_retryable=True)
+    return receipt
 
 
 async def _ready(channel: Channel, queues: Sequence[str]) -> int:
