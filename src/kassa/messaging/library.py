@@ -132,7 +132,7 @@ class _Seats:
     """
 
     def __init__(self, seats: int, consumers: Iterable[_Consumer]) -> None:
-        """seats: one for each consumer, or more."""
+        """seats: one for each consumer, or more. One that is registered later has none of its own."""
         self._free = seats
         self._consumers = frozenset(consumers)
         self._taken: Counter[_Consumer] = Counter()
@@ -151,16 +151,19 @@ class _Seats:
             self._leave(consumer, turn)
 
     def _seat(self) -> None:
-        while waiting := [consumer for consumer, turns in self._turns.items() if turns]:
-            consumer = min(waiting, key=self._taken.__getitem__)
-            kept = sum(not self._taken[other] for other in self._consumers if other != consumer)
-            if self._free <= kept:
-                return
+        while able := [one for one, turns in self._turns.items() if turns and self._free > self._kept_from(one)]:
+            consumer = min(able, key=self._taken.__getitem__)
             self._taken[consumer] += 1
             self._free -= 1
             turn = self._turns[consumer].popleft()
             if not turn.done():
                 turn.set_result(None)
+
+    def _kept_from(self, consumer: _Consumer) -> int:
+        """Seats that it leaves to others, which have none at the moment."""
+        if consumer not in self._consumers:
+            return 0
+        return sum(not self._taken[other] for other in self._consumers if other != consumer)
 
     def _leave(self, consumer: _Consumer, turn: asyncio.Future[None]) -> None:
         if turn in self._turns[consumer]:

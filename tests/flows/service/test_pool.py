@@ -152,6 +152,32 @@ async def test_pool_grows_with_the_consumers_unless_it_is_told_its_size(shop: Sh
         assert messaging._started_pool().get_max_size() == 30
 
 
+async def test_consumer_that_is_registered_after_the_start_holds_up_nobody(shop: Shop) -> None:
+    names = [f"t{number}" for number in range(CONNECTIONS - SPARE)]
+    messaging, earlier = service(shop, "shop", *names), service(shop, "earlier", *names)
+
+    async def take(message: Message, connection: Any) -> None:
+        await note(connection, message.json()["number"])
+
+    for topic in topics(shop, *names)[1:]:
+        messaging.consumer(topic.name, group="books")(take)
+    earlier.consumer(shop.topic.name, group="late")(take)
+    # It makes the group.
+    async with earlier:
+        pass
+
+    async with asyncio.timeout(PATIENCE_S), messaging:
+        messaging.consumer(shop.topic.name, group="late")(take)
+        consuming = asyncio.create_task(messaging.run())
+        async with shop.pool.acquire() as connection:
+            await send_all(messaging, shop.topic.name, connection)
+        await have(shop, NUMBERS)
+        await messaging.send(topics(shop, *names)[-1].name, {"number": "other"})
+        await have(shop, [*NUMBERS, "other"])
+        consuming.cancel()
+        await asyncio.wait([consuming])
+
+
 async def test_request_that_cannot_even_be_sent_says_so_in_time(shop: Shop) -> None:
     messaging = service(shop, "asker")
     async with asyncio.timeout(PATIENCE_S), messaging, shop.pool.acquire() as connection, connection.transaction():
