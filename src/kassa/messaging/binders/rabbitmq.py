@@ -280,7 +280,6 @@ class RabbitStream:
         self.topic = topic
         self.group = group
         self.place = transport.place(topic, group)
-        self.keeps_lanes = topic.declaration == "kassa"
         self.news = asyncio.Event()
         """Something to hand out, or a reason not to wait for it."""
         self.changed = asyncio.Event()
