@@ -93,6 +93,8 @@ HIGH_WATER = 10_000
 HEARTBEAT_MS = 1000
 PART_BYTES = 65_536
 """A heartbeat ends a connection on which no whole part comes for three seconds, so a long frame goes in parts."""
+PART_BYTES_MAX = PART_BYTES + 1024
+"""With what CURVE adds. Who says that a longer one comes is cut off, before any room is made for it."""
 BATCH_BYTES = 262_144
 """Of bodies in one call or answer, unless one record is longer: each has to be through before its call is given up."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -452,14 +454,16 @@ class Hub:
                     await self._end(session)
 
     async def _end(self, session: _Session) -> None:
-        for subscription in session.subscriptions.values():
-            try:
-                await subscription.close(0.0)
-            except (KassaError, OSError) as error:
-                # The database is away; the leases run out by themselves.
-                log.warning("zeromq.not_given_back", error=str(error))
+        """Never raises: who ends sessions goes on with the next one."""
+        ending = list(session.subscriptions.values())
         session.subscriptions.clear()
         session.left.clear()
+        for subscription in ending:
+            try:
+                await subscription.close(0.0)
+            except Exception:
+                # Whatever the database has against this one; the leases run out by themselves.
+                log.exception("zeromq.not_given_back")
 
     # Calls
 
@@ -491,6 +495,7 @@ class Hub:
 
     async def _receive(self, session: _Session, raw: msgspec.Raw) -> list[_Handed]:
         wanted: _Receive = _decode(raw, _Receive)
+        wanted.limit = min(wanted.limit, TRAITS.batch_max)
         subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
         left = session.left.pop(wanted.subscription, None)
         if left is not None and not self._is_fresh(left):
@@ -508,7 +513,8 @@ class Hub:
 
     async def _claim(self, subscription: Subscription, wanted: _Receive) -> _Left:
         began = asyncio.get_running_loop().time()
-        claimed = await subscription.receive(wanted.limit, min(wanted.wait_s, RECEIVE_MAX_S))
+        # In this order: a peer's NaN is no number to wait for, and `min` gives its first then.
+        claimed = await subscription.receive(wanted.limit, min(RECEIVE_MAX_S, wanted.wait_s))
         return _Left(began, [_handed(one) for one in claimed])
 
     def _leave(self, session: _Session, name: str, rest: _Left) -> None:
@@ -755,9 +761,16 @@ class ZeroMQBinder:
         while True:
             await asyncio.sleep(BEAT_S)
             try:
-                await self.call("ping", None, CALL_S)
-            except BrokerUnreachable:
-                self._take_over()
+                await self._ping()
+            except Exception:
+                # The outermost loop: without it this process would be silent, and would never take over.
+                log.exception("zeromq.beat_failed")
+
+    async def _ping(self) -> None:
+        try:
+            await self.call("ping", None, CALL_S)
+        except BrokerUnreachable:
+            self._take_over()
 
     async def _listen(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -774,18 +787,33 @@ class ZeroMQBinder:
     # Sockets
 
     def _be_hub(self) -> None:
-        """Binds, if nobody has. Raises BrokerUnreachable when this process must be the hub and cannot."""
+        """Binds, if nobody has. Raises BrokerUnreachable when this process must be the hub and cannot, SettingInvalid."""
         socket = self._made(zmq.ROUTER)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        if self._address.secret is not None:
-            self._secure_hub(socket, self._address.secret)
+        is_bound = False
+        try:
+            socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            if self._address.secret is not None:
+                self._secure_hub(socket, self._address.secret)
+            is_bound = self._bind(socket)
+        finally:
+            if not is_bound:
+                # A peer tries it with each beat, and a process has only so many sockets.
+                socket.close(linger=0)
+        if is_bound:
+            self._begin(socket)
+
+    def _bind(self, socket: zmq.asyncio.Socket) -> bool:
+        """False: another process has the port, and this one may be a peer."""
         try:
             socket.bind(f"tcp://{self._address.host}:{self._address.port or '*'}")
         except zmq.ZMQError as error:
-            socket.close(linger=0)
             if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV) and self._address.role == "auto":
-                return
+                return False
             raise BrokerUnreachable(f"Cannot be the ZeroMQ hub at {self.url}: {error}.", broker="zeromq") from error
+        return True
+
+    def _begin(self, socket: zmq.asyncio.Socket) -> None:
+        """Is the hub from now on. socket: a bound one."""
         bound = urlsplit(socket.getsockopt_string(zmq.LAST_ENDPOINT)).port or 0
         self._address = self._address._replace(port=bound)
         self._is_hub = True
@@ -830,6 +858,7 @@ class ZeroMQBinder:
         if self._context is None:
             raise InvariantBroken("The binder is not open.")
         socket = self._context.socket(kind)
+        socket.setsockopt(zmq.MAXMSGSIZE, PART_BYTES_MAX)
         socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)

@@ -1,0 +1,107 @@
+"""ZeroMQ: what watches and what beats goes on, whatever goes wrong once."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from brokers.test_zeromq import DEADLINE_S, parts, query
+from brokers.test_zeromq_places import ORDERS, hub_with
+from conformance.messaging.house import collect, record
+from kassa.ids import new_id
+from kassa.messaging.binder import Resources
+from kassa.messaging.binders.zeromq import BATCH_BYTES, BEAT_S, CALL_S, ZeroMQBinder, make_binder, make_keys, read_url
+from kassa.messaging.model import Ack, Confirmed
+from kassa.messaging.topology import Topic
+from kassa.messaging.wake import Wakeups
+from kassa.supervisor import end_tasks
+from servers.server import free_ports
+
+__all__ = ["parts"]
+
+
+BREAK_GIVING_BACK = """
+    CREATE FUNCTION refuse_to_give_back() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        RAISE EXCEPTION 'a lock was taken the other way round' USING ERRCODE = 'deadlock_detected';
+    END $$;
+    CREATE TRIGGER refuse_to_give_back BEFORE UPDATE ON message
+        FOR EACH ROW WHEN (OLD.topic = 'broken:shop') EXECUTE FUNCTION refuse_to_give_back();
+"""
+"""An error of the database that says nothing about its being away, for one queue alone."""
+BROKEN = Topic("broken", ("shop",), "The database does not take back what is sent there.")
+
+
+async def peer_of(hub: ZeroMQBinder, parts: tuple[Any, Wakeups], topics: Sequence[Topic]) -> ZeroMQBinder:
+    """A peer with a record of each topic in its hands."""
+    peer = ZeroMQBinder(read_url(f"{hub.url}?role=peer"), Resources(*parts))
+    await peer.open()
+    for topic in topics:
+        assert await peer.send(topic.name, [record(new_id())], deadline_s=DEADLINE_S) == [Confirmed()]
+        await collect(await peer.subscribe(topic.name, "shop"), 1, DEADLINE_S)
+    return peer
+
+
+async def vanish(peer: ZeroMQBinder) -> None:
+    """It says nothing any more, and takes its leave from nobody."""
+    await end_tasks(*peer._tasks)
+    assert peer._context is not None
+    peer._context.destroy(linger=0)
+
+
+async def test_hub_ends_the_sessions_of_silent_peers_after_the_database_refused_one(parts: tuple[Any, Wakeups]) -> None:
+    """What the first one had besides comes to another, and so does what a later one had."""
+    async with hub_with(parts, ORDERS, BROKEN) as hub:
+        await parts[0].execute(BREAK_GIVING_BACK)
+        other = await hub.subscribe(ORDERS.name, "shop")
+
+        for _ in range(2):
+            await vanish(await peer_of(hub, parts, (BROKEN, ORDERS)))
+            (delivery,) = await collect(other, 1, DEADLINE_S)
+            assert await other.settle([(delivery, Ack())]) == [True]
+
+
+async def leave_too_much(peer: ZeroMQBinder, topic: Topic) -> None:
+    """A record in its hands, and another that waits at the hub for its next call."""
+    long = [record(new_id(), body=bytes(BATCH_BYTES // 2 + 1)) for _ in range(2)]
+    assert await peer.send(topic.name, long, deadline_s=DEADLINE_S) == [Confirmed()] * 2
+    await collect(await peer.subscribe(topic.name, "shop"), 1, DEADLINE_S)
+
+
+async def test_hub_that_ends_gives_back_what_the_database_takes(parts: tuple[Any, Wakeups]) -> None:
+    """One peer's record that it refuses keeps none of another peer here."""
+    url = f"zeromq://127.0.0.1:{free_ports(1)[0]}?lease_s=3600"
+    first, second, third = (make_binder(url, Resources(*parts, (ORDERS, BROKEN))) for _ in range(3))
+    async with first, second, third:
+        await first.provision((ORDERS, BROKEN))
+        await parts[0].execute(BREAK_GIVING_BACK)
+        await leave_too_much(second, BROKEN)
+        await leave_too_much(third, ORDERS)
+
+        await first.close()
+
+        # Answered by the next hub.
+        assert await third.send(BROKEN.name, [record(new_id())], deadline_s=DEADLINE_S) == [Confirmed()]
+        (delivery,) = await collect(await third.subscribe(ORDERS.name, "shop"), 1, DEADLINE_S)
+        assert delivery.attempts == 0
+
+
+async def test_process_that_could_not_take_over_once_does_so_later(parts: tuple[Any, Wakeups], tmp_path: Path) -> None:
+    """Its key was half written just then."""
+    public, secret = make_keys(tmp_path, "hub")
+    own = tmp_path / "own.key_secret"
+    own.write_bytes(secret.read_bytes())
+    url = f"zeromq://127.0.0.1:{free_ports(1)[0]}"
+    first, second = (
+        make_binder(f"{url}?{query(secret=file, peers=tmp_path, server=public)}", Resources(*parts, (ORDERS,)))
+        for file in (secret, own)
+    )
+    async with first, second:
+        await second.provision((ORDERS,))
+        own.write_text(secret.read_text().rstrip()[:-10] + '"\n')
+
+        await first.close()
+        await asyncio.sleep(CALL_S + 3 * BEAT_S)
+        own.write_bytes(secret.read_bytes())
+
+        assert await second.send(ORDERS.name, [record("r-1")], deadline_s=DEADLINE_S) == [Confirmed()]
