@@ -176,8 +176,12 @@ SELECT paused
 -- name: acknowledge_messages
 -- Done, for handlers whose effect is elsewhere. Only under the lease that they were given ($2); leases of which nothing is in
 -- hand any more ($3) end. The others stay as they are (unlike in `let_go`), so that those who acknowledge parts of a batch need
--- not wait for each other's commits: what is deleted is in nobody's hand.
-WITH ended AS (
+-- not wait for each other's commits: what is deleted is in nobody's hand. Nobody waits for the disk either: the effect is on it, and
+-- an acknowledgement that a crash of the database takes back means that the message comes again.
+WITH unhurried AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+),
+ended AS (
     DELETE FROM message_lease
      WHERE id = ANY($3::bigint[])
     RETURNING id, messages
@@ -195,7 +199,7 @@ ours AS MATERIALIZED (
     SELECT id AS lease, unnest(messages) AS id FROM going_on
 )
 DELETE FROM message
- USING unnest($1::text::uuid[], $2::text::bigint[]) AS d (id, lease)
+ USING unnest($1::text::uuid[], $2::text::bigint[]) AS d (id, lease), unhurried
  WHERE message.id = d.id
    AND (d.id, d.lease) IN (SELECT id, lease FROM ours)
 RETURNING message.id;
