@@ -303,12 +303,13 @@ BEGIN
           FROM unnest(places, turns, are_locked) WITH ORDINALITY AS p (at, turn, is_locked, place)
           LEFT JOIN message AS m ON m.ctid = p.at
     ),
+    cut AS MATERIALIZED (
+        SELECT min(c.place) AS first, min(c.place) FILTER (WHERE c.lapses >= alone) AS lone FROM checked AS c WHERE c.is_ours
+    ),
     chosen AS MATERIALIZED (
         SELECT c.*
-          FROM (SELECT o.*, row_number() OVER in_order AS nth, count(*) FILTER (WHERE o.lapses >= alone) OVER in_order AS lone
-                  FROM checked AS o WHERE o.is_ours
-                WINDOW in_order AS (ORDER BY o.place)) AS c
-         WHERE c.lone = 0 OR c.nth = 1
+          FROM checked AS c, cut
+         WHERE c.is_ours AND (cut.lone IS NULL OR c.place < cut.lone OR (c.place = cut.lone AND c.place = cut.first))
     ),
     leased AS (
         INSERT INTO message_lease (id, topic, leased_until, messages)

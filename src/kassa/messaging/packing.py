@@ -254,7 +254,9 @@ def _record(item: _Item) -> Record:
         headers = _decode_headers(item.kassaheaders) | headers
         headers.pop(VIA, None)
     body = base64.b64decode(item.data_base64, validate=True) if item.data_base64 else bytes(item.data)
-    priority, home = min(max(item.kassapriority, 0), PRIORITY_MAX), min(max(item.kassahome, 0), _HOME_MAX)
+    priority, home = item.kassapriority, item.kassahome
+    if not (0 <= priority <= PRIORITY_MAX and 0 <= home <= _HOME_MAX):
+        priority, home = min(max(priority, 0), PRIORITY_MAX), min(max(home, 0), _HOME_MAX)
     return Record(_name(item.id) or _unnamed(item), _name(item.kassakey), body, headers, priority, 0.0, home)
 
 
