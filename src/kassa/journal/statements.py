@@ -1,7 +1,8 @@
 """The journal's SQL, made from the tables' descriptions. Every hot statement takes arrays; a batch of one is the same path.
 
-Rows are looked up `FROM unnest(sorted keys) CROSS JOIN LATERAL (SELECT … WHERE key = …)`: that form locks in key order, and
-no planner ever turned it into a walk over the table (docs/decisions/0003).
+Rows are looked up `FROM unnest(sorted keys) CROSS JOIN LATERAL (SELECT … WHERE key = … FOR UPDATE or LIMIT 1)`: that form locks in
+key order, and no planner can turn it into a walk over the table (docs/decisions/0003). It would where it can: of a table that was
+empty when it last looked, as queues often are, it believes that it has one row, and reads all of it first.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,25 +33,29 @@ ONCE_BEFORE = """
 SELECT o.home, o.operation, o.key, o.digest, o.status, o.resource, o.problem
   FROM unnest($1::bigint[], $2::text[], $3::text[]) AS k (home, operation, key)
  CROSS JOIN LATERAL (SELECT * FROM once WHERE home = k.home AND operation = k.operation AND key = k.key
-                        AND xmin <> pg_current_xact_id()::xid) AS o"""
+                        AND xmin <> pg_current_xact_id()::xid LIMIT 1) AS o"""
 """Which of these keys were there before this transaction, and what they hold."""
 
 CLAIMED_BEFORE = """
 SELECT c.home, c.kind, c.name, c.resource
   FROM unnest($1::bigint[], $2::text[], $3::text[]) AS k (home, kind, name)
  CROSS JOIN LATERAL (SELECT * FROM claim WHERE home = k.home AND kind = k.kind AND name = k.name
-                        AND xmin <> pg_current_xact_id()::xid) AS c"""
+                        AND xmin <> pg_current_xact_id()::xid LIMIT 1) AS c"""
 """Which of these names were taken before this transaction, and by what."""
 
 RELEASE_ONCE = """
-DELETE FROM once USING unnest($1::bigint[], $2::text[], $3::text[]) AS k (home, operation, key)
- WHERE once.home = k.home AND once.operation = k.operation AND once.key = k.key"""
-"""Gives back the keys of refused changes."""
+DELETE FROM once
+ WHERE ctid = ANY(ARRAY(
+       SELECT o.ctid FROM unnest($1::bigint[], $2::text[], $3::text[]) AS k (home, operation, key)
+        CROSS JOIN LATERAL (SELECT ctid FROM once WHERE home = k.home AND operation = k.operation AND key = k.key LIMIT 1) AS o))"""
+"""Gives back the keys of refused changes, which this transaction took."""
 
 RELEASE_CLAIMS = """
-DELETE FROM claim USING unnest($1::bigint[], $2::text[], $3::text[]) AS k (home, kind, name)
- WHERE claim.home = k.home AND claim.kind = k.kind AND claim.name = k.name"""
-"""Gives back the names of refused changes."""
+DELETE FROM claim
+ WHERE ctid = ANY(ARRAY(
+       SELECT c.ctid FROM unnest($1::bigint[], $2::text[], $3::text[]) AS k (home, kind, name)
+        CROSS JOIN LATERAL (SELECT ctid FROM claim WHERE home = k.home AND kind = k.kind AND name = k.name LIMIT 1) AS c))"""
+"""Gives back the names of refused changes, which this transaction took."""
 
 ACCOUNT_IDS = """
 SELECT a.id, a.home, a.code, a.owner, a.currency
@@ -107,8 +112,11 @@ ON CONFLICT DO NOTHING RETURNING group_name, record"""
 """Notes records of a broker as handled; only those that were not yet come back."""
 
 RELEASE_INBOX = """
-DELETE FROM inbox USING unnest($1::text[], $2::text[]) AS k (g, r) WHERE group_name = k.g AND record = k.r"""
-"""Forgets inbox records of refused changes."""
+DELETE FROM inbox
+ WHERE ctid = ANY(ARRAY(
+       SELECT i.ctid FROM unnest($1::text[], $2::text[]) AS k (g, r)
+        CROSS JOIN LATERAL (SELECT ctid FROM inbox WHERE group_name = k.g AND record = k.r LIMIT 1) AS i))"""
+"""Forgets inbox records of refused changes, which this transaction noted."""
 
 HEAD = "SELECT batch, last_seq, digest FROM chain WHERE writer = $1 ORDER BY batch DESC LIMIT 1"
 """The last batch of a writer's chain."""
@@ -328,11 +336,14 @@ class Statement:
             self._add(sql, types, rows)
 
     def delete(self, table: str, keys: Sequence[str], types: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Delete rows by key."""
+        """Delete rows by key, found by its first part. IS TRUE keeps the rest a filter: as a join, the planner may begin with the
+        table."""
         if rows:
             names = ", ".join(f'"{name}"' for name in keys)
-            where = " AND ".join(f't."{name}" = u."{name}"' for name in keys)
-            sql = f"DELETE FROM {table} AS t USING unnest({self._arrays(types)}) AS u ({names}) WHERE {where}"
+            first, _, _ = self._arrays(types).partition(", ")
+            sql = f'DELETE FROM {table} WHERE "{keys[0]}" = ANY({first})'
+            if len(keys) > 1:
+                sql += f" AND (({names}) IN (SELECT * FROM unnest({self._arrays(types)}))) IS TRUE"
             self._add(sql, types, rows)
 
     def __bool__(self) -> bool:

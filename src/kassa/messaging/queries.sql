@@ -48,10 +48,8 @@ UPDATE timer
 UPDATE timer
    SET due = clock_timestamp() + $4::interval * (1 + random()),
        leased_until = NULL
-  FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS fired (entity, kind, generation)
- WHERE timer.entity = fired.entity
-   AND timer.kind = fired.kind
-   AND timer.generation = fired.generation;
+ WHERE entity = ANY($1::uuid[])
+   AND ((entity, kind, generation) IN (SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[]))) IS TRUE;
 
 -- name: hurry_timer
 -- What waited for its turn has it now. Not for a timer that somebody holds: he looks again when he lets go of it.
@@ -176,7 +174,8 @@ SELECT paused
 -- name: acknowledge_messages
 -- Done, for handlers whose effect is elsewhere. Only under the lease that they were given ($2); leases of which nothing is in
 -- hand any more ($3) end. The others stay as they are (unlike in `let_go`), so that those who acknowledge parts of a batch need
--- not wait for each other's commits: what is deleted is in nobody's hand. Nobody waits for the disk either: the effect is on it, and
+-- not wait for each other's commits: what is deleted is in nobody's hand. They are found by an array: a planner that believes the
+-- table empty, as it was when it last looked, would begin a join with it and read it all. Nobody waits for the disk either: the effect is on it, and
 -- an acknowledgement that a crash of the database takes back means that the message comes again.
 WITH unhurried AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
@@ -199,10 +198,11 @@ ours AS MATERIALIZED (
     SELECT id AS lease, unnest(messages) AS id FROM going_on
 )
 DELETE FROM message
- USING unnest($1::text::uuid[], $2::text::bigint[]) AS d (id, lease), unhurried
- WHERE message.id = d.id
-   AND (d.id, d.lease) IN (SELECT id, lease FROM ours)
-RETURNING message.id;
+ WHERE id = ANY(ARRAY(
+       SELECT d.id
+         FROM unhurried, unnest($1::text::uuid[], $2::text::bigint[]) AS d (id, lease)
+        WHERE (d.id, d.lease) IN (SELECT id, lease FROM ours)))
+RETURNING id;
 
 -- name: retry_messages
 -- Again later, only under the lease that was given. What waits behind it in its key waits as long and holds up the rest of the
@@ -218,19 +218,30 @@ WITH failed AS MATERIALIZED (
       FROM unnest($1::uuid[], $2::bigint[], $3::interval[], $4::text[], $5::integer[]) AS d (id, lease, delay, error, counted)
       JOIN let_go($1, $2, $6) AS held USING (id, lease)
      WHERE m.id = d.id
+       AND m.id = ANY($1::uuid[])
     RETURNING m.id, m.topic, m.key, m.position, m.due
 ),
 behind AS (
     UPDATE message AS m
-       SET due = failed.due,
+       SET due = (SELECT max(failed.due)
+                    FROM failed
+                   WHERE failed.topic = m.topic
+                     AND failed.key = m.key
+                     AND failed.position < m.position),
            returned = true
-      FROM failed
-     WHERE failed.key <> ''
-       AND m.topic = failed.topic
-       AND m.key = failed.key
-       AND m.position > failed.position
-       AND m.due < failed.due
-       AND m.id <> ALL($1::uuid[])
+     WHERE m.id = ANY(ARRAY(
+           SELECT later.id
+             FROM failed
+            CROSS JOIN LATERAL (
+                  SELECT id
+                    FROM message
+                   WHERE topic = failed.topic
+                     AND key = failed.key
+                     AND position > failed.position
+                     AND due < failed.due
+                     AND id <> ALL($1::uuid[])
+                  OFFSET 0) AS later
+            WHERE failed.key <> ''))
 )
 SELECT id FROM failed;
 
@@ -241,6 +252,7 @@ WITH dead AS (
      USING unnest($1::uuid[], $2::bigint[], $3::text[], $4::integer[]) AS d (id, lease, reason, counted)
       JOIN let_go($1, $2, $5) AS held USING (id, lease)
      WHERE message.id = d.id
+       AND message.id = ANY($1::uuid[])
     RETURNING message.id, home, topic, key, priority, created_at, attempts + d.counted AS attempts, d.reason,
               COALESCE(first_error, d.reason) AS first_error, headers, body
 )
