@@ -538,9 +538,11 @@ class _Names(dict[str, str]):
 def _headers_out(packet: Packet) -> Headers:
     """Source: CloudEvents 1.0.2, Kafka protocol binding, 3.2 "Binary content mode": `ce_` and the attribute's name."""
     # As bytes: of a text the client sends what is before its first zero byte. The key is Kafka's own.
-    headers: Headers = [
-        (_NAMES_OUT[name], value.encode(errors="replace")) for name, value in packet.headers.items() if name != KEY
-    ]
+    pairs = packet.headers.items()
+    try:
+        headers: Headers = [(_NAMES_OUT[name], value.encode()) for name, value in pairs if name != KEY]
+    except UnicodeEncodeError:
+        headers = [(_NAMES_OUT[name], value.encode(errors="replace")) for name, value in pairs if name != KEY]
     if packet.id and ID not in packet.headers and packet.headers.get("ce-id") != packet.id:
         headers.append((ID, packet.id.encode()))
     return headers
