@@ -976,6 +976,23 @@ async def test_who_may_not_make_a_deleted_exchange_is_told_so(
         await until(partial(is_sent, sender, topic, "r-1"))
 
 
+async def test_queue_that_others_make_and_have_deleted_is_a_failure_for_good(
+    transport: RabbitTransport, rabbitmq: RabbitMQ
+) -> None:
+    theirs = SINGLE._replace(name=new_id(), declaration="passive")
+    async with stranger(rabbitmq.url) as channel:
+        await channel.exchange_declare(theirs.name, exchange_type="topic")
+        await channel.queue_declare(theirs.name)
+        await channel.queue_bind(theirs.name, theirs.name, theirs.name)
+        await transport.provision([theirs], verify_only=False)
+        assert await is_sent(transport, theirs, "r-1")
+        await channel.queue_delete(theirs.name)
+
+        (receipt,) = await send(transport, theirs, packet("r-2"))
+
+    assert isinstance(receipt, Failed) and not receipt.is_retryable
+
+
 def passive_missing(_: RabbitStream, __: pytest.MonkeyPatch) -> None:
     """Its queue is gone, which is enough."""
 

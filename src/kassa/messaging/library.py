@@ -59,7 +59,7 @@ WAIT_S = 5.0
 INBOX_KEEP_MAX = timedelta(days=3650)
 TIDY_S = 3600.0
 CONNECTIONS = 8
-"""Of the pool, at most, unless somebody asks for more or has many consumers."""
+"""Of the pool, at most, for one consumer, and one more for each other; unless somebody says another number."""
 SPARE = 2
 """Connections that no handler keeps: what is sent, claimed, settled and answered meanwhile has one for a moment, and waits for
 nothing with it. One would do; with two, a slow statement does not hold up the rest."""
@@ -189,7 +189,7 @@ class Messaging:
         long it is remembered what was handled, 8 days or more: longer than the broker may bring it again. notify: whether a
         commit wakes the relay; False where transactions are prepared (PREPARE TRANSACTION), which PostgreSQL then refuses.
         connections: of the library's pool, at most, beside one that listens: all but 2 are for handlers, one each while it runs,
-        and each consumer that has no `transaction` of its own needs one. None: 8, or more for many consumers.
+        and each consumer that has no `transaction` of its own needs one. None: 8, and one more for each consumer but the first.
         Raises SettingInvalid."""
         if not outbox.INBOX_KEEP <= inbox_keep <= INBOX_KEEP_MAX:
             raise SettingInvalid(
@@ -329,7 +329,8 @@ class Messaging:
     async def request(
         self, topic: str, body: Any, *, timeout_s: float = 10.0, key: str = "", headers: dict[str, str] | None = None
     ) -> Message:
-        """Sends, and waits for the answer. Raises NoReply when none comes in time: then nobody knows whether it was done."""
+        """Sends, and waits for the answer. Raises NoReply when none comes in time: then nobody knows whether it was done. The first
+        one of a process makes the queue of its answers before the time begins; what that raises is raised."""
         replies = await self._asked()
         name = new_id()
         asked = {**(headers or {}), REPLY_TO: replies.name, CORRELATION: name}
@@ -489,7 +490,7 @@ class Messaging:
         """Connections of the pool, for so many consumers that keep one. Raises SettingInvalid."""
         needed = consumers + SPARE
         if self._connections is None:
-            return max(CONNECTIONS, needed)
+            return max(CONNECTIONS, CONNECTIONS + consumers - 1)
         if self._connections < needed:
             raise SettingInvalid(
                 f"{self._connections} connections are too few for {consumers} consumers: give {needed} or more, one for each "

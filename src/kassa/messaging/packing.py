@@ -76,7 +76,7 @@ def _is_envelope(content_type: str) -> bool:
 def single(record: Record) -> Packet:
     """A record by itself; what the broker's own message has no place for goes into headers."""
     headers = record.headers.copy()
-    if headers.get("ce-id") != record.id or headers.get("ce-source", "") not in _OUR_SOURCES:
+    if ID in headers or headers.get("ce-id") != record.id or headers.get("ce-source", "") not in _OUR_SOURCES:
         headers[ID] = record.id
     if record.key:
         headers[KEY] = record.key

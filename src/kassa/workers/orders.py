@@ -67,10 +67,22 @@ class OrderWorker:
             return
         if deliveries:
             self._broker.is_back()
+        is_alone = any(one.alone for one in deliveries)
+        if is_alone:
+            # Should it end this process, nobody else is to be taken for what did.
+            await self._finish(subscription)
         for delivery in deliveries:
             task = asyncio.create_task(self._handle(delivery), name="order")
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+        if is_alone:
+            await self._finish(subscription)
+
+    async def _finish(self, subscription: Subscription) -> None:
+        """What is in hand, to its end."""
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._settle(subscription)
 
     async def _handle(self, delivery: Delivery) -> None:
         via = delivery.record.headers.get(VIA, self._broker.name)

@@ -1,6 +1,7 @@
 """Requests over a queue: on every broker the same effect once, and the same answer."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -8,7 +9,7 @@ from flows.queues.house import PATIENCE_S, Answer, Client, Till, client_of, unti
 from flows.wechat_sandbox import SandboxProcess
 from kassa.api.queue import Handled, QueueDoor
 from kassa.ids import new_id
-from kassa.messaging.model import Delivery, Record, RetryAfter
+from kassa.messaging.model import Delivery, Record, RetryAfter, Settlement
 from kassa.messaging.topology import Topic
 from kassa.workers.orders import PAUSE_S, OrderWorker
 
@@ -289,9 +290,48 @@ async def test_a_worker_that_is_stopped_itself_says_nothing_of_what_it_has_in_ha
     assert worker._ended == []
 
 
-def delivery() -> Delivery:
+@on_one_broker
+async def test_what_may_end_the_process_is_handled_with_nothing_beside_it(till: Till) -> None:
+    under_way: set[str] = set()
+    beside: dict[str, set[str]] = {}
+
+    class Watched(QueueDoor):
+        async def handle(self, record: Record, via: str) -> Handled:
+            beside[record.id] = set(under_way)
+            under_way.add(record.id)
+            await asyncio.sleep(0.2)
+            under_way.discard(record.id)
+            return Handled()
+
+    class Given:
+        """Hands out at once what it was given, a batch each time."""
+
+        def __init__(self, *batches: list[Delivery]) -> None:
+            self._batches = list(batches)
+
+        async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
+            return self._batches.pop(0)
+
+        async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
+            return [True] * len(settled)
+
+        async def close(self, drain_s: float) -> None:
+            pass
+
+    first, second, third, last = delivery(), delivery(), delivery(alone=True), delivery()
+    given = Given([first, second], [third], [last])
+    worker = OrderWorker(till.broker, Watched(till.house.app))
+    for _ in range(3):
+        await worker._step(given)
+    await asyncio.wait(worker._running)
+
+    assert beside[second.record.id] == {first.record.id}
+    assert beside[third.record.id] == beside[last.record.id] == set()
+
+
+def delivery(*, alone: bool = False) -> Delivery:
     """A request in a worker's hands."""
-    return Delivery(Record(new_id(), "", b"{}", {}), 0, None, None, 1)
+    return Delivery(Record(new_id(), "", b"{}", {}), 0, None, None, 1, (), alone)
 
 
 @on_one_broker

@@ -116,7 +116,7 @@ async def test_busy_consumer_leaves_a_connection_to_each_other_one(shop: Shop) -
         await note(connection, message.json()["number"])
 
     async def are_all_that_can() -> bool:
-        return under_way == CONNECTIONS - SPARE - 1
+        return under_way == CONNECTIONS - SPARE
 
     async with asyncio.timeout(PATIENCE_S), running(messaging):
         async with shop.pool.acquire() as connection:
@@ -147,7 +147,7 @@ async def test_pool_grows_with_the_consumers_unless_it_is_told_its_size(shop: Sh
     with pytest.raises(SettingInvalid, match=f"{SPARE} or more"):
         await service(shop, "none", connections=0).start()
     async with consuming() as messaging:
-        assert messaging._started_pool().get_max_size() == CONNECTIONS + SPARE
+        assert messaging._started_pool().get_max_size() == 2 * CONNECTIONS - 1
     async with consuming(connections=30) as messaging:
         assert messaging._started_pool().get_max_size() == 30
 

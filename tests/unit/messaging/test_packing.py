@@ -221,3 +221,11 @@ def test_event_of_ours_is_named_once(id: str, source: str, is_named: bool) -> No
 
     assert ("kassa-id" in packet.headers) == is_named
     assert unpack(packet, never) == [record]
+
+
+def test_header_of_somebody_is_never_taken_for_the_records_id() -> None:
+    event = Record("e-1", "", b"{}", {"ce-id": "e-1", "ce-source": "kassa", "kassa-id": "another"})
+
+    (came,) = unpack(single(event), never)
+
+    assert came.id == "e-1"

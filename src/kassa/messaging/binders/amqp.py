@@ -786,6 +786,11 @@ class Publisher:
         self._held[exchange] = asyncio.get_running_loop().time() + after_s
         self._missed.discard(exchange)
 
+    def leave(self, exchange: str) -> None:
+        """Somebody else has to make it; once he did, there is the pause of one that was gone."""
+        self._held.pop(exchange, None)
+        self._missed.add(exchange)
+
     def is_stopped(self, exchange: str) -> bool:
         return self._held.get(exchange) == inf
 

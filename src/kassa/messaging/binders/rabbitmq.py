@@ -620,8 +620,7 @@ class RabbitTransport:
         if failed is None:
             self._publisher.go_on(exchange, BINDING_S)
         elif not failed.is_retryable:
-            # Somebody else has to make it, and then it is sent to.
-            self._publisher.go_on(exchange, 0.0)
+            self._publisher.leave(exchange)
         return failed
 
     async def _declare_again(self, topic: Topic, within_s: float) -> Failed | None:
@@ -635,7 +634,8 @@ class RabbitTransport:
                     is_begun = True
         except (*LOST, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
             log.warning("rabbitmq.topic_missing", topic=topic.name, reason=why(error))
-            may_come_again = is_begun or not isinstance(error, refused.ChannelAccessRefused)
+            is_anothers = topic.declaration == "passive" and isinstance(error, QueueNotFound)
+            may_come_again = is_begun or not (is_anothers or isinstance(error, refused.ChannelAccessRefused))
             return Failed(f"{topic.name} is not made again: {why(error)}", is_retryable=may_come_again)
         log.warning("rabbitmq.topic_made_again", topic=topic.name)
         return None

@@ -181,6 +181,9 @@ def message_of(packet: Packet, topic: str, group: str) -> Any:
     properties: dict[str, str] = {}
     for name, value in packet.headers.items():
         properties[_CE + name[3:] if name.startswith("ce-") else _REPLY_TOPIC if name == _REPLY_TO else name] = value
+    if packet.id and packet.headers.get(_CONTENT_TYPE) != ENVELOPE_TYPE:
+        # Whose message has it, has its key beside it too: the message group is only its lane.
+        properties.setdefault(ID, packet.id)
     type_ = packet.headers.get("ce-type", "")
     if type_ and (content_type := packet.headers.get(_CONTENT_TYPE)):
         properties[_CE_CONTENT_TYPE] = content_type
@@ -1393,8 +1396,8 @@ _OFFSETS = re.compile(rb'"brokerOffset":(\d+),"consumerOffset":(\d+)')
 _ENDS = re.compile(rb'"queueId":(\d+),"topic":"[^"]*"\}:\{[^}]*?"maxOffset":(\d+)')
 """Of answers whose keys are objects, which no JSON reader takes."""
 
-_NO_SUCH_TOPIC = (wire.TOPIC_NOT_FOUND, wire.ILLEGAL_TOPIC, wire.WRONG_TYPE)
-"""What the proxy says of an address that takes no answer. Any other refusal may pass."""
+_NO_SUCH_TOPIC = (wire.TOPIC_NOT_FOUND, wire.ILLEGAL_TOPIC, wire.WRONG_TYPE, wire.FORBIDDEN)
+"""What the proxy says of an address that takes no answer of ours. Any other refusal may pass."""
 _GONE = Failed("there is no such topic, or it takes no such messages", is_retryable=False)
 _SPLIT = Failed("something in it is wrong", is_retryable=False)
 
