@@ -12,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 from brokers import kafka_house, rocketmq_client, rocketmq_house
 from chaos.brokers.chain import Chain
 from chaos.brokers.posts import KafkaPost, Post, Rabbit, Rocket
+from kassa.messaging.binders.kafka import AGAIN
 from kassa.messaging.binders.rabbitmq import exchange_of, lane_key, queues_of
 from kassa.messaging.binders.rocketmq import topic_name
 from kassa.messaging.topology import EVENTS, PAYMENT_ORDERS
@@ -58,6 +59,12 @@ async def delete_events_topic(post: KafkaPost) -> None:
 async def has_events_topic(post: KafkaPost) -> bool:
     admin = AdminClient({"bootstrap.servers": post.server.bootstrap})
     return EVENTS.name in (await asyncio.to_thread(admin.list_topics, timeout=10)).topics
+
+
+async def forget_that_it_was_made_again(post: KafkaPost) -> None:
+    admin = AdminClient({"bootstrap.servers": post.server.bootstrap})
+    for future in admin.delete_consumer_groups([f"{EVENTS.name}:{AGAIN}"]).values():
+        await asyncio.wrap_future(future)
 
 
 async def delete_exchanges(rabbit: Rabbit) -> None:

@@ -12,7 +12,15 @@ import pytest
 import tally
 from chaos.brokers.chain import DRAIN_S, Asker, Chain, judge_chain, under_load
 from chaos.brokers.posts import KafkaPost, Rabbit
-from chaos.brokers.strangers import delete_events_topic, delete_exchanges, flood, has_events_topic, litter, take_events
+from chaos.brokers.strangers import (
+    delete_events_topic,
+    delete_exchanges,
+    flood,
+    forget_that_it_was_made_again,
+    has_events_topic,
+    litter,
+    take_events,
+)
 from chaos.house import Client, hurried, until
 from kassa.messaging.log import EARLIEST, EventLog
 from kassa.messaging.model import Confirmed
@@ -67,6 +75,8 @@ async def test_events_whose_topic_somebody_deleted_come_again_out_of_the_log(cha
         await until(partial(has_events_topic, post), "the topic is there again")
 
     await lose_and_replay(chain, lose)
+    # The groups of the tests that follow are new: they would begin with the first record of a topic that was made again.
+    await forget_that_it_was_made_again(post)
 
 
 async def lose_and_replay(chain: Chain, lose: Callable[[Client, str], Awaitable[None]]) -> None:
