@@ -181,7 +181,7 @@ def message_of(packet: Packet, topic: str, group: str) -> Any:
     properties: dict[str, str] = {}
     for name, value in packet.headers.items():
         properties[_CE + name[3:] if name.startswith("ce-") else _REPLY_TOPIC if name == _REPLY_TO else name] = value
-    if packet.id and packet.headers.get(_CONTENT_TYPE) != ENVELOPE_TYPE:
+    if packet.id and packet.headers.get("ce-id") == packet.id:
         # Whose message has it, has its key beside it too: the message group is only its lane.
         properties.setdefault(ID, packet.id)
     type_ = packet.headers.get("ce-type", "")
