@@ -105,6 +105,7 @@ def said(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
+        # Its own `__str__` failed, in whatever way.
         return type(error).__name__
 
 

@@ -200,6 +200,7 @@ DECLARE
     passed bigint := 0;
     lapsed uuid[];
     alone CONSTANT smallint := 3;
+    ended CONSTANT text := 'whoever had it in hand ended, or held it longer than its lease';
 BEGIN
     IF EXISTS (SELECT FROM subscription AS s WHERE s.queue = claim_messages.queue AND s.paused) THEN
         RETURN;
@@ -218,8 +219,8 @@ BEGIN
     IF lapsed IS NOT NULL THEN
         UPDATE message AS m
            SET lapses = least(m.lapses + 1, 100),
-               first_error = COALESCE(m.first_error, 'whoever had it in hand ended, or held it longer than its lease'),
-               last_error = 'whoever had it in hand ended, or held it longer than its lease'
+               first_error = COALESCE(m.first_error, ended),
+               last_error = ended
          WHERE m.id = ANY(ARRAY(SELECT n.id FROM message AS n WHERE n.id = ANY(lapsed) FOR UPDATE SKIP LOCKED));
     END IF;
     FOR attempt IN 1..6 LOOP

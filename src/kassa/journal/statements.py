@@ -340,8 +340,7 @@ class Statement:
         table."""
         if rows:
             names = ", ".join(f'"{name}"' for name in keys)
-            first, _, _ = self._arrays(types).partition(", ")
-            sql = f'DELETE FROM {table} WHERE "{keys[0]}" = ANY({first})'
+            sql = f'DELETE FROM {table} WHERE "{keys[0]}" = ANY({self._arrays(types[:1])})'
             if len(keys) > 1:
                 sql += f" AND (({names}) IN (SELECT * FROM unnest({self._arrays(types)}))) IS TRUE"
             self._add(sql, types, rows)

@@ -175,8 +175,8 @@ SELECT paused
 -- Done, for handlers whose effect is elsewhere. Only under the lease that they were given ($2); leases of which nothing is in
 -- hand any more ($3) end. The others stay as they are (unlike in `let_go`), so that those who acknowledge parts of a batch need
 -- not wait for each other's commits: what is deleted is in nobody's hand. They are found by an array: a planner that believes the
--- table empty, as it was when it last looked, would begin a join with it and read it all. Nobody waits for the disk either: the effect is on it, and
--- an acknowledgement that a crash of the database takes back means that the message comes again.
+-- table empty, as it was when it last looked, would begin a join with it and read it all. Nobody waits for the disk either: the
+-- effect is on it, and an acknowledgement that a crash of the database takes back means that the message comes again.
 WITH unhurried AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
 ),
@@ -223,25 +223,18 @@ WITH failed AS MATERIALIZED (
 ),
 behind AS (
     UPDATE message AS m
-       SET due = (SELECT max(failed.due)
-                    FROM failed
-                   WHERE failed.topic = m.topic
-                     AND failed.key = m.key
-                     AND failed.position < m.position),
+       SET due = failed.due,
            returned = true
-     WHERE m.id = ANY(ARRAY(
-           SELECT later.id
-             FROM failed
-            CROSS JOIN LATERAL (
-                  SELECT id
-                    FROM message
-                   WHERE topic = failed.topic
-                     AND key = failed.key
-                     AND position > failed.position
-                     AND due < failed.due
-                     AND id <> ALL($1::uuid[])
-                  OFFSET 0) AS later
-            WHERE failed.key <> ''))
+      FROM failed
+     WHERE failed.key <> ''
+       AND m.topic = failed.topic
+       AND m.key = failed.key
+       AND m.position > failed.position
+       AND m.due < failed.due
+       AND m.id <> ALL($1::uuid[])
+       -- So that a planner which begins with the table reads no other keys.
+       AND m.topic = ANY(ARRAY(SELECT topic FROM failed))
+       AND m.key = ANY(ARRAY(SELECT key FROM failed))
 )
 SELECT id FROM failed;
 

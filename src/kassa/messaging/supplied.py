@@ -387,14 +387,13 @@ class SuppliedSubscription:
     async def _look(self) -> None:
         """Whether our own queue is empty, asked after packets came and while those before them are handled."""
         clock = asyncio.get_running_loop().time
-        began = -math.inf
         try:
-            while began == -math.inf or (
-                len(self._ahead) > 1 and began < max([ahead.came_at for ahead in self._ahead])
-            ):
+            while True:
                 began = clock()
                 if await self._tables.is_empty(self._topic, self._group):
                     self._empty_at = began
+                if len(self._ahead) == 1 or began >= max([ahead.came_at for ahead in self._ahead]):
+                    break
         except BrokerUnreachable:
             # Who wants to hand them out asks for himself, and is told.
             pass

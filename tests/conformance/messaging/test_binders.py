@@ -266,6 +266,7 @@ async def test_record_waits_behind_what_another_consumer_has_just_parked(bench: 
     deaf = Wakeups(lambda: connect("", application="nobody"))
     elsewhere = PostgresBinder(bench.pool, deaf)
     await elsewhere.park(bench.topic.name, "shop", [Parked(record("a-1", key="a"), 60.0, 1, "not now")])
+    # As long as it may still believe what it knew before.
     await asyncio.sleep(2 * supplied.FRESH_S)
 
     await send(bench, record("a-2", key="a"), record("b-1", key="b"))
@@ -319,6 +320,7 @@ async def test_what_a_consumer_put_off_comes_first_at_the_one_who_has_its_lane_n
                 more = [f"a-{len(keys) + number}" for number in range(16)]
                 keys += more
                 await send_all(*(record(f"{key} 1", key=key) for key in more))
+                # Time for all of them to come to somebody.
                 await asyncio.sleep(1.0)
         tasks[0].cancel()
         await first.settle([(delivery, RetryAfter(2.0, "not now")) for delivery in held])

@@ -754,6 +754,7 @@ class RabbitTransport:
                 # The keeper of the stream, or who sends, says so.
                 continue
             except Exception as error:
+                # Whatever is wrong with this one: the next stream has its turn.
                 log.exception("rabbitmq.upkeep", queue=stream.place, reason=why(error))
 
     async def _bind_again(self, topic: Topic, group: str) -> None:
