@@ -4,7 +4,7 @@ import asyncio
 import json
 import struct
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -200,6 +200,69 @@ async def test_reply_to_a_topic_of_other_messages_is_given_up() -> None:
     (receipt,) = await transport_at(Delaying()).reply("replies", [Packet("a-1", "", b"{}", {})], deadline_s=5)
 
     assert isinstance(receipt, Failed) and not receipt.is_retryable
+
+
+class Rights:
+    """A proxy that refuses some topics, all of them or only what is sent there, in the way that RocketMQ does."""
+
+    def __init__(self, code: int, *refused: str, types: Sequence[int] = (wire.NORMAL,), at_sending: bool) -> None:
+        self._no = wire.make("Status", code=code, message="no permission")
+        self._refused = refused
+        self._types = types
+        self._at_sending = at_sending
+
+    async def query_route(self, request: Any, **_: object) -> Any:
+        if request.topic.name in self._refused and not self._at_sending:
+            return wire.make("QueryRouteResponse", status=self._no)
+        queue = wire.make("MessageQueue", accept_message_types=self._types)
+        return wire.make("QueryRouteResponse", status=wire.make("Status", code=wire.OK), message_queues=[queue])
+
+    async def send(self, request: Any, **_: object) -> Any:
+        if request.messages[0].topic.name in self._refused:
+            return wire.make("SendMessageResponse", status=self._no)
+        return wire.make("SendMessageResponse", status=wire.make("Status", code=wire.OK))
+
+
+TWO = [Packet("a-1", "k", b"{}", {}), Packet("a-2", "k", b"{}", {})]
+"""One behind the other where there is an order."""
+
+
+@pytest.mark.parametrize("at_sending", [True, False])
+@pytest.mark.parametrize("types", [[wire.NORMAL], [wire.FIFO]])
+@pytest.mark.parametrize("code", [wire.UNAUTHORIZED, wire.FORBIDDEN])
+async def test_reply_to_a_topic_that_we_may_not_use_is_given_up(code: int, types: list[int], at_sending: bool) -> None:
+    """RocketMQ 5.5 says UNAUTHORIZED of a missing right too."""
+    proxy = Rights(code, "theirs", types=types, at_sending=at_sending)
+
+    receipts = await transport_at(proxy).reply("theirs", TWO, deadline_s=5)
+
+    for receipt in receipts:
+        assert isinstance(receipt, Failed) and str(code) in receipt.reason
+        assert not receipt.is_retryable
+
+
+async def test_reply_waits_while_the_proxy_does_not_know_our_key() -> None:
+    class Forgetful(Rights):
+        """It forgets the key between the first question and what is sent."""
+
+        async def send(self, request: Any, **_: object) -> Any:
+            self._at_sending = False
+            return await super().send(request)
+
+    proxy = Forgetful(wire.UNAUTHORIZED, "theirs", ours.ANY_TOPIC, at_sending=True)
+
+    receipts = await transport_at(proxy).reply("theirs", TWO, deadline_s=5)
+
+    assert [isinstance(receipt, Failed) and receipt.is_retryable for receipt in receipts] == [True, True]
+
+
+@pytest.mark.parametrize("code", [wire.UNAUTHORIZED, wire.FORBIDDEN])
+async def test_topic_of_ours_is_tried_until_somebody_gives_us_the_right(code: int) -> None:
+    transport = transport_at(Rights(code, ours.topic_name(TOPIC.name), at_sending=True))
+
+    receipts = await transport.send(TOPIC, TWO, deadline_s=5, must_arrive=True)
+
+    assert [isinstance(receipt, Failed) and receipt.is_retryable for receipt in receipts] == [True, True]
 
 
 # Receiving

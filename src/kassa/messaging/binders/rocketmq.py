@@ -93,6 +93,8 @@ LOOK_S = 1.0
 CONNECT_S = 5.0
 GREETING_S = 5.0
 FAREWELL_S = 3.0
+ANY_TOPIC = "kassa"
+"""What the proxy is asked for to see whether it answers us: it need not be there."""
 LAST_ANSWER_S = 6.0
 """Who leaves waits so long for the answer to its last question: longer than a proxy as it comes keeps one."""
 KNOWN_S = 30.0
@@ -984,6 +986,8 @@ class _Sending:
         self.chains: deque[list[list[int]]] = deque()
         self.gone: list[int] = []
         """Places of those for which there is no topic, as the proxy says."""
+        self.refusal: int | None = None
+        """What the proxy says if we have no right to send there."""
 
 
 class RocketTransport:
@@ -1008,15 +1012,15 @@ class RocketTransport:
     async def open(self) -> None:
         channel = await self.link.live(2 * CONNECT_S)
         try:
-            # Any question; one that is refused shows that the URL has no right.
-            answer = await self._ask_route(channel, "kassa")
+            # A question that is refused shows that the URL has no right.
+            answer = await self._ask_route(channel, ANY_TOPIC)
         except grpc.aio.AioRpcError as error:
             await self.link.close()
             raise BrokerUnreachable(f"{self.link.shown}: {_why(error)}", broker="rocketmq") from error
         except BaseException:
             await self.link.close()
             raise
-        if answer.status.code in (wire.UNAUTHORIZED, wire.FORBIDDEN):
+        if answer.status.code in _NO_RIGHT:
             await self.link.close()
             raise SettingInvalid(f"{self.link.shown} refuses us: {answer.status.message}.", broker="rocketmq")
 
@@ -1070,7 +1074,7 @@ class RocketTransport:
         except SettingInvalid as error:
             return [Failed(error.detail, is_retryable=False)] * len(packets)
         except _Refused as error:
-            return [Failed(_why(error), is_retryable=error.code not in _NO_SUCH_TOPIC)] * len(packets)
+            return [Failed(_why(error), is_retryable=not await self._is_final(error.code, deadline))] * len(packets)
         except (BrokerUnreachable, TimeoutError, grpc.aio.AioRpcError) as error:
             return [Failed(f"RocketMQ cannot be reached: {_why(error)}", is_retryable=True)] * len(packets)
         groups = [packet.key or packet.id or "reply" if type_ == wire.FIFO else "" for packet in packets]
@@ -1079,7 +1083,25 @@ class RocketTransport:
         for place in sending.gone:
             self._types.pop(name, None)
             sending.receipts[place] = Failed(f"there is no topic {name} that takes this", is_retryable=False)
+        if sending.refusal is not None and await self._is_final(sending.refusal, deadline):
+            # A right is one to the topic: what was not sent behind the first one would be refused too.
+            return [one._replace(is_retryable=False) if isinstance(one, Failed) else one for one in sending.receipts]
         return sending.receipts
+
+    async def _is_final(self, code: int, deadline: float) -> bool:
+        """Whether an address of which the proxy says this takes no answer of ours. Any other refusal may pass.
+
+        RocketMQ 5.5 says UNAUTHORIZED of a topic that we may not use, and of a key that it does not know: then it refuses whatever
+        we ask, and nothing is wrong with the address. Source: `ResponseBuilder.buildStatus` of its proxy.
+        """
+        if code != wire.UNAUTHORIZED:
+            return code in _NO_SUCH_TOPIC
+        try:
+            async with asyncio.timeout_at(deadline):
+                answer = await self._ask_route(await self.link.live(), ANY_TOPIC)
+        except (BrokerUnreachable, TimeoutError, grpc.aio.AioRpcError):
+            return False
+        return answer.status.code not in _NO_RIGHT
 
     async def _type_of(self, name: str) -> int:
         """Raises _Refused, also when it takes neither; BrokerUnreachable, AioRpcError."""
@@ -1155,6 +1177,8 @@ class RocketTransport:
                 raise
             # Somebody else gave the connection up, and gRPC has ended what was under way on it.
             return Unknown("the connection was given up before RocketMQ confirmed it")
+        if answer.status.code in _NO_RIGHT:
+            sending.refusal = answer.status.code
         return _receipt(answer.status, is_single=len(step) == 1)
 
     async def _verdict(self, topic: Topic, name: str, deadline: float) -> Receipt | None:
@@ -1397,7 +1421,8 @@ _ENDS = re.compile(rb'"queueId":(\d+),"topic":"[^"]*"\}:\{[^}]*?"maxOffset":(\d+
 """Of answers whose keys are objects, which no JSON reader takes."""
 
 _NO_SUCH_TOPIC = (wire.TOPIC_NOT_FOUND, wire.ILLEGAL_TOPIC, wire.WRONG_TYPE, wire.FORBIDDEN)
-"""What the proxy says of an address that takes no answer of ours. Any other refusal may pass."""
+"""What the proxy says of an address that takes no answer of ours."""
+_NO_RIGHT = (wire.UNAUTHORIZED, wire.FORBIDDEN)
 _GONE = Failed("there is no such topic, or it takes no such messages", is_retryable=False)
 _SPLIT = Failed("something in it is wrong", is_retryable=False)
 
@@ -1457,7 +1482,8 @@ def _receipt(status: Any, *, is_single: bool) -> Receipt:
     reason = f"{code} {status.message}"
     if code in (wire.TOPIC_NOT_FOUND, wire.WRONG_TYPE):
         return _GONE
-    if code in (wire.TOO_MANY, wire.UNAUTHORIZED, wire.FORBIDDEN):
+    if code == wire.TOO_MANY or code in _NO_RIGHT:
+        # Of a topic of ours somebody can give us the right.
         return Failed(reason, is_retryable=True)
     if 40_000 <= code < 50_000:
         return Failed(reason, is_retryable=False) if is_single else _SPLIT
