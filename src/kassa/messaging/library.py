@@ -218,8 +218,8 @@ class Messaging:
         self.meters.watch_breaker(name, self._breaker)
         self._consumers: list[_Consumer] = []
         self._waiting: dict[str, asyncio.Future[Message]] = {}
-        self._asking = asyncio.Lock()
-        self._answers: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
+        """Makes the queue of the answers, or has made it."""
         self._pool: Any = None
         self._seats = _Seats(0, ())
         self._binder: Binder | None = None
@@ -280,9 +280,11 @@ class Messaging:
 
     async def stop(self) -> None:
         """Ends what runs; what was not finished is in the database or comes again."""
+        if self._asking is not None:
+            await end_tasks(self._asking)
+            self._asking = None
         await end_tasks(*self._tasks)
         self._tasks = []
-        self._answers = None
         if self._binder is not None:
             await self._binder.close()
             self._binder = None
@@ -330,17 +332,20 @@ class Messaging:
         self, topic: str, body: Any, *, timeout_s: float = 10.0, key: str = "", headers: dict[str, str] | None = None
     ) -> Message:
         """Sends, and waits for the answer. Raises NoReply when none comes in time: then nobody knows whether it was done. The first
-        one of a process makes the queue of its answers before the time begins; what that raises is raised."""
-        replies = await self._asked()
+        one of a process makes the queue of its answers in that time too; what that raises is raised."""
         name = new_id()
-        asked = {**(headers or {}), REPLY_TO: replies.name, CORRELATION: name}
+        asked = {**(headers or {}), REPLY_TO: self._replies.name, CORRELATION: name}
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[name] = future
         try:
             async with asyncio.timeout(timeout_s):
+                await self._asked()
                 await self.send(topic, body, key=key, headers=asked)
                 return await future
-        except TimeoutError as error:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_ended():
+                raise
+            # The time is over, or the messaging was stopped before its answers had a queue.
             raise NoReply(topic=topic, correlation_id=name) from error
         finally:
             del self._waiting[name]
@@ -455,22 +460,29 @@ class Messaging:
 
     # Answers to what was asked here
 
-    async def _asked(self) -> Topic:
-        """The queue of this service's answers; made when it first asks."""
-        replies = Topic(
-            f"replies.{self._name}", (ASKER,), "Answers.", lanes=1, keyed=False, declaration="durable"
-        )  # fmt: skip
-        async with self._asking:
-            if self._answers is None:
-                binder = self._started_binder()
-                await binder.provision([replies], verify_only=not self._provision)
-                self._answers = asyncio.create_task(
-                    Worker("answers", partial(self._hear, replies)).run(), name="answers"
-                )
-                self._tasks.append(self._answers)
-        return replies
+    @property
+    def _replies(self) -> Topic:
+        """The queue of this service's answers."""
+        return Topic(f"replies.{self._name}", (ASKER,), "Answers.", lanes=1, keyed=False, declaration="durable")
 
-    async def _hear(self, replies: Topic) -> None:
+    async def _asked(self) -> None:
+        """Returns once the answers have their queue. Who asks first has it made, and who asks meanwhile waits for the same; it is
+        made to its end though nobody waits any more, and once more for the next one if that fails."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._listen(), name="answers")
+        await asyncio.shield(self._asking)
+
+    async def _listen(self) -> None:
+        try:
+            await self._started_binder().provision([self._replies], verify_only=not self._provision)
+        except BaseException:
+            # Raised again, to all who wait.
+            self._asking = None
+            raise
+        self._tasks.append(asyncio.create_task(Worker("answers", self._hear).run(), name="answers"))
+
+    async def _hear(self) -> None:
+        replies = self._replies
         subscription = await self._started_binder().subscribe(replies.name, ASKER)
         try:
             while True:

@@ -2,17 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import pytest
 
 from flows.service.conftest import Shop, running, shop_at, until
-from kassa.errors import SettingInvalid
+from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.ids import new_id
-from kassa.messaging import Message, Messaging, library, outbox
+from kassa.messaging import Message, Messaging, NoReply, Topic, library, outbox
 from kassa.messaging.outbox import INBOX_KEEP
+from kassa.messaging.supplied import SuppliedBinder
 from kassa.messaging.tables import SCHEMA
 from kassa.messaging.work import DeadLetter
 
@@ -25,6 +27,12 @@ HALF = "\ud800"
 @pytest.fixture(params=["postgres", "memory"])
 async def shop(request: pytest.FixtureRequest, empty_database_url: str) -> AsyncIterator[Shop]:
     async with shop_at(request.param, empty_database_url) as shop:
+        yield shop
+
+
+@pytest.fixture
+async def shop_in_memory(empty_database_url: str) -> AsyncIterator[Shop]:
+    async with shop_at("memory", empty_database_url) as shop:
         yield shop
 
 
@@ -97,6 +105,104 @@ async def test_a_service_that_was_stopped_and_started_again_gets_its_answers(sho
             answers.append(answer.json())
 
     assert answers == [{"done": 1}, {"done": 2}]
+
+
+class SlowMaking:
+    """A broker that takes its time to make the queue of a service's answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.times = 0
+        self.fails: list[Exception] = []
+        """What it then says, the next time first."""
+        self.may_end = asyncio.Event()
+        self._provision = SuppliedBinder.provision
+        # A function, which becomes a method of the binder.
+        monkeypatch.setattr(SuppliedBinder, "provision", lambda *given, **options: self._slowly(*given, **options))
+
+    async def _slowly(self, binder: SuppliedBinder, topics: Sequence[Topic], *, verify_only: bool = False) -> list[str]:
+        if topics[0].name.startswith("replies."):
+            self.times += 1
+            await self.may_end.wait()
+            if self.fails:
+                raise self.fails.pop(0)
+        return await self._provision(binder, topics, verify_only=verify_only)
+
+
+@pytest.fixture
+def making(monkeypatch: pytest.MonkeyPatch) -> SlowMaking:
+    return SlowMaking(monkeypatch)
+
+
+@asynccontextmanager
+async def asking(shop: Shop) -> AsyncIterator[Messaging]:
+    """A service that answers its own requests."""
+    messaging = shop.messaging()
+
+    @messaging.consumer(shop.topic.name, group=GROUP)
+    async def take(message: Message, connection: Any) -> None:
+        await messaging.reply(message, {"done": message.json()["number"]}, connection=connection)
+
+    async with running(messaging):
+        yield messaging
+
+
+def request(messaging: Messaging, shop: Shop, number: int, timeout_s: float = PATIENCE_S) -> "asyncio.Task[Message]":
+    return asyncio.create_task(messaging.request(shop.topic.name, {"number": number}, timeout_s=timeout_s))
+
+
+async def test_time_of_a_request_is_the_time_of_its_answers_queue_too(shop_in_memory: Shop, making: SlowMaking) -> None:
+    async with asking(shop_in_memory) as messaging:
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(NoReply):
+                await request(messaging, shop_in_memory, 1, timeout_s=0.1)
+        second = request(messaging, shop_in_memory, 2)
+        await asyncio.sleep(0.1)
+        making.may_end.set()
+
+        assert (await second).json() == {"done": 2}
+        assert making.times == 1, "it was not made anew"
+
+
+async def test_requests_at_once_share_the_making_of_their_queue(shop_in_memory: Shop, making: SlowMaking) -> None:
+    async with asking(shop_in_memory) as messaging:
+        first, *others = (request(messaging, shop_in_memory, number) for number in (1, 2, 3))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        await asyncio.wait([first])
+        making.may_end.set()
+
+        assert first.cancelled()
+        assert [answer.json() for answer in await asyncio.gather(*others)] == [{"done": 2}, {"done": 3}]
+        assert making.times == 1
+
+
+async def test_queue_of_answers_that_could_not_be_made_is_made_for_the_next_request(
+    shop_in_memory: Shop, making: SlowMaking
+) -> None:
+    making.fails.append(BrokerUnreachable("not now"))
+    async with asking(shop_in_memory) as messaging:
+        two = [request(messaging, shop_in_memory, number) for number in (1, 2)]
+        await asyncio.sleep(0.1)
+        making.may_end.set()
+        assert all(isinstance(said, BrokerUnreachable) for said in await asyncio.gather(*two, return_exceptions=True))
+
+        assert (await request(messaging, shop_in_memory, 3)).json() == {"done": 3}
+        assert making.times == 2
+
+
+async def test_request_ends_when_the_messaging_is_stopped_before_its_queue_is_there(
+    shop_in_memory: Shop, making: SlowMaking
+) -> None:
+    async with asking(shop_in_memory) as messaging:
+        asked = request(messaging, shop_in_memory, 1)
+        await asyncio.sleep(0.1)
+
+    async with asyncio.timeout(PATIENCE_S / 2):
+        with pytest.raises(NoReply):
+            await asked
+    making.may_end.set()
+    async with running(messaging):
+        assert (await request(messaging, shop_in_memory, 2)).json() == {"done": 2}
 
 
 async def test_what_a_handler_cannot_decode_elsewhere_is_tried_again(shop: Shop) -> None:
