@@ -265,7 +265,7 @@ class Messaging:
         consumed = {consumer.topic for consumer in self._consumers}
         needed = [topic for topic in self._declared() if topic.name in self._own or topic.name in consumed]
         await self._binder.provision(needed, verify_only=not self._provision)
-        work = MessageWork(self._pool)
+        work = MessageWork(self._pool, meters=self.meters)
         way = _Way(self._name, self._binder)
         loops = [
             self._wakeups.run,

@@ -23,6 +23,7 @@ from kassa.ids import Id
 from kassa.journal.change import MessageDone, TimerDone
 from kassa.messaging.ladder import timer_delay
 from kassa.messaging.packing import UNREADABLE
+from kassa.observability.meters import Meters
 
 log = structlog.get_logger("kassa.messaging.work")
 
@@ -255,9 +256,13 @@ class _InHand(NamedTuple):
 class MessageWork:
     """Messages that are due, by the database's clock."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", *, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", *, lease_s: float = LEASE_S, meters: Meters | None = None
+    ) -> None:
+        """meters: where what is given up here is counted; all else is counted by whoever settles it."""
         self._pool = pool
         self._lease = timedelta(seconds=lease_s)
+        self._meters = meters or Meters()
         self._in_hand: dict[int, _InHand] = {}
         """What was claimed here and not given back yet, by lease, oldest first."""
         self._over: list[int] = []
@@ -274,7 +279,9 @@ class MessageWork:
         if claimed and claimed[0].lapses >= LAPSES_MAX:
             log.error("work.given_up", queue=topic, message=claimed[0].id, lapses=claimed[0].lapses)
             reason = f"whoever had it in hand ended, or held it longer than its lease, {claimed[0].lapses} times"
-            await self.bury([(message, reason) for message in claimed])
+            buried = await self.bury([(message, reason) for message in claimed])
+            name, _, group = topic.partition(":")
+            self._meters.passage(name, group).dead += len(buried)
             return await self.claim(topic, limit)
         return claimed
 

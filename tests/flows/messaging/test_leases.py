@@ -22,6 +22,7 @@ from kassa.messaging.work import (
     MessageWork,
     OutgoingMessage,
 )
+from kassa.observability.meters import Meters
 
 QUEUE = "post:office"
 
@@ -336,6 +337,21 @@ async def test_a_message_that_ends_whoever_has_it_goes_alone_and_is_given_up(hou
     assert (dead.id, dead.reason) == (killer, "whoever had it in hand ended, or held it longer than its lease, 8 times")
     await DeadLetters(house.pool).replay(QUEUE)
     assert await house.pool.fetchval("SELECT lapses FROM message WHERE id = $1", killer) == 0
+
+
+async def test_what_is_given_up_for_its_lapses_is_counted_once(house: House) -> None:
+    """By whoever claimed it then, and in the words of whoever settles what comes from that queue."""
+    meters = Meters()
+    workers = [MessageWork(house.pool, meters=meters) for _ in range(3)]
+    killers = await sent(workers[0], "k", "o")
+    await house.pool.execute("UPDATE message SET lapses = $1", LAPSES_MAX)
+
+    claimed = await asyncio.gather(*(work.claim(QUEUE, 10) for work in workers))
+
+    assert claimed == [[], [], []]
+    assert {letter.id for letter in await DeadLetters(house.pool).browse(QUEUE)} == set(killers)
+    topic, group = QUEUE.split(":")
+    assert {name: passage.dead for name, passage in meters.passages.items()} == {(topic, group): len(killers)}
 
 
 async def test_what_was_once_in_hand_with_others_that_ended_is_handed_out_with_them_again(house: House) -> None:

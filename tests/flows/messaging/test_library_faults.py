@@ -16,7 +16,7 @@ from kassa.messaging import Message, Messaging, NoReply, Topic, library, outbox
 from kassa.messaging.outbox import INBOX_KEEP
 from kassa.messaging.supplied import SuppliedBinder
 from kassa.messaging.tables import SCHEMA
-from kassa.messaging.work import DeadLetter
+from kassa.messaging.work import LAPSES_MAX, DeadLetter
 
 GROUP = "books"
 PATIENCE_S = 30.0
@@ -203,6 +203,24 @@ async def test_request_ends_when_the_messaging_is_stopped_before_its_queue_is_th
     making.may_end.set()
     async with running(messaging):
         assert (await request(messaging, shop_in_memory, 2)).json() == {"done": 2}
+
+
+async def test_what_ends_whoever_sends_it_is_counted_as_given_up(shop_in_memory: Shop) -> None:
+    shop, messaging = shop_in_memory, shop_in_memory.messaging()
+    async with messaging:
+        async with shop.pool.acquire() as connection, connection.transaction():
+            await messaging.send(shop.topic.name, {"number": "1"}, connection=connection)
+            await connection.execute(f"UPDATE {SCHEMA}.message SET lapses = $1", LAPSES_MAX)
+
+        async def died() -> bool:
+            return len(await messaging.dead_letters.browse(outbox.PREFIX + shop.topic.name)) == 1
+
+        await until(died, PATIENCE_S)
+        # The relay counts it when it has heard that it is dead.
+        await asyncio.sleep(0.1)
+
+    dead = {name: passage.dead for name, passage in messaging.meters.passages.items() if passage.dead}
+    assert dead == {(outbox.PREFIX.rstrip(":"), shop.topic.name): 1}
 
 
 async def test_what_a_handler_cannot_decode_elsewhere_is_tried_again(shop: Shop) -> None:
