@@ -347,7 +347,11 @@ async def judge_chain(chain: Chain, client: Client, *, unnamed: int = 0) -> None
     effects = await chain.effects()
     names = Counter(row["event"] for row in effects)
     assert not [name for name, times in names.items() if times > 1], "an effect happened twice"
-    assert names.keys() == events.keys() - chain.before
+    ours = events.keys() - chain.before
+    missing, foreign = ours - names.keys(), names.keys() - ours
+    assert not missing and not foreign, (
+        f"{len(missing)} of {len(events)} are missing, as {sorted(missing)[:3]}; {len(foreign)} are not ours, as {sorted(foreign)[:3]}"
+    )
     for row in effects:
         root, sequence, type_ = events[row["event"]]
         assert (row["root"].rpartition("_")[2], row["sequence"], row["type"]) == (root, sequence, type_)

@@ -93,6 +93,8 @@ class Rocket(ServerPost):
     """RocketMQ."""
 
     scheme = "rocketmq"
+    settles_s = 6.0
+    """It writes down every five seconds where groups begin; without that a new one gets what the topic has of other chains."""
     server: RocketMQ
 
     def __init__(self, server: RocketMQ) -> None:
