@@ -218,7 +218,7 @@ class Ear:
     def __init__(self) -> None:
         self.answers: list[bytes] = []
 
-    async def send_multipart(self, parts: list[bytes]) -> None:
+    async def send(self, parts: list[bytes]) -> None:
         self.answers.append(b"".join(parts[1:]))
 
 

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+import zmq
+import zmq.asyncio
+
 from brokers.test_zeromq import DEADLINE_S, parts, query
 from brokers.test_zeromq_places import ORDERS, hub_with
 from conformance.messaging.house import collect, record
@@ -30,6 +34,36 @@ BREAK_GIVING_BACK = """
 """
 """An error of the database that says nothing about its being away, for one queue alone."""
 BROKEN = Topic("broken", ("shop",), "The database does not take back what is sent there.")
+
+
+@pytest.mark.parametrize("method", ["recv_multipart", "send_multipart"])
+@pytest.mark.parametrize("kind", [zmq.ROUTER, zmq.DEALER], ids=["hub", "peer"])
+async def test_socket_that_fails_is_replaced(
+    parts: tuple[Any, Wakeups], monkeypatch: pytest.MonkeyPatch, kind: int, method: str
+) -> None:
+    """What was in hand is settled over the new one, and what was sent is there once."""
+    works = getattr(zmq.asyncio.Socket, method)
+    failed: list[zmq.asyncio.Socket] = []
+
+    async def fails_once(socket: zmq.asyncio.Socket, *arguments: Any, **options: Any) -> Any:
+        if socket.type == kind and not failed:
+            failed.append(socket)
+            raise zmq.ZMQError(zmq.ENOTSOCK)
+        return await works(socket, *arguments, **options)
+
+    async with hub_with(parts, ORDERS) as binder:
+        subscription = await binder.subscribe(ORDERS.name, "shop")
+        assert await binder.send(ORDERS.name, [record("r-1")], deadline_s=DEADLINE_S) == [Confirmed()]
+        (first,) = await collect(subscription, 1, DEADLINE_S)
+
+        monkeypatch.setattr(zmq.asyncio.Socket, method, fails_once)
+
+        assert await binder.send(ORDERS.name, [record("r-2")], deadline_s=DEADLINE_S) == [Confirmed()]
+        (second,) = await collect(subscription, 1, DEADLINE_S)
+        assert await subscription.settle([(first, Ack()), (second, Ack())]) == [True, True]
+        assert failed
+        assert failed[0].closed
+        assert (await binder.depth(ORDERS.name, "shop")).waiting == 0
 
 
 async def peer_of(hub: ZeroMQBinder, parts: tuple[Any, Wakeups], topics: Sequence[Topic]) -> ZeroMQBinder:

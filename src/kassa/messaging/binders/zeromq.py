@@ -56,7 +56,7 @@ from kassa.messaging.model import (
 from kassa.messaging.packing import UNREADABLE, believed
 from kassa.messaging.topology import Topic
 from kassa.messaging.work import ClaimedMessage
-from kassa.supervisor import end_tasks
+from kassa.supervisor import end_tasks, is_ended
 
 TRAITS = Traits(
     durable=False, ordered=True, delay_max_s=0.0, priorities=1, dead_letters=False, counts_attempts=False,
@@ -88,6 +88,8 @@ ANSWER_S = RECEIVE_MAX_S + CALL_S
 """Kept are so many answers of a peer in any case, and each for so long: no call waits longer but a send, which may be done twice.
 By number alone, a busy peer would push out those that were lost with its connection, before it asks for them again."""
 BEAT_S = 1.0
+RENEW_S = 0.2
+"""Before a socket is made in the place of one that failed: one that fails at once must not fill the log."""
 HIGH_WATER = 10_000
 """Far above what can be under way, since ZeroMQ drops what is past it."""
 HEARTBEAT_MS = 1000
@@ -284,6 +286,59 @@ def _batch(records: Sequence[Record]) -> list[Record]:
     return list(records[: max(count, 1)])
 
 
+class _Line:
+    """A socket, and the next one in its place when it fails. What was on its way is lost then, and asked for again."""
+
+    def __init__(self, make: Callable[[], zmq.asyncio.Socket]) -> None:
+        self._make = make
+        self._socket = make()
+
+    @property
+    def port(self) -> int:
+        return urlsplit(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).port or 0
+
+    async def receive(self) -> list[bytes]:
+        while True:
+            socket = self._socket
+            try:
+                return await socket.recv_multipart()
+            except (zmq.ZMQError, OSError) as error:
+                self._give_up(socket, error)
+            except asyncio.CancelledError:
+                # Closing a socket that could not send cancels what waits for it.
+                if is_ended():
+                    raise
+            await self._renew()
+
+    async def send(self, parts: list[bytes]) -> None:
+        """Raises nothing: what could not be sent is lost."""
+        socket = self._socket
+        try:
+            await socket.send_multipart(parts)
+        except (zmq.ZMQError, OSError) as error:
+            # A peer that is gone is not told.
+            if error.errno != errno.EHOSTUNREACH:
+                self._give_up(socket, error)
+        except asyncio.CancelledError:
+            if is_ended():
+                raise
+
+    def close(self, linger: int) -> None:
+        self._socket.close(linger=linger)
+
+    def _give_up(self, socket: zmq.asyncio.Socket, error: Exception) -> None:
+        if not socket.closed:
+            log.warning("zeromq.socket_failed", error=str(error))
+            socket.close(linger=0)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            with suppress(zmq.ZMQError, OSError, KassaError):
+                self._socket = self._make()
+                return
+
+
 # The hub
 
 
@@ -349,7 +404,7 @@ class Hub:
         self._memory = memory
         self._lease_s = lease_s
         self._sessions: dict[str, _Session] = {}
-        self._socket: zmq.asyncio.Socket | None = None
+        self._line: _Line | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._methods: dict[str, _Method] = {
             "ping": self._ping,
@@ -365,10 +420,10 @@ class Hub:
             "depth": self._depth,
         }
 
-    def start(self, socket: zmq.asyncio.Socket) -> None:
-        """socket: a bound ROUTER."""
-        self._socket = socket
-        for loop in (self._listen(socket), self._watch()):
+    def start(self, line: _Line) -> None:
+        """line: a bound ROUTER."""
+        self._line = line
+        for loop in (self._listen(line), self._watch()):
             self._follow(asyncio.create_task(loop))
 
     async def stop(self) -> None:
@@ -381,24 +436,24 @@ class Hub:
                 subscription.let_go(but={one.id for one in left.handed} if left else ())
             await self._end(session)
         self._sessions.clear()
-        if self._socket is not None:
-            self._socket.close(linger=200)
+        if self._line is not None:
+            self._line.close(linger=200)
 
-    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
+    async def _listen(self, line: _Line) -> None:
         while True:
-            identity, *parts = await socket.recv_multipart()
+            identity, *parts = await line.receive()
             try:
                 call = _calls.decode(b"".join(parts))
             except UNREADABLE as error:
                 log.warning("zeromq.unreadable", error=str(error))
                 continue
-            self._follow(asyncio.create_task(self._answer(socket, identity, call)))
+            self._follow(asyncio.create_task(self._answer(line, identity, call)))
 
     def _follow(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, socket: zmq.asyncio.Socket, identity: bytes, call: _Call) -> None:
+    async def _answer(self, line: _Line, identity: bytes, call: _Call) -> None:
         session = self._sessions.setdefault(call.session, _Session())
         clock = asyncio.get_running_loop().time
         session.heard_at = clock()
@@ -418,9 +473,7 @@ class Hub:
             finally:
                 running.discard(call.number)
             session.keep(call.number, answer, now=clock())
-        with suppress(zmq.ZMQError):
-            # A peer that is gone is not told.
-            await socket.send_multipart([identity, *_parts(answer)])
+        await line.send([identity, *_parts(answer)])
 
     async def _result(self, session: _Session, call: _Call) -> _Answer:
         method = self._methods.get(call.method)
@@ -593,7 +646,7 @@ class ZeroMQBinder:
         self._is_hub = False
         self._context: zmq.asyncio.Context | None = None
         self._authenticator: AsyncioAuthenticator | None = None
-        self._socket: zmq.asyncio.Socket | None = None
+        self._line: _Line | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._session = new_id()
         self._number = 0
@@ -622,12 +675,12 @@ class ZeroMQBinder:
 
     async def close(self) -> None:
         try:
-            if self._socket is not None:
+            if self._line is not None:
                 with suppress(BrokerUnreachable):
                     await self.call("bye", None, RESEND_S)
                 await end_tasks(*self._tasks)
-                self._socket.close(linger=0)
-                self._socket = None
+                self._line.close(linger=0)
+                self._line = None
             if self._is_hub:
                 await self._hub.stop()
         finally:
@@ -746,11 +799,11 @@ class ZeroMQBinder:
         wire_s = len(frame) / WIRE_BYTES_S
         while True:
             left_s = deadline - clock()
-            if left_s <= 0 or self._socket is None:
+            if left_s <= 0 or self._line is None:
                 raise BrokerUnreachable(f"No ZeroMQ hub answers at {self.url}.", broker="zeromq")
             try:
                 async with asyncio.timeout(min(left_s, resend_s + wire_s)):
-                    await self._socket.send_multipart(_parts(frame))
+                    await self._line.send(_parts(frame))
                     return await asyncio.shield(future)
             except TimeoutError:
                 wire_s *= 2
@@ -772,9 +825,9 @@ class ZeroMQBinder:
         except BrokerUnreachable:
             self._take_over()
 
-    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
+    async def _listen(self, line: _Line) -> None:
         while True:
-            parts = await socket.recv_multipart()
+            parts = await line.receive()
             try:
                 answer = _answers.decode(b"".join(parts))
             except UNREADABLE as error:
@@ -788,36 +841,29 @@ class ZeroMQBinder:
 
     def _be_hub(self) -> None:
         """Binds, if nobody has. Raises BrokerUnreachable when this process must be the hub and cannot, SettingInvalid."""
+        try:
+            line = _Line(self._bound)
+        except zmq.ZMQError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV) and self._address.role == "auto":
+                return
+            raise BrokerUnreachable(f"Cannot be the ZeroMQ hub at {self.url}: {error}.", broker="zeromq") from error
+        self._address = self._address._replace(port=line.port)
+        self._is_hub = True
+        self._hub.start(line)
+
+    def _bound(self) -> zmq.asyncio.Socket:
+        """Raises ZMQError when another process has the port, SettingInvalid."""
         socket = self._made(zmq.ROUTER)
-        is_bound = False
         try:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             if self._address.secret is not None:
                 self._secure_hub(socket, self._address.secret)
-            is_bound = self._bind(socket)
-        finally:
-            if not is_bound:
-                # A peer tries it with each beat, and a process has only so many sockets.
-                socket.close(linger=0)
-        if is_bound:
-            self._begin(socket)
-
-    def _bind(self, socket: zmq.asyncio.Socket) -> bool:
-        """False: another process has the port, and this one may be a peer."""
-        try:
             socket.bind(f"tcp://{self._address.host}:{self._address.port or '*'}")
-        except zmq.ZMQError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ENODEV) and self._address.role == "auto":
-                return False
-            raise BrokerUnreachable(f"Cannot be the ZeroMQ hub at {self.url}: {error}.", broker="zeromq") from error
-        return True
-
-    def _begin(self, socket: zmq.asyncio.Socket) -> None:
-        """Is the hub from now on. socket: a bound one."""
-        bound = urlsplit(socket.getsockopt_string(zmq.LAST_ENDPOINT)).port or 0
-        self._address = self._address._replace(port=bound)
-        self._is_hub = True
-        self._hub.start(socket)
+        except BaseException:
+            # Raised again. A peer tries it with each beat, and a process has only so many sockets.
+            socket.close(linger=0)
+            raise
+        return socket
 
     def _take_over(self) -> None:
         """Is the hub from now on, if the one before has left the port, and its peers would know this one by its key."""
@@ -843,16 +889,24 @@ class ZeroMQBinder:
         socket.curve_secretkey, socket.curve_publickey, socket.curve_server = secret, public, True
 
     def _connect(self) -> None:
+        self._line = _Line(self._connected)
+        self._tasks = [asyncio.create_task(self._listen(self._line), name="zeromq")]
+
+    def _connected(self) -> zmq.asyncio.Socket:
         socket = self._made(zmq.DEALER)
-        if self._address.secret is not None:
-            public, secret = _keys(self._address.secret)
-            server = public if self._is_hub else _keys(self._address.server)[0]
-            socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, server
-        # What cannot leave waits here, once, instead of piling up for the next hub each time that it is sent again.
-        socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.connect(f"tcp://{self._address.host}:{self._address.port}")
-        self._socket = socket
-        self._tasks = [asyncio.create_task(self._listen(socket), name="zeromq")]
+        try:
+            if self._address.secret is not None:
+                public, secret = _keys(self._address.secret)
+                server = public if self._is_hub else _keys(self._address.server)[0]
+                socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, server
+            # What cannot leave waits here, once, instead of piling up for the next hub each time that it is sent again.
+            socket.setsockopt(zmq.IMMEDIATE, 1)
+            socket.connect(f"tcp://{self._address.host}:{self._address.port}")
+        except BaseException:
+            # Raised again. It is tried again and again, and a process has only so many sockets.
+            socket.close(linger=0)
+            raise
+        return socket
 
     def _made(self, kind: int) -> zmq.asyncio.Socket:
         if self._context is None:
