@@ -14,10 +14,12 @@ from brokers.test_zeromq_places import ORDERS, hub_with
 from conformance.messaging.house import collect, record
 from kassa.ids import new_id
 from kassa.messaging.binder import Resources
+from kassa.messaging.binders import zeromq
 from kassa.messaging.binders.zeromq import BATCH_BYTES, BEAT_S, CALL_S, ZeroMQBinder, make_binder, make_keys, read_url
-from kassa.messaging.model import Ack, Confirmed
+from kassa.messaging.model import Ack, Confirmed, Delivery
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
+from kassa.messaging.work import LAPSES_ALONE, LAPSES_MAX
 from kassa.supervisor import end_tasks
 from servers.server import free_ports
 
@@ -30,6 +32,8 @@ BREAK_GIVING_BACK = """
         RAISE EXCEPTION 'a lock was taken the other way round' USING ERRCODE = 'deadlock_detected';
     END $$;
     CREATE TRIGGER refuse_to_give_back BEFORE UPDATE ON message
+        FOR EACH ROW WHEN (OLD.topic = 'broken:shop') EXECUTE FUNCTION refuse_to_give_back();
+    CREATE TRIGGER refuse_to_give_back BEFORE UPDATE ON message_lease
         FOR EACH ROW WHEN (OLD.topic = 'broken:shop') EXECUTE FUNCTION refuse_to_give_back();
 """
 """An error of the database that says nothing about its being away, for one queue alone."""
@@ -93,6 +97,56 @@ async def test_hub_ends_the_sessions_of_silent_peers_after_the_database_refused_
             await vanish(await peer_of(hub, parts, (BROKEN, ORDERS)))
             (delivery,) = await collect(other, 1, DEADLINE_S)
             assert await other.settle([(delivery, Ack())]) == [True]
+
+
+async def next_peer_of(hub: ZeroMQBinder, parts: tuple[Any, Wakeups]) -> tuple[ZeroMQBinder, Delivery]:
+    peer = ZeroMQBinder(read_url(f"{hub.url}?role=peer"), Resources(*parts))
+    await peer.open()
+    (delivery,) = await collect(await peer.subscribe(ORDERS.name, "shop"), 1, DEADLINE_S)
+    return peer, delivery
+
+
+async def test_record_that_ends_its_peers_goes_alone_and_is_given_up(
+    parts: tuple[Any, Wakeups], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zeromq, "SILENCE_S", 2.5 * BEAT_S)
+    async with hub_with(parts, ORDERS) as hub:
+        await hub.send(ORDERS.name, [record("r-1")], deadline_s=DEADLINE_S)
+        alone = []
+
+        for _ in range(LAPSES_MAX):
+            peer, delivery = await next_peer_of(hub, parts)
+            alone.append(delivery.alone)
+            await vanish(peer)
+
+        other = await hub.subscribe(ORDERS.name, "shop")
+        assert await other.receive(10, 4 * BEAT_S) == []
+        assert alone == [lapses >= LAPSES_ALONE for lapses in range(LAPSES_MAX)]
+        assert (await hub.depth(ORDERS.name, "shop")).dead == 1
+
+
+async def test_peer_that_takes_its_leave_has_nothing_counted(parts: tuple[Any, Wakeups]) -> None:
+    async with hub_with(parts, ORDERS) as hub:
+        await hub.send(ORDERS.name, [record("r-1")], deadline_s=DEADLINE_S)
+
+        for _ in range(LAPSES_ALONE + 1):
+            peer, delivery = await next_peer_of(hub, parts)
+            assert not delivery.alone
+            await peer.close()
+
+        assert await parts[0].fetchval("SELECT lapses FROM message") == 0
+
+
+async def test_what_a_vanished_peer_was_not_handed_is_not_counted(parts: tuple[Any, Wakeups]) -> None:
+    async with hub_with(parts, ORDERS) as hub:
+        peer = ZeroMQBinder(read_url(f"{hub.url}?role=peer"), Resources(*parts))
+        await peer.open()
+        await leave_too_much(peer, ORDERS)
+        await vanish(peer)
+
+        await collect(await hub.subscribe(ORDERS.name, "shop"), 2, DEADLINE_S)
+
+        assert [row["lapses"] for row in await parts[0].fetch("SELECT lapses FROM message ORDER BY lapses")] == [0, 1]
 
 
 async def leave_too_much(peer: ZeroMQBinder, topic: Topic) -> None:

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
+import asyncpg
 import msgspec
 import structlog
 import zmq
@@ -99,6 +100,8 @@ PART_BYTES_MAX = PART_BYTES + 1024
 """With what CURVE adds. Who says that a longer one comes is cut off, before any room is made for it."""
 BATCH_BYTES = 262_144
 """Of bodies in one call or answer, unless one record is longer: each has to be through before its call is given up."""
+END_LEASES = "UPDATE message_lease SET leased_until = clock_timestamp() WHERE id = ANY($1::bigint[])"
+"""The next claim deletes them, and counts a lapse of each message that is still in one (`claim_messages` of db/schema.sql)."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 log = structlog.get_logger("kassa.messaging.zeromq")
@@ -219,6 +222,7 @@ class _Handed(msgspec.Struct, array_like=True):
     sent_at: datetime
     id: Id
     lease: int
+    alone: bool = False
 
 
 class _End(msgspec.Struct, array_like=True):
@@ -369,6 +373,8 @@ class _Session:
         self.subscriptions: dict[str, PostgresSubscription] = {}
         self.left: dict[str, _Left] = {}
         """What a subscription was given and did not fit into its answer: the next one begins with it."""
+        self.in_hand: dict[str, set[tuple[Id, int]]] = {}
+        """What a subscription was handed out and has not settled, each with its lease."""
         self.heard_at = 0.0
 
     @property
@@ -399,9 +405,10 @@ _Method = Callable[[_Session, msgspec.Raw], Awaitable[Any]]
 class Hub:
     """Answers calls. Everything that it knows is in PostgreSQL, so any process may be it, and the next one goes on."""
 
-    def __init__(self, memory: PostgresBinder, *, lease_s: float) -> None:
-        """lease_s: the memory's."""
+    def __init__(self, memory: PostgresBinder, pool: "asyncpg.Pool[asyncpg.Record]", *, lease_s: float) -> None:
+        """pool: of the memory's database. lease_s: the memory's."""
         self._memory = memory
+        self._pool = pool
         self._lease_s = lease_s
         self._sessions: dict[str, _Session] = {}
         self._line: _Line | None = None
@@ -431,10 +438,7 @@ class Hub:
         settle it there."""
         await end_tasks(*self._tasks)
         for session in self._sessions.values():
-            for name, subscription in session.subscriptions.items():
-                left = session.left.get(name)
-                subscription.let_go(but={one.id for one in left.handed} if left else ())
-            await self._end(session)
+            await self._end_but_in_hand(session)
         self._sessions.clear()
         if self._line is not None:
             self._line.close(linger=200)
@@ -504,13 +508,32 @@ class Hub:
                 session.heard_at = min(now, session.heard_at + late_s)
                 if session.is_idle and now - session.heard_at > SILENCE_S:
                     del self._sessions[name]
-                    await self._end(session)
+                    await self._lapse(session)
+
+    async def _lapse(self, session: _Session) -> None:
+        """What it had in hand may be what ended it, so that is not given back: its leases are over, and the next claim counts
+        that."""
+        in_hand = [{lease for _, lease in handed} for handed in session.in_hand.values()]
+        await self._end_but_in_hand(session)
+        for leases in filter(None, in_hand):
+            try:
+                await self._pool.execute(END_LEASES, list(leases))
+            except Exception:
+                # As in `_end`.
+                log.exception("zeromq.not_lapsed")
+
+    async def _end_but_in_hand(self, session: _Session) -> None:
+        for name, subscription in session.subscriptions.items():
+            left = session.left.get(name)
+            subscription.let_go(but={one.id for one in left.handed} if left else ())
+        await self._end(session)
 
     async def _end(self, session: _Session) -> None:
         """Never raises: who ends sessions goes on with the next one."""
         ending = list(session.subscriptions.values())
         session.subscriptions.clear()
         session.left.clear()
+        session.in_hand.clear()
         for subscription in ending:
             try:
                 await subscription.close(0.0)
@@ -557,7 +580,9 @@ class Hub:
         found = left or await self._claim(subscription, wanted)
         count = min(wanted.limit, len(_batch([one.record for one in found.handed])))
         self._leave(session, wanted.subscription, found._replace(handed=found.handed[count:]))
-        return found.handed[:count]
+        handed = found.handed[:count]
+        session.in_hand.setdefault(wanted.subscription, set()).update((one.id, one.lease) for one in handed)
+        return handed
 
     def _is_fresh(self, left: _Left) -> bool:
         """Whether enough of its lease is left for whoever gets it: a slow handler asks late for the rest, and by then another
@@ -579,11 +604,13 @@ class Hub:
     async def _settle(self, session: _Session, raw: msgspec.Raw) -> list[bool]:
         wanted: _Settle = _decode(raw, _Settle)
         subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
+        session.in_hand.get(wanted.subscription, set()).difference_update((end.id, end.lease) for end in wanted.ends)
         return await subscription.settle([_settlement(end) for end in wanted.ends])
 
     async def _close(self, session: _Session, raw: msgspec.Raw) -> None:
         wanted: _Receive = _decode(raw, _Receive)
         session.left.pop(wanted.subscription, None)
+        session.in_hand.pop(wanted.subscription, None)
         subscription = session.subscriptions.pop(wanted.subscription, None)
         if subscription is not None:
             await subscription.close(0.0)
@@ -608,7 +635,7 @@ def _handed(delivery: Delivery) -> _Handed:
     message = delivery.token
     if not isinstance(message, ClaimedMessage):
         raise InvariantBroken("The hub's memory is PostgreSQL.")
-    return _Handed(delivery.record, delivery.attempts, message.created_at, message.id, message.lease)
+    return _Handed(delivery.record, delivery.attempts, message.created_at, message.id, message.lease, delivery.alone)
 
 
 def _given_back(handed: _Handed) -> _End:
@@ -641,6 +668,7 @@ class ZeroMQBinder:
         self._address = address
         self._hub = Hub(
             PostgresBinder(resources.pool, resources.wakeups, lease_s=address.lease_s, topics=resources.topics),
+            resources.pool,
             lease_s=address.lease_s,
         )
         self._is_hub = False
@@ -960,7 +988,9 @@ class ZeroMQSubscription:
             handed: list[_Handed] = _decode(raw, list[_Handed])
             if handed:
                 self._held.update(one.id for one in handed)
-                return [Delivery(one.record, one.attempts, one.sent_at, one, one.lease) for one in handed]
+                return [
+                    Delivery(one.record, one.attempts, one.sent_at, one, one.lease, alone=one.alone) for one in handed
+                ]
             if clock() >= deadline:
                 break
         return []
