@@ -229,7 +229,7 @@ def call(method: str, number: int, oldest: int = 0) -> _Call:
 def hub_without_memory() -> Hub:
     """For calls that need none."""
     nothing: Any = None
-    return Hub(nothing, nothing, lease_s=1.0)
+    return Hub(nothing, lease_s=1.0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 Relays, consumers, the queue door and the library all go through it, so none of them counts for itself.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import TracebackType
@@ -102,14 +103,10 @@ class MeteredSubscription:
 
 
 def _count_receipts(sending: Sending, receipts: Sequence[Receipt]) -> None:
-    for receipt in receipts:
-        match receipt:
-            case Confirmed():
-                sending.confirmed += 1
-            case Failed():
-                sending.failed += 1
-            case Unknown():
-                sending.unknown += 1
+    kinds = Counter(map(type, receipts))
+    sending.confirmed += kinds[Confirmed]
+    sending.failed += kinds[Failed]
+    sending.unknown += kinds[Unknown]
 
 
 def _count_ends(passage: Passage, settled: Sequence[tuple[Delivery, Settlement]], answers: Sequence[bool]) -> None:

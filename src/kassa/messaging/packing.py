@@ -67,7 +67,9 @@ def unpack(packet: Packet, new_name: Callable[[], str]) -> list[Record]:
 
 
 def _is_envelope(content_type: str) -> bool:
-    return content_type == ENVELOPE_TYPE or content_type.partition(";")[0].strip().lower() == ENVELOPE_TYPE
+    if content_type in (JSON_TYPE, ENVELOPE_TYPE):
+        return content_type == ENVELOPE_TYPE
+    return content_type.partition(";")[0].strip().lower() == ENVELOPE_TYPE
 
 
 # One by one

@@ -238,6 +238,10 @@ behind AS (
 )
 SELECT id FROM failed;
 
+-- name: end_leases
+-- `claim_messages` deletes what ran out, and counts it.
+UPDATE message_lease SET leased_until = clock_timestamp() WHERE id = ANY($1::bigint[]);
+
 -- name: bury_messages
 -- To the dead letters, with reason and history; what waited behind them in their key goes on. Only under the lease given.
 WITH dead AS (

@@ -33,7 +33,7 @@ from kassa.messaging.model import (
     RetryAfter,
     Settlement,
 )
-from kassa.messaging.packing import Packed, Undecodable, pack, strangers_id, unpack
+from kassa.messaging.packing import Packed, Undecodable, pack, single, strangers_id, unpack
 from kassa.messaging.topology import Topic, class_of, of_class, travelling
 from kassa.messaging.transport import Stream, Transport
 from kassa.messaging.wake import MESSAGES, POLL_S, Watch
@@ -72,7 +72,7 @@ class SuppliedBinder:
         self.traits = transport.traits
         self.transport = transport
         self._wakeups = resources.wakeups
-        self._memory = PostgresBinder(resources.pool, resources.wakeups)
+        self._memory = PostgresBinder(resources.pool, resources.wakeups, meters=resources.meters)
         self._topics = {topic.name: topic for topic in resources.topics}
         self._clock = clock or SystemClock()
         self._meters = resources.meters or Meters()
@@ -193,6 +193,10 @@ class SuppliedBinder:
         return self._topics.get(name) or Topic(name, (), "")
 
     async def _send(self, topic: Topic, records: Sequence[Record], deadline_s: float) -> list[Receipt]:
+        if not topic.envelopes and max([len(record.body) for record in records], default=0) <= self.traits.bytes_max:
+            return await self.transport.send(
+                topic, [single(record) for record in records], deadline_s=deadline_s, must_arrive=bool(topic.groups)
+            )
         packed = pack(topic, records, self._clock.now())
         fitting = [one for one in packed if len(one.packet.body) <= self.traits.bytes_max]
         # What is not among the fitting is not sent.
@@ -379,7 +383,7 @@ class SuppliedSubscription:
                 has_stumbled = True
                 continue
             if arrivals:
-                ahead.bring(arrivals, max(CREDIT, self._batch), clock())
+                ahead.bring(arrivals, max(CREDIT, 2 * self._batch), clock())
                 self._watch.nudge()
                 if self._looking is None and not self._is_empty(ahead.came_at, FRESH_S / 2):
                     self._looking = asyncio.create_task(self._look(), name="look for parked records")

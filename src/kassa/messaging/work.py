@@ -301,6 +301,10 @@ class MessageWork:
             with suppress(*AWAY):
                 await self.retry(given)
 
+    async def lapse(self, leases: Iterable[int]) -> None:
+        """As if these had run out just now: the next claim counts that for each message that is still in one."""
+        await self._pool.execute(_SQL.end_leases, list(leases))
+
     async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
         """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""
         given = _by_lease(claimed)

@@ -63,7 +63,7 @@ async def listen(app: App, broker: Broker, topic: str, group: str) -> list[str]:
 
 def relays(app: App, broker: Broker) -> dict[str, Loop]:
     """The loops of one broker, by name."""
-    work = MessageWork(app.pool)
+    work = MessageWork(app.pool, meters=app.metrics.meters)
     found: dict[str, Loop] = {}
     if EVENTS.name in broker.topics:
         found[EVENTS.name] = lambda: _relay_events(app, broker, EVENTS.name)

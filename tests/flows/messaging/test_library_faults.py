@@ -12,7 +12,7 @@ import pytest
 from flows.service.conftest import Shop, running, shop_at, until
 from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.ids import new_id
-from kassa.messaging import Message, Messaging, NoReply, Topic, library, outbox
+from kassa.messaging import Message, Messaging, NoReply, Topic, Unavailable, library, outbox
 from kassa.messaging.outbox import INBOX_KEEP
 from kassa.messaging.supplied import SuppliedBinder
 from kassa.messaging.tables import SCHEMA
@@ -221,6 +221,31 @@ async def test_what_ends_whoever_sends_it_is_counted_as_given_up(shop_in_memory:
 
     dead = {name: passage.dead for name, passage in messaging.meters.passages.items() if passage.dead}
     assert dead == {(outbox.PREFIX.rstrip(":"), shop.topic.name): 1}
+
+
+async def test_what_ends_whoever_handles_it_is_counted_as_given_up(shop: Shop) -> None:
+    messaging = shop.messaging()
+
+    @messaging.consumer(shop.topic.name, group=GROUP)
+    async def take(message: Message, connection: Any) -> None:
+        # The first one puts it off, and it ends all the others.
+        raise Unavailable("printer", "not now")
+
+    queue = f"{shop.topic.name}:{GROUP}"
+    async with running(messaging):
+        await messaging.send(shop.topic.name, {"number": "1"})
+
+        async def waits() -> bool:
+            said = await shop.pool.execute(
+                f"UPDATE {SCHEMA}.message SET lapses = $1 WHERE topic = $2", LAPSES_MAX, queue
+            )
+            return bool(said != "UPDATE 0")
+
+        await until(waits, PATIENCE_S)
+        await the_dead(messaging, shop)
+        await asyncio.sleep(0.1)
+
+    assert messaging.meters.passage(shop.topic.name, GROUP).dead == 1
 
 
 async def test_what_a_handler_cannot_decode_elsewhere_is_tried_again(shop: Shop) -> None:

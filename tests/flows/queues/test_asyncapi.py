@@ -152,7 +152,7 @@ def on_rabbitmq(packet: Packet) -> set[str]:
 
 
 def on_kafka(packet: Packet) -> set[str]:
-    return {name for name, _ in kafka._headers_out(packet)}
+    return set(kafka._headers_out(packet))
 
 
 def on_rocketmq(packet: Packet) -> set[str]:

@@ -173,7 +173,8 @@ _FROM_KAFKA = {"reply-topic": "reply-to"}
 
 T = TypeVar("T")
 _Rebalance = Callable[[Consumer, list[TopicPartition]], None]
-Headers = list[tuple[str, str | bytes | None]]
+Headers = dict[str, Any]
+"""Texts, or bytes where the client would not take or cut a text."""
 
 
 def make_binder(url: str, resources: Resources) -> SuppliedBinder:
@@ -537,14 +538,15 @@ class _Names(dict[str, str]):
 
 def _headers_out(packet: Packet) -> Headers:
     """Source: CloudEvents 1.0.2, Kafka protocol binding, 3.2 "Binary content mode": `ce_` and the attribute's name."""
-    # As bytes: of a text the client sends what is before its first zero byte. The key is Kafka's own.
-    pairs = packet.headers.items()
-    try:
-        headers: Headers = [(_NAMES_OUT[name], value.encode()) for name, value in pairs if name != KEY]
-    except UnicodeEncodeError:
-        headers = [(_NAMES_OUT[name], value.encode(errors="replace")) for name, value in pairs if name != KEY]
-    if packet.id and ID not in packet.headers and packet.headers.get("ce-id") != packet.id:
-        headers.append((ID, packet.id.encode()))
+    headers = {_NAMES_OUT[name]: value for name, value in packet.headers.items()}
+    # Kafka has a place for it.
+    headers.pop(KEY, None)
+    if packet.id and ID not in headers and headers.get("ce_id") != packet.id:
+        headers[ID] = packet.id
+    said = "".join(headers.values())
+    if not said.isascii() or "\0" in said:
+        # Of a text the client sends what is before its first zero byte, and it takes none with half of a character.
+        return {name: value.encode(errors="replace") for name, value in headers.items()}
     return headers
 
 

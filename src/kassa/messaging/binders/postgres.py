@@ -6,7 +6,7 @@ priorities, attempts, dead letters, pausing, depth; and the commit of the effect
 
 import asyncio
 import hashlib
-from collections.abc import Container, Coroutine, Sequence
+from collections.abc import Container, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -36,6 +36,7 @@ from kassa.messaging.model import (
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups
 from kassa.messaging.work import LAPSES_ALONE, ClaimedMessage, MessageWork, OutgoingMessage, ParkedMessage
+from kassa.observability.meters import Meters
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ _REFUSED = (
 
 def make_binder(url: str, resources: Resources) -> "PostgresBinder":
     """The registry's way in. The database is Kassa's own, so `url` says nothing more."""
-    return PostgresBinder(resources.pool, resources.wakeups, topics=resources.topics)
+    return PostgresBinder(resources.pool, resources.wakeups, topics=resources.topics, meters=resources.meters)
 
 
 def queue_name(topic: str, group: str) -> str:
@@ -102,12 +103,14 @@ class PostgresBinder:
         *,
         lease_s: float = 60.0,
         topics: Sequence[Topic] = (),
+        meters: Meters | None = None,
     ) -> None:
-        """topics: those without groups are for whoever is interested, so that nobody is may be."""
+        """topics: those without groups are for whoever is interested, so that nobody is may be. meters: where what is given up
+        for its lapses is counted; all else is counted at the port."""
         self._pool = pool
         self._open = {topic.name for topic in topics if not topic.groups}
         self._wakeups = wakeups
-        self._work = MessageWork(pool, lease_s=lease_s)
+        self._work = MessageWork(pool, lease_s=lease_s, meters=meters)
 
     async def open(self) -> None:
         """Nothing to connect: the pool does that."""
@@ -171,6 +174,11 @@ class PostgresBinder:
         for queue in await self._work.queues(queue_name(topic, group)):
             return Depth(queue.depth, queue.in_flight, queue.delayed, queue.dead, queue.oldest_s)
         return Depth(0, 0, 0, 0, None)
+
+    async def lapse(self, leases: Iterable[int]) -> None:
+        """Who had these ended with what was in hand: to be handed out again at once, and counted. Raises as asyncpg does."""
+        await self._work.lapse(leases)
+        self._wakeups.touch(MESSAGES)
 
     # What `supplied.py` keeps here for other brokers
 

@@ -28,7 +28,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
-import asyncpg
 import msgspec
 import structlog
 import zmq
@@ -100,8 +99,6 @@ PART_BYTES_MAX = PART_BYTES + 1024
 """With what CURVE adds. Who says that a longer one comes is cut off, before any room is made for it."""
 BATCH_BYTES = 262_144
 """Of bodies in one call or answer, unless one record is longer: each has to be through before its call is given up."""
-END_LEASES = "UPDATE message_lease SET leased_until = clock_timestamp() WHERE id = ANY($1::bigint[])"
-"""The next claim deletes them, and counts a lapse of each message that is still in one (`claim_messages` of db/schema.sql)."""
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 log = structlog.get_logger("kassa.messaging.zeromq")
@@ -405,10 +402,9 @@ _Method = Callable[[_Session, msgspec.Raw], Awaitable[Any]]
 class Hub:
     """Answers calls. Everything that it knows is in PostgreSQL, so any process may be it, and the next one goes on."""
 
-    def __init__(self, memory: PostgresBinder, pool: "asyncpg.Pool[asyncpg.Record]", *, lease_s: float) -> None:
-        """pool: of the memory's database. lease_s: the memory's."""
+    def __init__(self, memory: PostgresBinder, *, lease_s: float) -> None:
+        """lease_s: the memory's."""
         self._memory = memory
-        self._pool = pool
         self._lease_s = lease_s
         self._sessions: dict[str, _Session] = {}
         self._line: _Line | None = None
@@ -517,7 +513,7 @@ class Hub:
         await self._end_but_in_hand(session)
         for leases in filter(None, in_hand):
             try:
-                await self._pool.execute(END_LEASES, list(leases))
+                await self._memory.lapse(leases)
             except Exception:
                 # As in `_end`.
                 log.exception("zeromq.not_lapsed")
@@ -667,8 +663,13 @@ class ZeroMQBinder:
     def __init__(self, address: Address, resources: Resources) -> None:
         self._address = address
         self._hub = Hub(
-            PostgresBinder(resources.pool, resources.wakeups, lease_s=address.lease_s, topics=resources.topics),
-            resources.pool,
+            PostgresBinder(
+                resources.pool,
+                resources.wakeups,
+                lease_s=address.lease_s,
+                topics=resources.topics,
+                meters=resources.meters,
+            ),
             lease_s=address.lease_s,
         )
         self._is_hub = False
