@@ -2,13 +2,12 @@
 
 Events are written while nobody relays them; then relay and consumer go through them beside a running API, which takes wallet
 payments at a steady pace before and meanwhile. All of it shares the cores of one machine, so an API that waits for a processor is
-slower while they are all busy. On RabbitMQ it is measured twice: as it is, and with relay and consumer at a lower priority of the
-system (`nice`; docs/decisions/overlapping-pages.md).
+slower while they are all busy. On RabbitMQ it is measured twice: as it is, and with a relay that keeps to a pace
+(`relay_events_per_s_max`; docs/decisions/overlapping-pages.md).
 """
 
 import asyncio
 import json
-import os
 import statistics
 import subprocess
 from collections.abc import Iterator
@@ -36,7 +35,10 @@ PER_SECOND = 50
 """Payments over the API: enough to tell, and not what the machine is busy with."""
 BEFORE_S, BEFORE_QUICK_S = 6.0, 2.0
 CONNECTIONS = 32
-NICE = 10
+PACE = 5000
+"""Events a second at most, of the second drain on RabbitMQ."""
+SLOWER_MAX = 1.2
+"""Payments beside a paced drain, at the median, in what they take without one."""
 GROWTH_MAX = 1.2
 STEADY_MIN = 0.8
 """The last third of the drain against the first."""
@@ -127,8 +129,9 @@ def _spread(latencies: list[float]) -> dict[str, float]:
     }
 
 
-def drained(stage: Stage, scheme: str, broker: str, count: int, nice: int) -> dict[str, Any]:
+def drained(stage: Stage, scheme: str, broker: str, count: int, pace: int | None) -> dict[str, Any]:
     """One backlog from beginning to end."""
+    options = () if pace is None else ("--per-s-max", str(pace))
     settings = stage.settings(stage.database(DATABASE))
     url, name = settings.database_url or "", f"backlog-{new_id()[-8:]}"
     targets = asyncio.run(wallet_payments.prepare(settings, stage.folder, MERCHANTS))
@@ -137,29 +140,26 @@ def drained(stage: Stage, scheme: str, broker: str, count: int, nice: int) -> di
     with (
         kassa_api(settings) as api,
         part("consumer", url, broker, name) as consumer,
-        part("relay", url, broker, name) as relay,
+        part("relay", url, broker, name, *options) as relay,
     ):
-        for process in (consumer, relay):
-            for task in Path(f"/proc/{process.pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
         payers = Payers(api.url, targets, name)
         seen = uvloop.run(watched(payers, BEFORE_QUICK_S if stage.is_quick else BEFORE_S, relay, consumer, count))
     stage.drop(DATABASE)
-    seen["nice"] = nice
+    seen["pace"] = pace
     return seen
 
 
 def run(stage: Stage) -> None:
-    """Each broker in turn; RabbitMQ also with a lower priority of the drain. `--full`: every broker, and a million events."""
+    """Each broker in turn; RabbitMQ also with a pace. `--full`: every broker, and a million events."""
     count = EVENTS_FULL if stage.is_full else EVENTS_QUICK if stage.is_quick else EVENTS
     runs: dict[str, dict[str, Any]] = {}
     for scheme in brokers.names() if stage.is_full else SCHEMES:
         with brokers.broker(scheme, stage.folder) as broker:
             if broker is None:
                 continue
-            for nice in (0, NICE) if scheme == "amqp" else (0,):
-                name = f"{scheme}, {count:,}, nice {nice}"
-                runs[name] = drained(stage, scheme, broker, count, nice)
+            for pace in (None, PACE) if scheme == "amqp" else (None,):
+                name = f"{scheme}, {count:,}" + (f", {pace:,}/s" if pace else "")
+                runs[name] = drained(stage, scheme, broker, count, pace)
                 for result in _results(name, runs[name], count):
                     stage.tell(f"  {result.name}: {result.value:,.2f} {result.unit} ({result.note})")
     results = [result for name, seen in runs.items() for result in _results(name, seen, count)]
@@ -179,7 +179,12 @@ def _results(name: str, seen: dict[str, Any], count: int) -> Iterator[Result]:
         yield Result(f"{name}: memory of the {who}", growth, "× its start", None, note, asked, growth <= GROWTH_MAX)
     alone, beside = seen["alone"], seen["beside"]
     note = f"p50 {alone['p50_ms']:.1f} → {beside['p50_ms']:.1f}, p99 {alone['p99_ms']:.1f} → {beside['p99_ms']:.1f} ms"
-    yield Result(f"{name}: payments, median", beside["p50_ms"] / alone["p50_ms"], "× as long", None, note)
+    slower = beside["p50_ms"] / alone["p50_ms"]
+    if seen["pace"] is None:
+        yield Result(f"{name}: payments, median", slower, "× as long", None, note)
+    else:
+        asked = f"≤ {SLOWER_MAX:g} ×"
+        yield Result(f"{name}: payments, median", slower, "× as long", None, note, asked, slower <= SLOWER_MAX)
     yield Result(f"{name}: payments, p99", beside["p99_ms"] / alone["p99_ms"], "× as long")
 
 

@@ -99,11 +99,11 @@ async def provision(url: str, broker: str, name: str) -> None:
 
 
 @contextmanager
-def part(kind: str, url: str, broker: str, name: str) -> Iterator["subprocess.Popen[str]"]:
+def part(kind: str, url: str, broker: str, name: str, *options: str) -> Iterator["subprocess.Popen[str]"]:
     """A process of the chain, ready to begin."""
     command = [
         sys.executable, "-m", "benchmarks.chain_part", kind,
-        "--database-url", url, "--broker", broker, "--topic", name,
+        "--database-url", url, "--broker", broker, "--topic", name, *options,
     ]  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

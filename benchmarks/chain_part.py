@@ -7,6 +7,7 @@ be handled; it prints one JSON document when they are. Events of others are hand
 import argparse
 import asyncio
 import json
+import math
 import sys
 import time
 from collections import deque
@@ -46,7 +47,7 @@ async def _line() -> str:
     return await asyncio.to_thread(sys.stdin.readline)
 
 
-async def relay(database_url: str, broker: str, name: str) -> None:
+async def relay(database_url: str, broker: str, name: str, per_s_max: float) -> None:
     """Everything that is in the log, until it is ended."""
     pool = await open_pool(database_url, application="relay")
     wakeups = Wakeups(lambda: connect(database_url, application="relay wake"))
@@ -56,7 +57,8 @@ async def relay(database_url: str, broker: str, name: str) -> None:
         await group.create(from_now=False)
         print("ready", flush=True)
         await _line()
-        await GroupReader(group, EventRelay(binder, name).handle, wakeups.watch(EVENTS).wait).run()
+        handle, wait = EventRelay(binder, name).handle, wakeups.watch(EVENTS).wait
+        await GroupReader(group, handle, wait, per_s_max=per_s_max).run()
     await telling
 
 
@@ -145,9 +147,10 @@ def main() -> None:
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--broker", required=True)
     parser.add_argument("--topic", required=True)
+    parser.add_argument("--per-s-max", type=float, default=math.inf, help="events that the relay takes a second")
     options = parser.parse_args()
     if options.part == "relay":
-        uvloop.run(relay(options.database_url, options.broker, options.topic))
+        uvloop.run(relay(options.database_url, options.broker, options.topic, options.per_s_max))
     else:
         uvloop.run(consume(options.database_url, options.broker, options.topic))
 

@@ -6,6 +6,7 @@ records of the root queue up behind it while everybody else goes on.
 """
 
 import asyncio
+import math
 import random
 import re
 from collections import deque
@@ -447,13 +448,16 @@ class GroupReader:
         *,
         page: int = PAGE,
         concern: Concern | None = None,
+        per_s_max: float = math.inf,
     ) -> None:
-        """wait: returns when there may be new events, at the latest after so many seconds. concern: without it, all do."""
+        """wait: returns when there may be new events, at the latest after so many seconds. concern: without it, all do. per_s_max:
+        events, however many wait."""
         self._group = group
         self._handler = handler
         self._wait = wait
         self._page = self._page_max = page
         self._concern = concern
+        self._per_s_max = per_s_max
         self._held_at = float("-inf")
         self._is_behind = False
         """The last reading found a page full."""
@@ -490,9 +494,8 @@ class GroupReader:
                     continue
                 if not worked:
                     await self._wait(0.25)
-                elif self._found >= BUSY_MIN and not self._is_behind:
-                    # Under load: fewer and larger readings. A few events at a time never wait, nor does a backlog.
-                    await asyncio.sleep(max(0.0, started + STEP_S - asyncio.get_running_loop().time()))
+                else:
+                    await asyncio.sleep(max(0.0, started + self._turn_s() - asyncio.get_running_loop().time()))
         finally:
             await asyncio.shield(self._leave())
 
@@ -527,6 +530,14 @@ class GroupReader:
         await self._moved()
         self._in_hand.clear()
         return await self._retry_parked(now)
+
+    def _turn_s(self) -> float:
+        """How long the last page takes at least, before the next one begins."""
+        turn_s = self._found / self._per_s_max
+        if self._found >= BUSY_MIN and not self._is_behind:
+            # Under load: fewer and larger readings. A few events at a time never wait, nor does a backlog.
+            return max(turn_s, STEP_S)
+        return turn_s
 
     async def _leave(self) -> None:
         await self._look_again()

@@ -4,6 +4,7 @@ A broker that is away stops its own loops where they stand and nothing else: the
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
 
 from kassa.app import App
@@ -141,7 +142,8 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
         passage.received += len(records)
         return answers
 
-    await GroupReader(group, handle, app.wakeups.watch(NEW_EVENTS).wait).run()
+    most = app.settings.relay_events_per_s_max or math.inf
+    await GroupReader(group, handle, app.wakeups.watch(NEW_EVENTS).wait, per_s_max=most).run()
 
 
 async def _lack(binder: Binder, broker: Broker, topic: str) -> str:
