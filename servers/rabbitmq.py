@@ -9,6 +9,9 @@ from servers.server import HOST, Server
 
 _NODE = "kassa@localhost"
 _MEMORY_MAX = "512MB"
+_LOG_BYTES_MAX = 64 * 1024 * 1024
+"""Quorum queues keep in memory what their log's newest file has. As it comes that is 512 MB, and at the limit above nobody may
+publish what would fill the file: the alarm would stand for ever, with all queues empty."""
 _DISK_FREE_MIN = "100MB"
 _GREETING = b"AMQP\x00\x00\x09\x01"
 """The protocol header of AMQP 0-9-1; a server that is ready answers with its first frame."""
@@ -130,6 +133,7 @@ class RabbitMQ(Server):
                     "log.console = true",
                     "log.file = false",
                     f"vm_memory_high_watermark.absolute = {_MEMORY_MAX}",
+                    f"raft.wal_max_size_bytes = {_LOG_BYTES_MAX}",
                     f"disk_free_limit.absolute = {_DISK_FREE_MIN}",
                     "",
                 ]
