@@ -78,4 +78,6 @@ def read_event_name(text: str) -> tuple[int, int, int] | None:
     digits = text.removeprefix("evt_")
     if len(text) != 28 or len(digits) != 24 or not all(digit in "0123456789abcdef" for digit in digits):
         return None
-    return int(digits[:4], 16), int(digits[4:20], 16), int(digits[20:], 16)
+    writer, seq, ord = int(digits[:4], 16), int(digits[4:20], 16), int(digits[20:], 16)
+    # No event is beyond what the database counts to.
+    return (writer, seq, ord) if writer < 2**15 and seq < 2**63 and ord < 2**15 else None

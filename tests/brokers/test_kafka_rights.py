@@ -1,6 +1,6 @@
 """An account of Kafka that has rights to single names: its topic and its own group, and no group beside it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 
@@ -19,6 +19,7 @@ from brokers.kafka_house import WAIT_S, OwnKafka, delete, insist, new_topic, ope
 from brokers.streams import see
 from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.messaging.binders.kafka import KafkaTransport, group_id
+from kassa.messaging.model import Failed
 from kassa.messaging.topology import Topic
 
 pytestmark = pytest.mark.needs("kafka")
@@ -37,9 +38,11 @@ async def transport(own_server: OwnKafka) -> AsyncIterator[KafkaTransport]:
         yield opened
 
 
-def allow(server: OwnKafka, topic: Topic, *groups: str) -> None:
-    """All that Kassa needs of a topic, and of these of its groups, each by its full name."""
-    rights = [(ResourceType.TOPIC, topic.name, one) for one in ("CREATE", "WRITE", "READ", "DESCRIBE")]
+def allow(
+    server: OwnKafka, topic: Topic, *groups: str, to: Sequence[str] = ("CREATE", "WRITE", "READ", "DESCRIBE")
+) -> None:
+    """All that Kassa needs of a topic, or this, and of these of its groups, each by its full name."""
+    rights = [(ResourceType.TOPIC, topic.name, one) for one in to]
     rights += [(ResourceType.GROUP, group_id(topic.name, group), "READ") for group in groups]
     bindings = [
         AclBinding(
@@ -102,3 +105,21 @@ async def test_group_of_somebody_else_is_not_ours_to_read(own_server: OwnKafka, 
 
     with pytest.raises((SettingInvalid, BrokerUnreachable)):
         await transport.provision([topic._replace(groups=("books",))], verify_only=False)
+
+
+async def test_answer_to_a_topic_that_we_may_only_see_is_given_up(
+    own_server: OwnKafka, transport: KafkaTransport
+) -> None:
+    """Nobody who reads answers there gives us a right; for a topic that we made somebody can."""
+    theirs, ours = new_topic(), new_topic()
+    async with open_transport(own_server.url) as owner:
+        await owner.provision([theirs], verify_only=False)
+    allow(own_server, theirs, to=["DESCRIBE"])
+    allow(own_server, ours, "shop", to=["CREATE", "READ", "DESCRIBE"])
+    await transport.provision([ours], verify_only=False)
+
+    answered = [await transport.reply(one.name, [packet("r-1")], deadline_s=WAIT_S) for one in (theirs, ours)]
+
+    for (receipt,), is_retryable in zip(answered, (False, True), strict=True):
+        assert isinstance(receipt, Failed)
+        assert ("no right" in receipt.reason, receipt.is_retryable) == (True, is_retryable)

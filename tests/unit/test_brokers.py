@@ -29,6 +29,29 @@ def test_one_without_topics_takes_what_no_other_one_names(urls: tuple[str, ...],
     assert read_brokers(urls) == expected
 
 
+def test_a_name_of_its_own_stays_when_another_one_goes() -> None:
+    both = read_brokers(("amqp://a:1/shop?heartbeat=5&name=north", "amqp://b?name=south"))
+
+    assert [(one.name, one.url) for one in both] == [
+        ("rabbitmq-north", "amqp://a:1/shop?heartbeat=5"), ("rabbitmq-south", "amqp://b"),
+    ]  # fmt: skip
+    assert read_brokers(("amqp://b?name=south",))[0].name == "rabbitmq-south"
+
+
+@pytest.mark.parametrize(
+    ("urls", "says"),
+    [
+        (("amqp://a?name=x", "amqp://b?name=x"), "Two brokers are called rabbitmq-x"),
+        (("amqp://u:secret@a?name=X",), r"amqp://u:\*\*\*@a\S*: name is one name of a to z"),
+        (("amqp://a?name=",), "name is one name"),
+        (("amqp://a?name=x&name=y",), "name is one name"),
+    ],
+)
+def test_a_name_that_is_none_is_refused(urls: tuple[str, ...], says: str) -> None:
+    with pytest.raises(SettingInvalid, match=says):
+        read_brokers(urls)
+
+
 def test_a_broker_that_does_not_exist_is_refused_without_its_password() -> None:
     with pytest.raises(SettingInvalid, match=r"There is no broker 'pigeon://a:\*\*\*@b'"):
         read_brokers(("pigeon://a:secret@b",))

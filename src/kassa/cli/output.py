@@ -36,12 +36,17 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequ
     for head in heads:
         drawn.add_column(head, justify="right" if head in right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*("" if cell is None else str(cell) for cell in row))
+        drawn.add_row(*("" if cell is None else _plain(str(cell)) for cell in row))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         # A pipe has no width; ids must not be folded there.
         console.width = 200
     console.print(drawn)
+
+
+def _plain(text: str) -> str:
+    """Keys and reasons may be a stranger's, and tell a terminal to hide what is there."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 
 def note(sentence: str) -> None:

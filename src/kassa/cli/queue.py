@@ -193,6 +193,8 @@ def replay(
     which = bool(names) or everything or died_from is not None or died_to is not None
     if which == (since is not None):
         raise click.UsageError("Say which: ids, --from, --to, or --all; or --since, of a relay.")
+    if names and everything:
+        raise click.UsageError("Say ids or --all, not both.")
     if beyond_inboxes and since is None:
         raise click.UsageError("--beyond-inboxes goes with --since.")
 

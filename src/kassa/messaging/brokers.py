@@ -4,6 +4,7 @@ Nothing that a request needs is here: when a broker is away, events wait in the 
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ _SQL = load("kassa.messaging")
 
 log = structlog.get_logger("kassa.messaging.brokers")
 
+_NAME = re.compile("[a-z][a-z0-9-]{0,30}")
 OURS = {topic.name: topic for topic in (EVENTS, EVENT_BATCHES, PAYMENT_ORDERS)}
 
 
@@ -36,7 +38,8 @@ class Named(NamedTuple):
     """A broker as the settings name it."""
 
     name: str
-    """rabbitmq, kafka …; a second one of a kind is `rabbitmq-2`. Readers of the log go by it, so it outlives the URL."""
+    """rabbitmq, kafka …, and with `?name=shop` rabbitmq-shop; a second one of a kind without is `rabbitmq-2`. Readers of the log go
+    by it, so it outlives the URL, and nobody else may have it."""
     url: str
     topics: tuple[str, ...]
 
@@ -54,9 +57,15 @@ def read_brokers(urls: Sequence[str]) -> list[Named]:
     named: list[Named] = []
     for given in urls:
         url, topics = _apart(given)
+        url, own = _without_name(url)
         kind = _kind(url)
         others = sum(one.name.partition("-")[0] == kind for one in named)
-        named.append(Named(kind if not others else f"{kind}-{others + 1}", url, topics))
+        name = f"{kind}-{own}" if own else kind if not others else f"{kind}-{others + 1}"
+        if any(one.name == name for one in named):
+            raise SettingInvalid(
+                f"Two brokers are called {name}: give each a name of its own, as ?name=shop.", name="brokers"
+            )
+        named.append(Named(name, url, topics))
     taken = {topic for one in named for topic in one.topics}
     rest = tuple(name for name in OURS if name not in taken)
     return [one if one.topics else one._replace(topics=rest) for one in named]
@@ -68,6 +77,22 @@ def _apart(given: str) -> tuple[str, tuple[str, ...]]:
     if not parts.scheme:
         return given.partition("#")[0], topics
     return urlunsplit(parts._replace(fragment="")), topics
+
+
+def _without_name(url: str) -> tuple[str, str]:
+    """The URL as its binder reads it, and the name that is given in it; '' if there is none. Raises SettingInvalid."""
+    parts = urlsplit(url)
+    options = parts.query.split("&") if parts.query else []
+    names = [option.removeprefix("name=") for option in options if option.startswith("name=")]
+    if not names:
+        return url, ""
+    if len(names) > 1 or not _NAME.fullmatch(names[0]):
+        raise SettingInvalid(
+            f"{without_password(url)}: name is one name of a to z, 0 to 9 and -, which begins with a letter.",
+            name="brokers",
+        )
+    query = "&".join(option for option in options if not option.startswith("name="))
+    return urlunsplit(parts._replace(query=query)), names[0]
 
 
 def _kind(url: str) -> str:

@@ -406,7 +406,8 @@ class LogGroup:
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.fetchval(_SQL.take_over_group, self.name, self._holder)
             await connection.execute(_SQL.rewind_cursors, self.name, since)
-            unread: int = await connection.fetchval(_SQL.count_unread, self.name)
+        # Behind the commit: counting goes through the log, and until then nobody reads for the group.
+        unread: int = await self._pool.fetchval(_SQL.count_unread, self.name)
         return unread
 
     async def lag(self) -> list[Lag]:

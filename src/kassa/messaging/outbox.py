@@ -76,7 +76,7 @@ def outgoing(
     """A message to `topic`. body: bytes as they are, anything else as JSON."""
     if not 0 <= priority <= 9:
         raise SettingInvalid(f"Priority {priority} is not 0 … 9.", name="priority")
-    if not abs(delay_s) <= DELAY_MAX_S:
+    if not 0 <= delay_s <= DELAY_MAX_S:
         raise SettingInvalid(f"A delay of {delay_s} s is not 0 … {DELAY_MAX_S:.0f} s.", name="delay_s")
     id = new_id()
     sent = {"content-type": "application/octet-stream" if isinstance(body, bytes) else "application/json"}

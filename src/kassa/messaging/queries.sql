@@ -605,9 +605,10 @@ UPDATE parked
    AND sequence = $4;
 
 -- name: park_dead
--- Given up.
+-- Given up; `due` says when.
 UPDATE parked
    SET attempts = attempts + 1,
+       due = clock_timestamp(),
        state = 'dead',
        reason = $5
  WHERE group_name = $1

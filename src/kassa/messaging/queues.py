@@ -288,13 +288,18 @@ class Queues:
                 f"happened to money. `kassa queue pause {name}` stops it; what died in it can be forgotten.",
                 queue=name,
             )
+        brokers = self._brokers.of_topic(queue.topic) if queue.kind == "group" else []
+        # A broker that is away is told before anything is gone.
+        binders = [await _elsewhere_of(broker) for broker in brokers]
         gone = await self._work.purge(name)
-        if queue.kind == "group":
-            for broker in self._brokers.of_topic(queue.topic):
-                binder = await _elsewhere_of(broker)
-                if binder is not None:
-                    gone += await binder.purge_elsewhere(queue.topic, queue.group, within_s)
-        return Purged(gone, (await self.one(name)).waiting)
+        for binder in binders:
+            if binder is not None:
+                gone += await binder.purge_elsewhere(queue.topic, queue.group, within_s)
+        try:
+            return Purged(gone, (await self.one(name)).waiting)
+        except QueueNotFound:
+            # It was nowhere but in what is gone now.
+            return Purged(gone, 0)
 
     async def forget_dead(self, name: str) -> int:
         """Throws away what was given up; says how many. Raises QueueNotFound."""

@@ -128,8 +128,10 @@ class MessageRelay:
         claimed = await self._work.claim_whole(self._queue, limit)
         if not claimed:
             return 0
+        # The other half is for a send that is under way: past the lease somebody else has them.
+        until = asyncio.get_running_loop().time() + self._work.lease_s / 2
         try:
-            await self._send_all(claimed)
+            await self._send_all(claimed, until)
         except AWAY:
             await self._work.give_back(claimed, PAUSE_S)
             raise
@@ -138,9 +140,14 @@ class MessageRelay:
             raise
         return len(claimed)
 
-    async def _send_all(self, claimed: Sequence[ClaimedMessage]) -> None:
+    async def _send_all(self, claimed: Sequence[ClaimedMessage], until: float) -> None:
+        """until: by the loop's clock; what is not sent by then is given back."""
         stopped: set[str] = set()
-        for wave in in_waves(claimed, _key):
+        waves = in_waves(claimed, _key)
+        for place, wave in enumerate(waves):
+            if asyncio.get_running_loop().time() > until:
+                await self._work.give_back([message for late in waves[place:] for message in late])
+                return
             ready = [message for message in wave if message.key not in stopped]
             behind = [message for message in wave if message.key in stopped]
             if behind:

@@ -101,13 +101,15 @@ class Wakeups:
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, PAUSE_MAX_S)
                 continue
-            pause_s = 0.1
             try:
                 await self._talk(connection)
             except (*AWAY, asyncpg.PostgresError) as error:
                 log.warning("wake.lost", reason=type(error).__name__)
             finally:
                 connection.terminate()
+            # Also where connecting works and listening does not.
+            await asyncio.sleep(0.1)
+            pause_s = 0.1
 
     async def _talk(self, connection: Any) -> None:
         self._pid = connection.get_server_pid()

@@ -261,6 +261,7 @@ class MessageWork:
     ) -> None:
         """meters: where what is given up here is counted; all else is counted by whoever settles it."""
         self._pool = pool
+        self.lease_s = lease_s
         self._lease = timedelta(seconds=lease_s)
         self._meters = meters or Meters()
         self._in_hand: dict[int, _InHand] = {}
@@ -489,7 +490,8 @@ class DeadLetters:
         Each keeps its id, so what was handled already is refused, and a replay changes nothing twice. Those that die
         while it runs are not replayed again by it.
         """
-        until = died_to or await self._pool.fetchval(_SQL.database_time)
+        now: datetime = await self._pool.fetchval(_SQL.database_time)
+        until = now if died_to is None else min(died_to, now)
         total = 0
         while True:
             step = max(1, per_second // 10) if limit is None else min(max(1, per_second // 10), limit - total)

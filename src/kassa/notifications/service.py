@@ -238,7 +238,7 @@ class Webhooks:
     async def _event(self, home: int, name: str) -> LogRecord:
         place = read_event_name(name)
         record = None
-        if place is not None and place[0] < 2**15 and place[1] < 2**63 and place[2] < 2**15:
+        if place is not None:
             record = await self._events.event(home, Place(*place))
         if record is None:
             raise EventNotFound(event=name)

@@ -12,7 +12,7 @@ from kassa.journal.change import Change, Message
 from kassa.messaging.binders.postgres import PostgresBinder
 from kassa.messaging.consumer import Consumer
 from kassa.messaging.log import GroupReader, LogGroup
-from kassa.messaging.model import Failed, Receipt, Record, Unknown
+from kassa.messaging.model import Confirmed, Failed, Receipt, Record, Unknown
 from kassa.messaging.relay import EventRelay, MessageRelay
 from kassa.messaging.topology import EVENTS
 from kassa.messaging.wake import Wakeups
@@ -121,3 +121,45 @@ async def test_a_relay_that_ends_gives_back_what_is_not_confirmed(house: House) 
         await running
 
     assert [one.body for one in await work.claim("out", 10)] == [b"0", b"1", b"2"]
+
+
+class Slow(PostgresBinder):
+    """Takes its time for each."""
+
+    def __init__(self, pool: Any, wakeups: Wakeups, sent: list[int], takes_s: float) -> None:
+        super().__init__(pool, wakeups)
+        self._sent = sent
+        self._takes_s = takes_s
+
+    async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        await asyncio.sleep(self._takes_s)
+        self._sent += [int(one.body) for one in records]
+        return [Confirmed()] * len(records)
+
+
+async def works_off(house: House) -> None:
+    """Until the queue is empty."""
+    left = 1
+    while left:
+        left = await house.pool.fetchval("SELECT count(*) FROM message WHERE topic = 'out'")
+        await asyncio.sleep(0.05)
+
+
+async def test_relay_whose_lease_runs_out_sends_nothing_behind_the_next_one(house: House) -> None:
+    wakeups, sent = Wakeups(house.pool.acquire), list[int]()
+    messages = tuple(Message(new_id(), "out", "k", b"%d" % number) for number in range(40))
+    await house.one.commit(Change(home=HOME, messages=messages))
+    works = [MessageWork(house.pool, lease_s=2.0) for _ in range(2)]
+    running = [
+        asyncio.create_task(
+            MessageRelay(work, Slow(house.pool, wakeups, sent, takes_s), "out", "replies", wakeups).run()
+        )
+        for work, takes_s in zip(works, (0.15, 0.05), strict=True)
+    ]
+
+    await asyncio.wait_for(works_off(house), 60)
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)
+
+    assert sent == list(range(40))

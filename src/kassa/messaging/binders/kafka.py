@@ -150,8 +150,8 @@ _NO_TOPIC = frozenset({
 _REFUSED = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED})
 _TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.RECORD_LIST_TOO_LARGE})
 _NOT_TAKEN = frozenset({
-    KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.NOT_ENOUGH_REPLICAS,
-    KafkaError.INVALID_RECORD, KafkaError.POLICY_VIOLATION, KafkaError.THROTTLING_QUOTA_EXCEEDED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.NOT_ENOUGH_REPLICAS, KafkaError.INVALID_RECORD,
+    KafkaError.POLICY_VIOLATION, KafkaError.THROTTLING_QUOTA_EXCEEDED,
 })  # fmt: skip
 """The broker said no and keeps nothing; somebody can mend it."""
 _HAS_MEMBERS = frozenset({
@@ -502,6 +502,8 @@ class _Outlet:
 _CONFIRMED = Confirmed()
 _GONE = Failed("there is no such topic", is_retryable=False)
 """As far as the producer knows, which learns late of a topic that was made, or made again."""
+_NO_RIGHT = Failed("we have no right to write to the topic", is_retryable=True)
+"""Somebody can give it to us, where the topic is ours."""
 
 
 def _receipt(error: KafkaError) -> Receipt:
@@ -509,6 +511,8 @@ def _receipt(error: KafkaError) -> Receipt:
     code = error.code()
     if code in _NO_TOPIC:
         return _GONE
+    if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        return _NO_RIGHT
     if code in _TOO_LARGE:
         return Failed(error.str(), is_retryable=False)
     if code in _NOT_TAKEN:
@@ -1585,7 +1589,10 @@ class KafkaTransport:
         if not isinstance(partitions, int):
             return [partitions] * len(packets)
         topic = Topic(address, (), "", lanes=partitions)
-        return await self.send(topic, packets, deadline_s=deadline_s, must_arrive=True)
+        receipts = await self.send(topic, packets, deadline_s=deadline_s, must_arrive=True)
+        if address in self._made:
+            return receipts
+        return [one._replace(is_retryable=False) if one is _NO_RIGHT else one for one in receipts]
 
     async def _look_by(self, topic: str, deadline: float) -> int | Failed:
         """Nothing has left us yet, so whatever goes wrong is a failure."""
