@@ -128,10 +128,12 @@ class Slow(PostgresBinder):
 
     def __init__(self, pool: Any, wakeups: Wakeups, sent: list[int], takes_s: float) -> None:
         super().__init__(pool, wakeups)
+        self.is_asked = asyncio.Event()
         self._sent = sent
         self._takes_s = takes_s
 
     async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
+        self.is_asked.set()
         await asyncio.sleep(self._takes_s)
         self._sent += [int(one.body) for one in records]
         return [Confirmed()] * len(records)
@@ -149,13 +151,12 @@ async def test_relay_whose_lease_runs_out_sends_nothing_behind_the_next_one(hous
     wakeups, sent = Wakeups(house.pool.acquire), list[int]()
     messages = tuple(Message(new_id(), "out", "k", b"%d" % number) for number in range(40))
     await house.one.commit(Change(home=HOME, messages=messages))
-    works = [MessageWork(house.pool, lease_s=2.0) for _ in range(2)]
-    running = [
-        asyncio.create_task(
-            MessageRelay(work, Slow(house.pool, wakeups, sent, takes_s), "out", "replies", wakeups).run()
-        )
-        for work, takes_s in zip(works, (0.15, 0.05), strict=True)
-    ]
+    running: list[asyncio.Task[None]] = []
+    slow, quick = (Slow(house.pool, wakeups, sent, takes_s) for takes_s in (0.15, 0.05))
+    for binder in (slow, quick):
+        work = MessageWork(house.pool, lease_s=2.0)
+        running.append(asyncio.create_task(MessageRelay(work, binder, "out", "replies", wakeups).run()))
+        await asyncio.wait_for(slow.is_asked.wait(), 30)
 
     await asyncio.wait_for(works_off(house), 60)
     for task in running:
