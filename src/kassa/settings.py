@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     one without takes all others. In the environment separated by spaces or commas."""
     broker_topology: Literal["create", "verify"] = "create"
     """Whether queues and topics that are missing are made, or only looked for, where Kassa has no right to make them."""
-    relay_events_per_s_max: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    relay_events_per_s_max: Annotated[float, msgspec.Meta(ge=1)] | None = None
     """Events a second that a relay sends to a broker's topic, however many wait there. It has to be more than what payments make,
     or what waits grows. None: as fast as it goes, which takes all processors of a small machine from payments meanwhile."""
     order_queue: Literal["plain", "durable", "passive"] | None = None

@@ -456,13 +456,16 @@ class GroupReader:
         self._group = group
         self._handler = handler
         self._wait = wait
-        self._page = self._page_max = page
+        # A page is a second's events at most, so that a slow pace is an even one.
+        self._page = self._page_max = int(max(1, min(page, per_s_max)))
         self._concern = concern
         self._per_s_max = per_s_max
         self._held_at = float("-inf")
         self._is_behind = False
         """The last reading found a page full."""
         self._found = 0
+        self._next_at = float("-inf")
+        """When the next page may begin."""
         self._look_at = float("-inf")
         """When to look for parked records, whatever else there is to do."""
         self._in_hand: dict[int, Place] = {}
@@ -482,6 +485,10 @@ class GroupReader:
                     await asyncio.sleep(1.0)
                     continue
                 started = asyncio.get_running_loop().time()
+                if started < self._next_at:
+                    # In parts, so that the group is held however slow the pace.
+                    await asyncio.sleep(min(self._next_at - started, self._group.hold_s / 3))
+                    continue
                 try:
                     worked = await self.step()
                     pause_s = HALT_S
@@ -495,8 +502,7 @@ class GroupReader:
                     continue
                 if not worked:
                     await self._wait(0.25)
-                else:
-                    await asyncio.sleep(max(0.0, started + self._turn_s() - asyncio.get_running_loop().time()))
+                self._next_at = started + self._turn_s()
         finally:
             await asyncio.shield(self._leave())
 

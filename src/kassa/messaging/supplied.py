@@ -44,8 +44,8 @@ from kassa.supervisor import end_tasks
 log = structlog.get_logger("kassa.messaging.supplied")
 
 CREDIT = 100
-"""Packets of one class that are asked for at once and kept until somebody wants them, at most; or as many as whoever receives
-asks for, if that is more."""
+"""Packets of one class that are asked for at once and kept until somebody wants them, at most; or twice as many as whoever receives
+asks for, if that is more: more is fetched when half is taken, and who asks gets a full batch."""
 CREDIT_FIRST, AHEAD_BYTES = 20, 1024 * 1024
 """Packets may be envelopes of many records, so what is fetched ahead is bounded in bytes, by the size of the last ones."""
 FRESH_S = 0.1
@@ -134,8 +134,7 @@ class SuppliedBinder:
         return [receipts[place] for place in range(len(records))]
 
     async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
-        packed = pack(Topic(address, (), ""), records, self._clock.now())
-        return await self.transport.reply(address, [one.packet for one in packed], deadline_s=deadline_s)
+        return await self.transport.reply(address, [single(record) for record in records], deadline_s=deadline_s)
 
     async def subscribe(self, topic: str, group: str) -> Subscription:
         known = self._topic(topic)
@@ -193,6 +192,7 @@ class SuppliedBinder:
         return self._topics.get(name) or Topic(name, (), "")
 
     async def _send(self, topic: Topic, records: Sequence[Record], deadline_s: float) -> list[Receipt]:
+        # What travels by itself needs no list of places.
         if not topic.envelopes and max([len(record.body) for record in records], default=0) <= self.traits.bytes_max:
             return await self.transport.send(
                 topic, [single(record) for record in records], deadline_s=deadline_s, must_arrive=bool(topic.groups)

@@ -19,6 +19,7 @@ ORDERS = "payment_order:kassa"
 
 
 def queues_of(house: House, *urls: str) -> Queues:
+    # They never connect, as nobody runs them.
     wakeups = Wakeups(asyncio.sleep)  # type: ignore[arg-type]
     return Queues(house.pool, Brokers(read_brokers(urls), house.pool, wakeups, PAYMENT_ORDERS), wakeups)
 

@@ -515,7 +515,7 @@ class Hub:
             try:
                 await self._memory.lapse(leases)
             except Exception:
-                # As in `_end`.
+                # Whatever it is: these leases run out by themselves, and the watch goes on with the next session.
                 log.exception("zeromq.not_lapsed")
 
     async def _end_but_in_hand(self, session: _Session) -> None:
