@@ -14,6 +14,7 @@ from kassa.messaging.wake import Wakeups
 from kassa.observability.meters import Meters
 
 DEADLINE_S = 30.0
+ACK = Ack()
 
 
 def topic(name: str, *, envelopes: bool) -> Topic:
@@ -48,7 +49,7 @@ class Kassa:
             if not found:
                 began()
             found += [one.record.id for one in deliveries]
-            if not all(await subscription.settle([(one, Ack()) for one in deliveries])):
+            if not all(await subscription.settle([(one, ACK) for one in deliveries])):
                 raise Failure(f"{self._binder.name}: not settled")
         await subscription.close(1.0)
         return found

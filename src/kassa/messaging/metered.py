@@ -111,6 +111,9 @@ def _count_receipts(sending: Sending, receipts: Sequence[Receipt]) -> None:
 
 def _count_ends(passage: Passage, settled: Sequence[tuple[Delivery, Settlement]], answers: Sequence[bool]) -> None:
     """What was not settled comes again, and is counted then. Where the effect's own commit settles, that has been done before."""
+    if all(answers) and all([isinstance(end, Ack) for _, end in settled]):
+        passage.took_since([delivery.sent_at for delivery, _ in settled], datetime.now(UTC))
+        return
     handled: list[datetime | None] = []
     for (delivery, end), is_settled in zip(settled, answers, strict=True):
         if not is_settled and not (delivery.done and isinstance(end, Ack)):

@@ -48,7 +48,7 @@ class LogRecord(NamedTuple):
         return event_name(*self.place)
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One record on its way."""
 
     id: str
@@ -64,7 +64,7 @@ class Record(NamedTuple):
     home: int = 0
 
 
-class Packet(msgspec.Struct, frozen=True):
+class Packet(msgspec.Struct, frozen=True, gc=False):
     """One message of a broker: a record by itself, or an envelope of several."""
 
     id: str
@@ -76,7 +76,7 @@ class Packet(msgspec.Struct, frozen=True):
     """CloudEvents attributes begin with `ce-`; each broker's file gives them the prefix of its own protocol."""
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A packet in a consumer's hands."""
 
     packet: Packet
@@ -109,7 +109,7 @@ class Unknown(NamedTuple):
 Receipt = Confirmed | Failed | Unknown
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """A record in a consumer's hands."""
 
     record: Record

@@ -30,7 +30,9 @@ _SAID = ("content-type", "correlation-id")
 _DIGITS, _HEXADECIMAL = 32, frozenset("0123456789abcdef")
 NAME_BYTES_MAX = 512
 """Of an id or a key: what one of PostgreSQL's indexes takes whole, with room for others beside it."""
-_PRIORITY, _HOME_MAX = Record._field_defaults["priority"], 2**63 - 1
+_SHORT = NAME_BYTES_MAX // 4
+"""So many characters are never more bytes than that."""
+_PRIORITY, _HOME_MAX = Record("", "", b"", {}).priority, 2**63 - 1
 SOURCE = "kassa"
 _OUR_SOURCES = frozenset({"", SOURCE, "kassa.messaging"})
 """Of events whose id is theirs alone."""
@@ -42,7 +44,7 @@ class Undecodable(Exception):
     """A packet that no record can be read from."""
 
 
-class Packed(msgspec.Struct, frozen=True):
+class Packed(msgspec.Struct, frozen=True, gc=False):
     """A packet, and which of the records that were sent are in it."""
 
     packet: Packet
@@ -61,15 +63,14 @@ def unpack(packet: Packet, new_name: Callable[[], str]) -> list[Record]:
 
     Raises Undecodable.
     """
-    if _is_envelope(packet.headers.get("content-type", "")):
+    content_type = packet.headers.get("content-type", "")
+    if content_type != JSON_TYPE and _is_envelope(content_type):
         return _opened(packet)
     return [_single(packet, new_name)]
 
 
 def _is_envelope(content_type: str) -> bool:
-    if content_type in (JSON_TYPE, ENVELOPE_TYPE):
-        return content_type == ENVELOPE_TYPE
-    return content_type.partition(";")[0].strip().lower() == ENVELOPE_TYPE
+    return content_type == ENVELOPE_TYPE or content_type.partition(";")[0].strip().lower() == ENVELOPE_TYPE
 
 
 # One by one
@@ -96,14 +97,18 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     priority = min(_number(headers.pop(PRIORITY), _PRIORITY), PRIORITY_MAX) if PRIORITY in headers else _PRIORITY
     home = _number(headers.pop(HOME), 0) if HOME in headers else 0
     headers.pop(VIA, None)
-    return Record(_name(id), _name(key), packet.body, headers, priority, 0.0, home)
+    said = id + key
+    if len(said) > _SHORT or not said.isascii() or "\0" in said:
+        id, key = _name(id), _name(key)
+    return Record(id, key, packet.body, headers, priority, 0.0, home)
 
 
 def believed(record: Record) -> Record:
     """Without what only our own tables may say."""
     if VIA not in record.headers:
         return record
-    return record._replace(headers={name: value for name, value in record.headers.items() if name != VIA})
+    headers = {name: value for name, value in record.headers.items() if name != VIA}
+    return msgspec.structs.replace(record, headers=headers)
 
 
 def _event_id(headers: dict[str, str]) -> str:
@@ -114,7 +119,7 @@ def _event_id(headers: dict[str, str]) -> str:
 
 def _name(text: str) -> str:
     """An id or a key as PostgreSQL keeps it: without zero bytes, and one that is too long as its beginning with a digest of all."""
-    if len(text) <= NAME_BYTES_MAX // 4 and text.isascii() and "\0" not in text:
+    if len(text) <= _SHORT and text.isascii() and "\0" not in text:
         return text
     raw = text.encode(errors="replace")
     if len(raw) > NAME_BYTES_MAX:

@@ -11,9 +11,11 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import structlog
 
 from kassa.clock import Clock, SystemClock
@@ -216,15 +218,12 @@ def _fill(receipts: list[Receipt], packed: Packed, receipt: Receipt) -> None:
         receipts[place] = receipt
 
 
-class _Parcel:
+class _Parcel(msgspec.Struct, eq=False, gc=False):
     """A packet in our hands, until the last of its records is settled."""
 
-    __slots__ = ("arrival", "left", "stream")
-
-    def __init__(self, arrival: Arrival, stream: Stream, left: int) -> None:
-        self.arrival = arrival
-        self.stream = stream
-        self.left = left
+    arrival: Arrival
+    stream: Stream
+    left: int
 
 
 class _Ahead:
@@ -278,9 +277,11 @@ class SuppliedSubscription:
         self._passage = passage
         self._ahead = [_Ahead(stream) for stream in streams]
         self._opened: deque[tuple[_Parcel, list[Delivery]]] = deque()
-        """Opened and not handed out yet, or not all of it: the rest of an envelope."""
+        """Envelopes of which some is handed out, and the rest of each."""
         self._held: set[_Parcel] = set()
         """Parcels in hand."""
+        self._worn: set[_Parcel] = set()
+        """Those that have ended too many consumers."""
         self._batch = 0
         """As many as the last one who received asked for."""
         self._opened_at = -math.inf
@@ -326,9 +327,12 @@ class SuppliedSubscription:
         return []
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
-        ours = [place for place, (delivery, _) in enumerate(settled) if not isinstance(delivery.token, _Parcel)]
-        if not ours:
+        parcels = [delivery.token for delivery, _ in settled if isinstance(delivery.token, _Parcel)]
+        if len(parcels) == len(settled):
+            if all([isinstance(end, Ack) for _, end in settled]):
+                return await self._count_down(parcels)
             return await self._settle_parcels(settled)
+        ours = [place for place, (delivery, _) in enumerate(settled) if not isinstance(delivery.token, _Parcel)]
         theirs = sorted(set(range(len(settled))).difference(ours))
         results = [False] * len(settled)
         for places, settle in ((ours, self._memory.settle), (theirs, self._settle_parcels)):
@@ -429,71 +433,86 @@ class SuppliedSubscription:
             if ahead.lost is not None:
                 lost = ahead.lost
                 ahead.lost = None
-        for ahead in self._ahead:
-            await self._open(ahead, limit)
-        ready: list[Delivery] = []
-        crashed: list[Delivery] = []
-        while self._opened and (room := limit - len(ready)) > 0:
-            parcel, deliveries = self._opened.popleft()
-            if not parcel.stream.holds(parcel.arrival):
-                self._let_go([parcel])
-                continue
-            if len(deliveries) > room:
-                self._opened.appendleft((parcel, deliveries[room:]))
-                deliveries = deliveries[:room]
-            ready += deliveries
-            if parcel.arrival.redeliveries >= CRASHES_MAX:
-                crashed += deliveries
-        if not ready and lost is not None:
+        ready = self._rest(limit)
+        try:
+            for ahead in self._ahead:
+                await self._open(ahead, limit, ready)
+            if ready:
+                return await self._past_parked(ready)
+        except BrokerUnreachable:
+            # The database is away, and in it what has to come before these: everything again, later and in order.
+            await self._start_again({ahead.stream for ahead in self._ahead})
+            raise
+        if lost is not None:
             raise lost
-        return await self._past_parked(ready, crashed) if ready else []
+        return []
 
     def _has_news(self) -> bool:
         return any(ahead.arrivals or ahead.lost for ahead in self._ahead)
 
-    async def _open(self, ahead: _Ahead, limit: int) -> None:
-        """The records of as many packets as make up `limit`, ready to be handed out."""
-        if ahead.arrivals:
-            self._opened_at = max(self._opened_at, ahead.came_at)
-        left = limit - sum([len(deliveries) for _, deliveries in self._opened])
-        while ahead.arrivals and left > 0:
-            arrival = ahead.arrivals.popleft()
+    def _rest(self, limit: int) -> list[Delivery]:
+        """Of the envelopes that were opened before."""
+        ready: list[Delivery] = []
+        while self._opened and (room := limit - len(ready)) > 0:
+            parcel, deliveries = self._opened.popleft()
+            if not all(parcel.stream.held([parcel.arrival])):
+                self._let_go([parcel])
+                continue
+            ready += deliveries[:room]
+            if len(deliveries) > room:
+                self._opened.appendleft((parcel, deliveries[room:]))
+        return ready
+
+    async def _open(self, ahead: _Ahead, limit: int, ready: list[Delivery]) -> None:
+        """Adds to `ready` what was brought, up to `limit`. Raises BrokerUnreachable."""
+        waiting = list(islice(ahead.arrivals, limit - len(ready)))
+        if not waiting:
+            return
+        self._opened_at = max(self._opened_at, ahead.came_at)
+        stream = ahead.stream
+        parcels: list[_Parcel] = []
+        unreadable: list[tuple[Arrival, str]] = []
+        for arrival, is_held in zip(waiting, stream.held(waiting), strict=True):
+            if len(ready) >= limit:
+                break
+            ahead.arrivals.popleft()
+            if not is_held:
+                continue
             try:
                 records = unpack(arrival.packet, new_id)
             except Exception as error:
-                # Whatever reading a packet stumbles over is that packet's. One whose session is over comes again elsewhere.
-                if ahead.stream.holds(arrival):
-                    reason = str(error) if isinstance(error, Undecodable) else f"it cannot be read: {error!r}"
-                    await self._bury_whole(ahead.stream, arrival, reason)
+                # Whatever reading a packet stumbles over is that packet's.
+                reason = str(error) if isinstance(error, Undecodable) else f"it cannot be read: {error!r}"
+                unreadable.append((arrival, reason))
                 continue
-            parcel = _Parcel(arrival, ahead.stream, len(records))
-            self._held.add(parcel)
-            if not records:
-                await self._finish([parcel])
-                continue
-            sent_at, epoch = arrival.sent_at, arrival.epoch
-            self._opened.append((parcel, [Delivery(record, 0, sent_at, parcel, epoch) for record in records]))
-            left -= len(records)
+            parcel = _Parcel(arrival, stream, len(records))
+            parcels.append(parcel)
+            if arrival.redeliveries >= CRASHES_MAX:
+                self._worn.add(parcel)
+            for record in records:
+                ready.append(Delivery(record, 0, arrival.sent_at, parcel, arrival.epoch))
+        self._held.update(parcels)
+        if len(ready) > limit:
+            self._opened.append((parcels[-1], ready[limit:]))
+            del ready[limit:]
         ahead.look_for_room()
+        for arrival, reason in unreadable:
+            await self._bury_whole(stream, arrival, reason)
+        if empty := [parcel for parcel in parcels if not parcel.left]:
+            await self._finish(empty)
 
-    async def _past_parked(self, ready: list[Delivery], crashed: Sequence[Delivery]) -> list[Delivery]:
+    async def _past_parked(self, ready: list[Delivery]) -> list[Delivery]:
         """Those that nothing holds up. What is behind a parked record of its key is parked too, and so is what has ended
-        too many consumers, so that it goes on alone."""
-        keys = {one.record.key for one in ready}
-        held_up = {one.record.key for one in crashed}
-        # Those without a key have no order, so nothing holds them up but themselves.
-        keys.discard("")
-        held_up.discard("")
-        try:
-            if keys and not await self._nothing_waits():
-                held_up |= await self._tables.parked_keys(self._topic, self._group, sorted(keys))
-            if held_up or crashed:
-                return await self._park_behind(ready, held_up)
-        except BrokerUnreachable:
-            # The database is away, and in it what has to come before these: everything again, later and in order.
-            await self._start_again({_parcel(one).stream for one in ready})
-            raise
-        return ready
+        too many consumers, so that it goes on alone. Raises BrokerUnreachable."""
+        held_up: set[str] = set()
+        if not await self._nothing_waits():
+            # Those without a key have no order, so nothing holds them up but themselves.
+            keys = {one.record.key for one in ready} - {""}
+            if keys:
+                held_up = await self._tables.parked_keys(self._topic, self._group, sorted(keys))
+        if self._worn:
+            held_up |= {one.record.key for one in ready if one.token in self._worn} - {""}
+        return await self._park_behind(ready, held_up) if held_up or self._worn else ready
 
     async def _nothing_waits(self) -> bool:
         """Whether nothing in our own queue has to come before what was opened.
@@ -528,7 +547,7 @@ class SuppliedSubscription:
         behind: list[Delivery] = []
         rows: list[Parked] = []
         for one in ready:
-            is_crashed = _crashes(one) >= CRASHES_MAX
+            is_crashed = one.token in self._worn
             if one.record.key in held_up or is_crashed:
                 behind.append(one)
                 # A pause of hours or a restart counts as well: whatever it was, it is not given up for that.
@@ -543,8 +562,6 @@ class SuppliedSubscription:
     # Settling
 
     async def _settle_parcels(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
-        if all([isinstance(end, Ack) for _, end in settled]):
-            return await self._count_down([delivery for delivery, _ in settled])
         dead = [(one.record, one.attempts + 1, end.reason) for one, end in settled if isinstance(end, Dead)]
         later = [
             Parked(one.record, end.delay_s, int(end.counts), end.reason)
@@ -563,7 +580,7 @@ class SuppliedSubscription:
             await self._start_again({_parcel(delivery).stream for delivery, _ in settled})
             return [False] * len(settled)
         self._count_down_once_seen([one for one, end in settled if isinstance(end, RetryAfter)])
-        done = iter(await self._count_down([one for one, end in settled if not isinstance(end, RetryAfter)]))
+        done = iter(await self._count_down([_parcel(one) for one, end in settled if not isinstance(end, RetryAfter)]))
         return [_is_held(one) if isinstance(end, RetryAfter) else next(done) for one, end in settled]
 
     def _count_down_once_seen(self, parked: Sequence[Delivery]) -> None:
@@ -576,12 +593,11 @@ class SuppliedSubscription:
 
     async def _count_down_later(self, parked: Sequence[Delivery]) -> None:
         await asyncio.sleep(SEEN_S)
-        await self._count_down(parked)
+        await self._count_down([_parcel(delivery) for delivery in parked])
 
-    async def _count_down(self, deliveries: Sequence[Delivery]) -> list[bool]:
-        """These are done, or kept elsewhere; a packet is settled with its last record. Of a record whose packet has others
+    async def _count_down(self, parcels: Sequence[_Parcel]) -> list[bool]:
+        """A record of each is done, or kept elsewhere; a packet is settled with its last record. Of one whose packet has others
         left, the effect is durable and nothing can go wrong any more but that it comes again: True."""
-        parcels = [_parcel(delivery) for delivery in deliveries]
         finished: list[_Parcel] = []
         for parcel in parcels:
             parcel.left -= 1
@@ -604,19 +620,16 @@ class SuppliedSubscription:
 
     def _let_go(self, parcels: Iterable[_Parcel]) -> None:
         self._held.difference_update(parcels)
+        self._worn.difference_update(parcels)
         if not self._held:
             self._drained.set()
 
     async def _bury_whole(self, stream: Stream, arrival: Arrival, reason: str) -> None:
-        """A packet that nobody can read is one dead letter, as it came."""
+        """A packet that nobody can read is one dead letter, as it came. Raises BrokerUnreachable."""
         packet = arrival.packet
         record = Record(strangers_id(packet) or new_id(), "", packet.body, packet.headers)
         log.warning("supplied.undecodable", topic=self._topic, group=self._group, packet=packet.id, reason=reason)
-        try:
-            await self._tables.bury(self._topic, self._group, [(record, 1, reason)])
-        except BrokerUnreachable:
-            await self._start_again({stream})
-            raise
+        await self._tables.bury(self._topic, self._group, [(record, 1, reason)])
         self._passage.dead += 1
         await stream.settle([arrival])
 
@@ -640,13 +653,9 @@ def _count(arrival: Arrival) -> int:
         return 1
 
 
-def _crashes(delivery: Delivery) -> int:
-    return _parcel(delivery).arrival.redeliveries
-
-
 def _is_held(delivery: Delivery) -> bool:
     parcel = _parcel(delivery)
-    return parcel.stream.holds(parcel.arrival)
+    return all(parcel.stream.held([parcel.arrival]))
 
 
 def _parcel(delivery: Delivery) -> _Parcel:

@@ -27,8 +27,8 @@ class Stream(Protocol):
         """
         ...
 
-    def holds(self, arrival: Arrival) -> bool:
-        """Whether the session that it came with still goes on. If not, somebody else gets it, so it is dropped here."""
+    def held(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        """Of each whether the session that it came with still goes on. If not, somebody else gets it, so it is dropped here."""
         ...
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:

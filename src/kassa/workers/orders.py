@@ -138,7 +138,7 @@ class OrderWorker:
 def _marked(delivery: Delivery, via: str) -> Delivery:
     """Should it have to wait, its answer goes back over the broker that it came by, whoever takes it up again."""
     record = delivery.record
-    return replace(delivery, record=record._replace(headers={**record.headers, VIA: via}))
+    return replace(delivery, record=replace(record, headers={**record.headers, VIA: via}))
 
 
 def _settlement(delivery: Delivery, handled: Handled) -> Settlement:

@@ -8,6 +8,7 @@ from functools import partial
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 import tally
 from chaos.brokers.chain import DRAIN_S, Asker, Chain, judge_chain, under_load
@@ -130,7 +131,7 @@ async def repeat_all(asker: Asker) -> None:
     home = await connection.fetchval("SELECT home FROM event LIMIT 1")
     await connection.close()
     events = await EventLog(asker.pool).of_time(home, EARLIEST, datetime.now(UTC) + timedelta(hours=1), 1000)
-    forged = [event_record(event)._replace(body=b'{"amount": 1}') for event in events]
+    forged = [replace(event_record(event), body=b'{"amount": 1}') for event in events]
     for start in range(0, len(forged), 50):
         receipts = await asker.binder.send(EVENTS.name, forged[start : start + 50], deadline_s=10.0)
         assert receipts == [Confirmed()] * len(receipts)

@@ -184,7 +184,7 @@ async def test_what_is_due_in_our_own_queue_does_not_wait_for_the_broker(
         subscription = await bench.binder.subscribe(bench.topic.name, "shop")
         with pytest.raises(BrokerUnreachable):
             await subscription.receive(1, 9.0)
-        await bench.binder.send(bench.topic.name, [record("r-1")._replace(delay_s=0.5)], deadline_s=9)
+        await bench.binder.send(bench.topic.name, [replace(record("r-1"), delay_s=0.5)], deadline_s=9)
 
         found: list[Delivery] = []
         while not found:

@@ -108,7 +108,7 @@ def test_item_with_fields_of_a_later_version_is_read() -> None:
 )
 def test_event_comes_out_of_an_envelope_with_what_it_had_and_nothing_else(absent: str) -> None:
     headers = {name: value for name, value in EVENT.headers.items() if name != absent} | {"x": "1"}
-    sent = EVENT._replace(headers=headers)
+    sent = msgspec.structs.replace(EVENT, headers=headers)
     (packed,) = pack(ENVELOPES, [sent], NOW)
 
     assert unpack(packed.packet, never) == [sent]

@@ -345,13 +345,13 @@ async def test_behind_one_that_ran_out_nothing_is_handed_out() -> None:
 async def test_behind_one_that_ran_out_nothing_is_held_nor_settled_nor_extended() -> None:
     stream, (first, second) = await taken_in("r-0", "r-1")
     arrivals = await stream.receive(10, 0)
-    assert [stream.holds(arrival) for arrival in arrivals] == [True, True]
+    assert stream.held(arrivals) == [True, True]
 
     give_up(first)
     second.expires_at = asyncio.get_running_loop().time() + 1
 
     assert await stream.settle(arrivals[1:]) == [False]
-    assert not stream.holds(arrivals[1])
+    assert stream.held(arrivals[1:2]) == [False]
     assert stream._all_held() == []
 
 
@@ -363,7 +363,7 @@ async def test_behind_one_that_ran_out_after_it_was_settled_all_is_held() -> Non
 
     give_up(second)
 
-    assert [stream.holds(arrival) for arrival in arrivals] == [True, False, True]
+    assert stream.held(arrivals) == [True, False, True]
 
 
 # Keeping
@@ -396,7 +396,7 @@ async def test_what_is_held_is_extended_in_time() -> None:
 
     await extend(stream, proxy)
 
-    assert stream.holds(arrival)
+    assert stream.held([arrival]) == [True]
     assert held.expires_at > before and held.handle == "new"
 
 
@@ -408,7 +408,7 @@ async def test_late_answer_revives_nothing_that_was_given_up() -> None:
 
     await extend(stream, proxy)
 
-    assert not stream.holds(arrival)
+    assert stream.held([arrival]) == [False]
     await extend(stream, proxy)
     assert proxy.changed == ["r-0"]
 

@@ -33,12 +33,12 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from itertools import count
+from itertools import compress, count
 from operator import methodcaller
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -526,23 +526,29 @@ def _tell(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *argumen
         loop.call_soon_threadsafe(call, *arguments)
 
 
-class _Names(dict[str, str]):
+class _Names:
     """What headers are called on the other side; most packets have the same few."""
 
     def __init__(self, translate: Callable[[str], str]) -> None:
         self._translate = translate
+        self.known: dict[str, str] = {}
 
-    def __missing__(self, name: str) -> str:
-        translated = self._translate(name)
-        # Others may give a header any name, of any length, so they are not all remembered.
-        if len(self) < NAMES_MAX and len(name) <= NAME_CHARACTERS_MAX:
-            self[name] = translated
+    def of(self, name: str) -> str:
+        translated = self.known.get(name)
+        if translated is None:
+            translated = self._translate(name)
+            # Others may give a header any name, of any length, so they are not all remembered.
+            if len(self.known) < NAMES_MAX and len(name) <= NAME_CHARACTERS_MAX:
+                self.known[name] = translated
         return translated
 
 
 def _headers_out(packet: Packet) -> Headers:
     """Source: CloudEvents 1.0.2, Kafka protocol binding, 3.2 "Binary content mode": `ce_` and the attribute's name."""
-    headers = {_NAMES_OUT[name]: value for name, value in packet.headers.items()}
+    try:
+        headers = {_KNOWN_OUT[name]: value for name, value in packet.headers.items()}
+    except KeyError:
+        headers = {_NAMES_OUT.of(name): value for name, value in packet.headers.items()}
     # Kafka has a place for it.
     headers.pop(KEY, None)
     if packet.id and ID not in headers and headers.get("ce_id") != packet.id:
@@ -561,6 +567,7 @@ def _name_out(name: str) -> str:
 
 
 _NAMES_OUT = _Names(_name_out)
+_KNOWN_OUT = _NAMES_OUT.known
 
 
 # Receiving
@@ -594,7 +601,7 @@ class _Held:
             self.upto = offset + 1
         else:
             self.settled.add(offset)
-        while self.handed and self.handed[0] in self.settled:
+        while self.settled and self.handed and self.handed[0] in self.settled:
             first = self.handed.popleft()
             self.settled.discard(first)
             self.upto = first + 1
@@ -678,20 +685,18 @@ class KafkaStream:
                 return self._take(limit)
         raise BrokerUnreachable("This consumer was closed.", broker="kafka", topic=self.topic, group=self._group)
 
-    def holds(self, arrival: Arrival) -> bool:
-        return _mark(arrival)[0].is_held
+    def held(self, arrivals: Collection[Arrival]) -> list[bool]:
+        return [held.is_held for held, _ in _marks(arrivals)]
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """True: its offset is committed soon, behind those before it. A commit that fails is made again as long as the session
         lasts; if it never comes about, so does the packet again."""
-        results: list[bool] = []
+        marks = _marks(arrivals)
         with self._orders:
-            for arrival in arrivals:
-                held, offset = _mark(arrival)
+            for held, offset in marks:
                 if held.is_held:
                     held.settle(offset)
-                results.append(held.is_held)
-        return results
+            return [held.is_held for held, _ in marks]
 
     async def restart(self) -> None:
         rewound: asyncio.Future[None] = self._loop.create_future()
@@ -729,7 +734,11 @@ class KafkaStream:
     def _take(self, limit: int) -> list[Arrival]:
         """What is there, and an order for more. Raises BrokerUnreachable when nothing comes for a reason."""
         with self._orders:
-            found = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+            if len(self._buffer) <= limit:
+                found = list(self._buffer)
+                self._buffer.clear()
+            else:
+                found = [self._buffer.popleft() for _ in range(limit)]
             self._credit = limit
             self._orders.notify()
             trouble, self._trouble = self._trouble, None
@@ -988,7 +997,7 @@ class KafkaStream:
             due = self._offsets(held for held in gone if held.is_held and held.upto > held.committed)
             for held in gone:
                 held.is_held = False
-            self._buffer = deque(arrival for arrival in self._buffer if self.holds(arrival))
+            self._buffer = deque(compress(self._buffer, self.held(self._buffer)))
         return due
 
     def _commit_now(self, consumer: Consumer, offsets: list[TopicPartition]) -> None:
@@ -1039,10 +1048,11 @@ def _finish_all(futures: "list[asyncio.Future[None]]") -> None:
             future.set_result(None)
 
 
-def _mark(arrival: Arrival) -> _Mark:
-    if not isinstance(arrival.token, tuple):
-        raise InvariantBroken("A packet of another transport was settled here.", packet=arrival.packet.id)
-    return arrival.token
+def _marks(arrivals: Collection[Arrival]) -> list[_Mark]:
+    marks: list[_Mark] = [arrival.token for arrival in arrivals if isinstance(arrival.token, tuple)]
+    if len(marks) < len(arrivals):
+        raise InvariantBroken("A packet of another transport was settled here.")
+    return marks
 
 
 def _arrival(message: Message, held: _Held, offset: int) -> Arrival:
@@ -1054,10 +1064,14 @@ def _arrival(message: Message, held: _Held, offset: int) -> Arrival:
         log.warning("kafka.headers_unreadable", topic=message.topic(), partition=message.partition(), offset=offset)
         headers = {}
     id = headers.get(ID) or headers.get("ce-id", "")
+    raw = message.key()
+    try:
+        key = raw.decode() if raw else ""
+    except (UnicodeDecodeError, AttributeError):
+        key = _text(raw)
     kind, milliseconds = message.timestamp()
     sent_at = None if kind == TIMESTAMP_NOT_AVAILABLE else _moment(milliseconds)
-    packet = Packet(id, _text(message.key()), message.value() or b"", headers)
-    return Arrival(packet, 0, sent_at, (held, offset), held.epoch)
+    return Arrival(Packet(id, key, message.value() or b"", headers), 0, sent_at, (held, offset), held.epoch)
 
 
 _read_headers = methodcaller("headers")
@@ -1079,12 +1093,9 @@ def _headers_in(pairs: Any) -> dict[str, str]:
     if not pairs:
         return {}
     try:
-        headers = {_NAMES_IN[name]: value.decode() for name, value in pairs}
-    except (UnicodeDecodeError, AttributeError):
-        return {_NAMES_IN[name]: _text(value) for name, value in pairs}
-    if "\0" in "".join(headers.values()):
-        return {_NAMES_IN[name]: _text(value) for name, value in pairs}
-    return headers
+        return {_KNOWN_IN[name]: value.decode() for name, value in pairs}
+    except (KeyError, UnicodeDecodeError, AttributeError):
+        return {_NAMES_IN.of(name): _text(value) for name, value in pairs}
 
 
 def _name_in(name: str) -> str:
@@ -1094,14 +1105,14 @@ def _name_in(name: str) -> str:
 
 
 _NAMES_IN = _Names(_name_in)
+_KNOWN_IN = _NAMES_IN.known
 
 
 def _text(value: str | bytes | None) -> str:
-    """Others may send any bytes; what is no text, or none that PostgreSQL keeps, is shown as such."""
+    """Others may send any bytes; what is no text is shown as such."""
     if value is None:
         return ""
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return text.replace("\0", "\ufffd") if "\0" in text else text
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 class _Asker:

@@ -153,8 +153,8 @@ class MemoryStream:
             return []
         return found
 
-    def holds(self, arrival: Arrival) -> bool:
-        return self._lane_of(arrival) is not None
+    def held(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        return [self._lane_of(arrival) is not None for arrival in arrivals]
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
         return [self._settle(arrival) for arrival in arrivals]

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import asyncpg
+from msgspec.structs import replace
 
 from kassa.db.away import AWAY
 from kassa.db.queries import load
@@ -189,7 +190,7 @@ class PostgresBinder:
         """
         queue = queue_name(topic, group)
         rows = [
-            ParkedMessage(_row(queue, one.record._replace(delay_s=one.delay_s)), one.attempts, one.reason, one.lapses)
+            ParkedMessage(_row(queue, replace(one.record, delay_s=one.delay_s)), one.attempts, one.reason, one.lapses)
             for one in parked
         ]
         try:

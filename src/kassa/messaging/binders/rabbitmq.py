@@ -325,9 +325,9 @@ class RabbitStream:
                 return []
         return found
 
-    def holds(self, arrival: Arrival) -> bool:
-        lane_, tag = _token(arrival)
-        return lane_.holds(tag, arrival.epoch)
+    def held(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        tokens = [(_token(arrival), arrival.epoch) for arrival in arrivals]
+        return [lane_.holds(tag, epoch) for (lane_, tag), epoch in tokens]
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
         results: list[bool] = []

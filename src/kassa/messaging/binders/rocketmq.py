@@ -493,8 +493,9 @@ class RocketStream:
             if not self._askers:
                 self._asked.clear()
 
-    def holds(self, arrival: Arrival) -> bool:
-        return _is_held(arrival, asyncio.get_running_loop().time())
+    def held(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        now = asyncio.get_running_loop().time()
+        return [_is_held(arrival, now) for arrival in arrivals]
 
     async def settle(self, arrivals: Sequence[Arrival]) -> list[bool]:
         now = asyncio.get_running_loop().time()
