@@ -50,8 +50,8 @@ from kassa.messaging.binders.amqp import (
     ASK_S,
     DIRECT,
     DIRECT_REPLY,
-    FRAMES_AHEAD,
     LOST,
+    Deliveries,
     Letter,
     Link,
     Live,
@@ -61,7 +61,6 @@ from kassa.messaging.binders.amqp import (
     Wire,
     ask,
     close_channel,
-    content,
     end_of,
     lacks_exchange,
     packet_of,
@@ -210,10 +209,11 @@ class _Lane:
 
 
 class _LaneChannel(Channel):
-    """Hands messages to its lane without a task for each."""
+    """Hands messages to its lane as they come."""
 
     def __init__(self, connection: Connection, number: int, wire: Wire, lane: _Lane) -> None:
-        super().__init__(connection, number, publisher_confirms=False, frame_buffer=FRAMES_AHEAD)
+        super().__init__(connection, number, publisher_confirms=False)
+        self.frames = Deliveries(lane.arrived)
         self._wire = wire
         self._lane = lane
         self._consumes = False
@@ -242,10 +242,6 @@ class _LaneChannel(Channel):
         """It is consumed again at once; but somebody may wonder why it all comes again."""
         if self._consumes and not self._lane.is_over:
             log.warning("rabbitmq.lane_ended", queue=self._lane.queue, reason=reason)
-
-    async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
-        properties, body = await content(self)
-        self._lane.arrived(Parcel(frame.delivery_tag or 0, bool(frame.redelivered), properties, body))
 
     def acknowledge(self, up_to: int, single: Iterable[int]) -> None:
         frames = [marshal(spec.Basic.Ack(delivery_tag=up_to, multiple=True), self.number)] if up_to else []
