@@ -1,7 +1,8 @@
 """Claim: from the event log over a broker to effects in the journal, ten thousand a second and more; soon, where load is low.
 
 One process reads the log and sends envelopes, another receives them and posts a transfer for each record: effect, inbox key
-and acknowledgement. First a backlog as fast as it goes; then a hundred events a second, from commit to handler; then as many
+and acknowledgement. First a backlog, as fast as it goes: the relay has the pace that it has by default, and nobody writes an event
+meanwhile (the effects write none), so nothing holds it up; then a hundred events a second, from commit to handler; then as many
 as can be written and handled at a time on this machine, and the latency at four fifths of that.
 """
 

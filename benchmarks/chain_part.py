@@ -7,7 +7,6 @@ be handled; it prints one JSON document when they are. Events of others are hand
 import argparse
 import asyncio
 import json
-import math
 import sys
 import time
 from collections import deque
@@ -26,10 +25,12 @@ from kassa.messaging.binder import Binder, Resources
 from kassa.messaging.consumer import Consumer
 from kassa.messaging.log import GroupReader, LogGroup
 from kassa.messaging.model import Record
+from kassa.messaging.pace import Pace
 from kassa.messaging.registry import make_binder
 from kassa.messaging.relay import EventRelay
 from kassa.messaging.topology import EVENT_BATCHES, Topic
 from kassa.messaging.wake import EVENTS, Wakeups
+from kassa.settings import Settings
 from kassa.tables import TABLES
 
 GROUP = "books"
@@ -47,7 +48,7 @@ async def _line() -> str:
     return await asyncio.to_thread(sys.stdin.readline)
 
 
-async def relay(database_url: str, broker: str, name: str, per_s_max: float) -> None:
+async def relay(database_url: str, broker: str, name: str, backlog_per_s: int) -> None:
     """Everything that is in the log, until it is ended."""
     pool = await open_pool(database_url, application="relay")
     wakeups = Wakeups(lambda: connect(database_url, application="relay wake"))
@@ -58,7 +59,7 @@ async def relay(database_url: str, broker: str, name: str, per_s_max: float) -> 
         print("ready", flush=True)
         await _line()
         handle, wait = EventRelay(binder, name).handle, wakeups.watch(EVENTS).wait
-        await GroupReader(group, handle, wait, per_s_max=per_s_max).run()
+        await GroupReader(group, handle, wait, pace=Pace(pool, backlog_per_s)).run()
     await telling
 
 
@@ -147,10 +148,15 @@ def main() -> None:
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--broker", required=True)
     parser.add_argument("--topic", required=True)
-    parser.add_argument("--per-s-max", type=float, default=math.inf, help="events that the relay takes a second")
+    parser.add_argument(
+        "--backlog-per-s",
+        type=int,
+        default=Settings().relay_backlog_per_s,
+        help="the relay's pace while somebody writes",
+    )
     options = parser.parse_args()
     if options.part == "relay":
-        uvloop.run(relay(options.database_url, options.broker, options.topic, options.per_s_max))
+        uvloop.run(relay(options.database_url, options.broker, options.topic, options.backlog_per_s))
     else:
         uvloop.run(consume(options.database_url, options.broker, options.topic))
 

@@ -78,9 +78,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     one without takes all others. In the environment separated by spaces or commas."""
     broker_topology: Literal["create", "verify"] = "create"
     """Whether queues and topics that are missing are made, or only looked for, where Kassa has no right to make them."""
-    relay_events_per_s_max: Annotated[float, msgspec.Meta(ge=1)] | None = None
-    """Events a second that a relay sends to a broker's topic, however many wait there. It has to be more than what payments make,
-    or what waits grows. None: as fast as it goes, which takes all processors of a small machine from payments meanwhile."""
+    relay_backlog_per_s: Annotated[int, msgspec.Meta(ge=0)] = 5000
+    """Events a second of a backlog that a relay sends to a broker's topic while payments are made, so that those have the machine;
+    twice of what is written, where that is more. When nobody has written for a second, it goes as fast as it can. 0: always so."""
     order_queue: Literal["plain", "durable", "passive"] | None = None
     """How RabbitMQ's queue payment_order is declared; whoever else declares it must do the same. None: `durable`, and `plain`
     (what the simplest programs do) under `kassa up`."""

@@ -2,6 +2,7 @@
 that reads all rows of a home makes each of the first thousands of payments slower than the one before."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -81,6 +82,28 @@ async def test_reading_the_log_looks_at_no_more_events_than_it_gives(database_ur
 
     plan = "\n".join(row[0] for row in rows)
     assert "Index Scan using event_root" in plan
+    assert "Seq Scan on event" not in plan
+
+
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+@pytest.mark.parametrize("is_analyzed", [False, True])
+async def test_counting_what_is_written_looks_at_nothing_older(database_url: str, is_analyzed: bool, mode: str) -> None:
+    """The log is never scanned for the few events at its end, whatever the planner knows of it."""
+    connection = await connect(database_url, application="test")
+    await connection.execute("INSERT INTO chain VALUES (0, 1, 1, 20000, now(), '', '', '')")
+    await connection.execute(
+        "INSERT INTO event (writer, seq, ord, home, root, sequence, at, type, data)"
+        " SELECT 0, number, 0, 1, gen_random_uuid(), 1, now(), 'payment.created', '{}' FROM generate_series(1, 20000) AS number"
+    )
+    if is_analyzed:
+        await connection.execute("ANALYZE")
+
+    await connection.execute(f"SET plan_cache_mode = {mode}; PREPARE asked AS {load('kassa.messaging').count_written}")
+    rows = await connection.fetch("EXPLAIN (ANALYZE, TIMING off) EXECUTE asked ('{0}', '{19990}', 10000)")
+    await connection.close()
+
+    plan = "\n".join(row[0] for row in rows)
+    assert re.search(r"Index (Only )?Scan (using|on) event_pkey .*actual rows=10(\.00)? loops=1", plan)
     assert "Seq Scan on event" not in plan
 
 

@@ -6,7 +6,6 @@ records of the root queue up behind it while everybody else goes on.
 """
 
 import asyncio
-import math
 import random
 import re
 from collections import deque
@@ -25,6 +24,7 @@ from kassa.ids import Id, event_name, new_id
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import LogRecord, Place
 from kassa.messaging.order import in_waves
+from kassa.messaging.pace import LOOK_S, Pace
 from kassa.messaging.work import shortened
 
 _SQL = load("kassa.messaging")
@@ -43,7 +43,7 @@ STEP_S = 0.02
 BUSY_MIN = 20
 """Where a reading finds so many events, the next begins no sooner than so long after: each costs a handful of statements. Below
 a thousand events a second nothing waits."""
-LOOK_S = 0.1
+PARKED_LOOK_S = 0.1
 """While there are new events, parked ones are looked for so often: those that are due have waited for seconds."""
 HALT_S = 0.2
 HALT_MAX_S = 5.0
@@ -449,23 +449,24 @@ class GroupReader:
         *,
         page: int = PAGE,
         concern: Concern | None = None,
-        per_s_max: float = math.inf,
+        pace: Pace | None = None,
     ) -> None:
-        """wait: returns when there may be new events, at the latest after so many seconds. concern: without it, all do. per_s_max:
-        events, however many wait."""
+        """wait: returns when there may be new events, at the latest after so many seconds. concern: without it, all do. pace: of
+        a backlog; without it, as fast as it goes."""
         self._group = group
         self._handler = handler
         self._wait = wait
-        # A page is a second's events at most, so that a slow pace is an even one.
-        self._page = self._page_max = int(max(1, min(page, per_s_max)))
+        self._page = self._page_max = page
         self._concern = concern
-        self._per_s_max = per_s_max
+        self._pace = pace
         self._held_at = float("-inf")
         self._is_behind = False
         """The last reading found a page full."""
         self._found = 0
-        self._next_at = float("-inf")
-        """When the next page may begin."""
+        self._asked = page
+        """Events per writer that the last reading asked for."""
+        self._began_at = float("-inf")
+        """When the last step began."""
         self._look_at = float("-inf")
         """When to look for parked records, whatever else there is to do."""
         self._in_hand: dict[int, Place] = {}
@@ -485,9 +486,10 @@ class GroupReader:
                     await asyncio.sleep(1.0)
                     continue
                 started = asyncio.get_running_loop().time()
-                if started < self._next_at:
-                    # In parts, so that the group is held however slow the pace.
-                    await asyncio.sleep(min(self._next_at - started, self._group.hold_s / 3))
+                left_s = self._began_at + await self._turn_s(started) - started
+                if left_s > 0:
+                    # In parts, so that the group is held however slow the pace, and who writes is looked at meanwhile.
+                    await asyncio.sleep(min(left_s, self._group.hold_s / 3, LOOK_S))
                     continue
                 try:
                     worked = await self.step()
@@ -502,7 +504,7 @@ class GroupReader:
                     continue
                 if not worked:
                     await self._wait(0.25)
-                self._next_at = started + self._turn_s()
+                self._began_at = started
         finally:
             await asyncio.shield(self._leave())
 
@@ -523,6 +525,8 @@ class GroupReader:
     async def _step(self) -> bool:
         now = asyncio.get_running_loop().time()
         if now >= self._look_at and await self._retry_parked(now):
+            # The page before had its time.
+            self._found = 0
             return True
         if self._concern is not None:
             await self._moved()
@@ -530,7 +534,7 @@ class GroupReader:
         if self._concern is not None and await self._pass_over(self._concern):
             return self._found > 0 or await self._retry_parked(now)
         unread = await self._read()
-        self._note(len(unread), self._page)
+        self._note(len(unread), self._asked)
         if unread:
             await self._handle(unread)
             return True
@@ -538,13 +542,14 @@ class GroupReader:
         self._in_hand.clear()
         return await self._retry_parked(now)
 
-    def _turn_s(self) -> float:
-        """How long the last page takes at least, before the next one begins."""
-        turn_s = self._found / self._per_s_max
-        if self._found >= BUSY_MIN and not self._is_behind:
-            # Under load: fewer and larger readings. A few events at a time never wait, nor does a backlog.
-            return max(turn_s, STEP_S)
-        return turn_s
+    async def _turn_s(self, now: float) -> float:
+        """How long the last page takes at least, before the next one begins. A few events at a time never wait."""
+        if self._is_behind:
+            return 0.0 if self._pace is None else await self._pace.turn_s(self._found, now)
+        if self._pace is not None:
+            self._pace.rest()
+        # Under load: fewer and larger readings.
+        return STEP_S if self._found >= BUSY_MIN else 0.0
 
     async def _leave(self) -> None:
         await self._look_again()
@@ -560,7 +565,8 @@ class GroupReader:
         return unread
 
     async def _read_on(self) -> list[Unread]:
-        return await self._group.read(self._page, after=list(self._in_hand.values()))
+        self._asked = self._page if self._pace is None else self._pace.page(self._page)
+        return await self._group.read(self._asked, after=list(self._in_hand.values()))
 
     def _read_ahead(self) -> None:
         """Only of a backlog: else the next page would be empty, and is read when somebody has written. Not where pages are
@@ -680,7 +686,7 @@ class GroupReader:
 
     async def _retry_parked(self, now: float) -> bool:
         """Whether anything was due. Looked for when there is nothing else to do, and else now and then."""
-        self._look_at = now + LOOK_S
+        self._look_at = now + PARKED_LOOK_S
         due = await self._group.parked_due(100)
         if due:
             # Nothing of these roots is under way, and they may go on afterwards where the next page does not know it.

@@ -398,6 +398,30 @@ SELECT w.writer, last.last_seq AS seq, 32767::smallint AS ord
  CROSS JOIN LATERAL (SELECT last_seq FROM chain WHERE writer = w.writer ORDER BY batch DESC LIMIT 1) AS last
  WHERE w.writer IS NOT NULL;
 
+-- name: count_written
+-- How many events each writer has committed behind the heads of a moment ago ($1, $2), up to $3 of each, and its head now, in one
+-- snapshot. A writer that had no head then is new. `ORDER BY`: else the planner may take a scan of the log for a short way.
+WITH RECURSIVE writers AS (
+    (SELECT writer FROM chain ORDER BY writer LIMIT 1)
+     UNION ALL
+    SELECT (SELECT c.writer FROM chain AS c WHERE c.writer > w.writer ORDER BY c.writer LIMIT 1)
+      FROM writers AS w
+     WHERE w.writer IS NOT NULL
+)
+SELECT w.writer, last.last_seq AS seq, written.events
+  FROM writers AS w
+ CROSS JOIN LATERAL (SELECT last_seq FROM chain WHERE writer = w.writer ORDER BY batch DESC LIMIT 1) AS last
+  LEFT JOIN unnest($1::smallint[], $2::bigint[]) AS h (writer, seq) ON h.writer = w.writer
+ CROSS JOIN LATERAL (
+       SELECT count(*) AS events
+         FROM (SELECT 1
+                 FROM event
+                WHERE writer = w.writer
+                  AND seq > COALESCE(h.seq, -1)
+                ORDER BY seq, ord
+                LIMIT $3) AS bounded) AS written
+ WHERE w.writer IS NOT NULL;
+
 -- name: hold_group
 -- One process at a time reads for a group. No row: another one does.
 UPDATE log_group

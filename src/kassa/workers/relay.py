@@ -4,7 +4,6 @@ A broker that is away stops its own loops where they stand and nothing else: the
 """
 
 import asyncio
-import math
 from collections.abc import Sequence
 
 from kassa.app import App
@@ -14,6 +13,7 @@ from kassa.messaging.binder import Binder
 from kassa.messaging.brokers import OURS, Broker
 from kassa.messaging.log import GroupReader, Halt, LogGroup
 from kassa.messaging.model import LogRecord
+from kassa.messaging.pace import Pace
 from kassa.messaging.relay import EventRelay, MessageRelay
 from kassa.messaging.replies import ReplyRelay
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS
@@ -142,8 +142,8 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
         passage.received += len(records)
         return answers
 
-    most = app.settings.relay_events_per_s_max or math.inf
-    await GroupReader(group, handle, app.wakeups.watch(NEW_EVENTS).wait, per_s_max=most).run()
+    pace = Pace(app.pool, app.settings.relay_backlog_per_s)
+    await GroupReader(group, handle, app.wakeups.watch(NEW_EVENTS).wait, pace=pace).run()
 
 
 async def _lack(binder: Binder, broker: Broker, topic: str) -> str:

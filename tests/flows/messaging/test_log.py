@@ -103,60 +103,6 @@ async def test_nothing_is_lost_while_two_writers_write(house: House) -> None:
     assert all(sequences == list(range(1, len(sequences) + 1)) for sequences in seen.order().values())
 
 
-async def test_backlog_is_read_at_the_pace_that_was_set(house: House) -> None:
-    root = await house.root()
-    for _ in range(59):
-        await house.happen(house.one, root)
-    group, seen, clock = LogGroup(house.pool, "test"), Seen(), asyncio.get_running_loop().time
-    await group.create(from_now=False)
-    is_read = asyncio.Event()
-
-    async def handle(records: Sequence[LogRecord]) -> list[str | None]:
-        answers = await seen.handle(records)
-        if len(seen.records) == 60:
-            is_read.set()
-        return answers
-
-    began = clock()
-    reading = asyncio.create_task(GroupReader(group, handle, asyncio.sleep, page=20, per_s_max=40).run())
-
-    async with asyncio.timeout(30.0):
-        await is_read.wait()
-    took_s = clock() - began
-    reading.cancel()
-    await asyncio.wait([reading])
-
-    # The last page may come as soon as the two before it had their time.
-    assert took_s >= 2 * 20 / 40
-    assert seen.order() == {root: list(range(1, 61))}
-
-
-async def test_slow_pace_does_not_lose_the_group(house: House) -> None:
-    """The time between two of its pages is longer than a group is held without a word."""
-    root = await house.root()
-    for _ in range(9):
-        await house.happen(house.one, root)
-    group, seen = LogGroup(house.pool, "test", hold_s=0.6), Seen()
-    await group.create(from_now=False)
-    began = asyncio.Event()
-
-    async def handle(records: Sequence[LogRecord]) -> list[str | None]:
-        began.set()
-        return await seen.handle(records)
-
-    reading = asyncio.create_task(GroupReader(group, handle, asyncio.sleep, per_s_max=1).run())
-    async with asyncio.timeout(30.0):
-        await began.wait()
-
-    for _ in range(12):
-        await asyncio.sleep(0.25)
-        assert not await LogGroup(house.pool, "test").hold()
-    reading.cancel()
-    await asyncio.wait([reading])
-
-    assert 1 < len(seen.records) < 10
-
-
 async def test_group_goes_on_where_it_stopped(house: House) -> None:
     seen = Seen()
     root = await house.root()
