@@ -61,13 +61,14 @@ class Confluent:
                 failed.append(error)
 
         for start in range(0, len(records), self._batch):
-            for message in self._pack(records[start : start + self._batch]):
+            messages = self._pack(records[start : start + self._batch])
+            for message in messages:
                 under_way += 1
                 self._producer.produce(
                     self._name, message.body, message.key, message.lane, reported, headers=message.headers  # type: ignore[arg-type]
                 )  # fmt: skip
                 self._producer.poll(0)
-            while under_way > (SENDERS - 1) * self._batch:
+            while under_way > (SENDERS - 1) * len(messages):
                 self._producer.poll(0.1)
         self._producer.flush(WAIT_S)
         if failed or under_way:
@@ -84,8 +85,9 @@ class Confluent:
         consumer.subscribe([self._name])
         found: list[str] = []
         while len(found) < count:
-            # Asked for more than there is, it would wait for the rest.
-            wanted = min(BATCH, shape.messages_of(count - len(found), envelopes=self._batch != BATCH))
+            # Asked for more than there is, it would wait for the rest. A batch makes an envelope for each lane.
+            is_single = self._batch == BATCH
+            wanted = min(BATCH if is_single else LANES, shape.messages_of(count - len(found), envelopes=not is_single))
             messages = consumer.consume(wanted, WAIT_S)
             if not messages:
                 raise Failure(f"confluent-kafka: {len(found)} of {count} came")

@@ -52,7 +52,8 @@ class Aiormq:
         self._name = name
         self._pack = in_envelopes if envelopes else one_by_one
         self._batch = BATCH_OF_ENVELOPES if envelopes else BATCH
-        self._ack_every = 1 if envelopes else BATCH
+        self._ack_every = LANES if envelopes else BATCH
+        """A batch makes an envelope for each lane."""
 
     async def publish(self, records: Sequence[Record]) -> None:
         await in_batches(records, self._batch, self._send)

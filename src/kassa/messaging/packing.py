@@ -154,7 +154,7 @@ def _number(text: str, default: int) -> int:
 _NO_DATA = msgspec.Raw()
 
 
-class _Item(msgspec.Struct, omit_defaults=True, kw_only=True):
+class _Item(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     """One CloudEvent of an envelope. What is not an event of the log is one as well: a record with a type of its own."""
 
     specversion: str = ""
@@ -181,7 +181,7 @@ _HEADERS = frozenset({
 _encode = msgspec.json.Encoder().encode
 _decode_items = msgspec.json.Decoder(list[_Item]).decode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
-_decode_any = msgspec.json.Decoder().decode
+_skim = msgspec.json.Decoder(msgspec.Raw).decode
 RECORD_TYPE = "kassa.record"
 
 
@@ -239,10 +239,11 @@ def _other_headers(headers: dict[str, str]) -> str:
 
 def _is_json(body: bytes) -> bool:
     try:
-        _decode_any(body)
+        # Looks at everything but whether what is between quotes is text.
+        _skim(body)
+        return body.isascii() or bool(body.decode())
     except UNREADABLE:
         return False
-    return True
 
 
 def _opened(packet: Packet) -> list[Record]:
