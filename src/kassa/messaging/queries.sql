@@ -109,16 +109,25 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
 SELECT lease, id, home, key, priority, created_at, attempts, lapses, headers, body FROM claim_messages($1, $2, $3);
 
 -- name: send_messages
--- Puts messages into queues ($1; `topic` says which of them), unless they are there already: a repeat changes nothing. `place`
--- keeps the order of the batch.
-INSERT INTO message (id, home, topic, key, priority, due, created_at, headers, body)
-SELECT id, home, ($1::text[])[topic], key, priority, clock_timestamp() + make_interval(secs => delay_s), clock_timestamp(),
-       headers, body
-  FROM unnest($2::text::uuid[], $3::text::bigint[], $4::text::integer[], $5::text::smallint[], $6::text::float8[], $7::text[],
-              $8::text[], $9::bytea[])
-       WITH ORDINALITY AS m (id, home, topic, priority, delay_s, key, headers, body, place)
- ORDER BY place
-ON CONFLICT (id) DO NOTHING;
+-- Puts messages into queues ($1; `place_of_queue` says which of them), unless they are there already: a repeat changes nothing.
+-- Where a topic is given ($2), only if these are the queues of all its groups, in their order; which they are is the answer.
+-- `place` keeps the order of the batch.
+WITH receiving AS MATERIALIZED (
+    SELECT ARRAY(SELECT queue FROM subscription WHERE topic = $2 ORDER BY queue) AS queues
+),
+sent AS (
+    INSERT INTO message (id, home, topic, key, priority, due, created_at, headers, body)
+    SELECT id, home, ($1::text[])[place_of_queue], key, priority, clock_timestamp() + make_interval(secs => delay_s),
+           clock_timestamp(), headers, body
+      FROM unnest($3::text::uuid[], $4::text::bigint[], $5::text::integer[], $6::text::smallint[], $7::text::float8[],
+                  $8::text[], $9::text[], $10::bytea[])
+           WITH ORDINALITY AS m (id, home, place_of_queue, priority, delay_s, key, headers, body, place)
+     WHERE $2::text IS NULL
+        OR (SELECT queues FROM receiving) = $1
+     ORDER BY place
+    ON CONFLICT (id) DO NOTHING
+)
+SELECT queues FROM receiving;
 
 -- name: park_messages
 -- Records that came from a broker and could not be handled now, and those that came behind them in their key. They count as

@@ -208,6 +208,20 @@ class OutgoingMessage(NamedTuple):
     body: bytes
 
 
+class Columns(NamedTuple):
+    """Messages that go into queues, as the statement takes them: a list of each of their parts."""
+
+    ids: list[str]
+    homes: list[str]
+    queues: list[str]
+    """Each one's place in a list of queues, from 1."""
+    priorities: list[str]
+    delays_s: list[str]
+    keys: list[str]
+    headers: list[str]
+    bodies: list[bytes]
+
+
 class ParkedMessage(NamedTuple):
     """A record from a broker that waits in our own queue, or was given up."""
 
@@ -351,20 +365,37 @@ class MessageWork:
         return {Id(row["id"].hex) for row in rows}
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Puts messages into queues; those that are there already stay as they are."""
-        topics = {topic: place for place, topic in enumerate({message.topic: None for message in messages}, 1)}
-        await self._pool.execute(
-            _SQL.send_messages,
-            list(topics),
-            array([message.id for message in messages]),
-            array([str(message.home) for message in messages]),
-            array([str(topics[message.topic]) for message in messages]),
-            array([str(message.priority) for message in messages]),
-            array([repr(message.delay_s) for message in messages]),
+        """Puts messages into queues, whoever receives there; those that are there already stay as they are."""
+        queues = {queue: place for place, queue in enumerate({message.topic: None for message in messages}, 1)}
+        columns = Columns(
+            [message.id for message in messages],
+            [str(message.home) for message in messages],
+            [str(queues[message.topic]) for message in messages],
+            [str(message.priority) for message in messages],
+            [repr(message.delay_s) for message in messages],
             [message.key for message in messages],
-            [_written(message.headers) for message in messages],
+            [written(message.headers) for message in messages],
             [message.body for message in messages],
         )
+        await self.send_columns(None, list(queues), columns)
+
+    async def send_columns(self, topic: str | None, queues: Sequence[str], columns: Columns) -> list[str]:
+        """The queues that a topic's groups have now, in order. If they are these, the messages are in them, as by `send`; else
+        nothing was done. Without a topic it is always done."""
+        now: list[str] = await self._pool.fetchval(
+            _SQL.send_messages,
+            queues,
+            topic,
+            array(columns.ids),
+            array(columns.homes),
+            array(columns.queues),
+            array(columns.priorities),
+            array(columns.delays_s),
+            columns.keys,
+            columns.headers,
+            columns.bodies,
+        )
+        return now
 
     async def park(self, topic: str, parked: Sequence[ParkedMessage]) -> None:
         """Keeps records of a broker until their time has come (`delay_s`); those that are there already stay as they are."""
@@ -379,7 +410,7 @@ class MessageWork:
             [one.attempts for one in parked],
             [one.lapses for one in parked],
             [shortened(one.reason) for one in parked],
-            [_written(one.message.headers) for one in parked],
+            [written(one.message.headers) for one in parked],
             [one.message.body for one in parked],
         )
 
@@ -395,7 +426,7 @@ class MessageWork:
             [one.message.priority for one in dead],
             [one.attempts for one in dead],
             [shortened(one.reason) for one in dead],
-            [_written(one.message.headers) for one in dead],
+            [written(one.message.headers) for one in dead],
             [one.message.body for one in dead],
         )
 
@@ -507,6 +538,7 @@ class DeadLetters:
         return gone
 
 
+_encode_headers = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
@@ -514,12 +546,12 @@ def _headers(row: asyncpg.Record) -> dict[str, str]:
     return read_headers(row["headers"])
 
 
-def _written(headers: dict[str, str]) -> str:
+def written(headers: dict[str, str]) -> str:
     """Headers as a row has them. Those of strangers may have halves of characters, which no database takes."""
     try:
-        return msgspec.json.encode(headers).decode()
+        return _encode_headers(headers).decode()
     except UnicodeEncodeError:
-        return msgspec.json.encode({_text(name): _text(value) for name, value in headers.items()}).decode()
+        return _encode_headers({_text(name): _text(value) for name, value in headers.items()}).decode()
 
 
 def read_headers(raw: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -31,6 +31,21 @@ class SlowWork(MessageWork):
         return claimed
 
 
+class CountingPool:
+    """Says which statements were asked for through it."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.statements: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def asked(statement: str, *arguments: Any) -> Any:
+            self.statements.append(statement)
+            return getattr(self._pool, name)(statement, *arguments)
+
+        return asked
+
+
 @pytest.fixture
 async def binder(house: House) -> PostgresBinder:
     binder = PostgresBinder(house.pool, Wakeups(house.pool.acquire))
@@ -51,6 +66,56 @@ async def test_a_key_that_no_index_takes_fails_for_good_and_alone(binder: Postgr
     assert receipts[0] == receipts[2] == Confirmed()
     assert isinstance(receipts[1], Failed) and not receipts[1].is_retryable
     assert "maximum" in receipts[1].reason
+
+
+async def test_a_bad_record_is_found_in_a_few_statements(house: House) -> None:
+    pool = CountingPool(house.pool)
+    binder = PostgresBinder(cast(Any, pool), Wakeups(house.pool.acquire))
+    await binder.provision([TOPIC])
+    letters = [letter(f"{number}", "\0" if number == 70 else "") for number in range(100)]
+    pool.statements.clear()
+
+    receipts = await binder.send(TOPIC.name, letters, deadline_s=10.0)
+
+    assert [number for number, receipt in enumerate(receipts) if receipt != Confirmed()] == [70]
+    assert len(pool.statements) < 20
+
+
+async def test_a_send_to_a_topic_that_is_known_is_one_statement(house: House) -> None:
+    pool = CountingPool(house.pool)
+    binder = PostgresBinder(cast(Any, pool), Wakeups(house.pool.acquire))
+    await binder.provision([TOPIC])
+    await binder.send(TOPIC.name, [letter("one")], deadline_s=10.0)
+    pool.statements.clear()
+
+    await binder.send(TOPIC.name, [letter("two"), letter("three")], deadline_s=10.0)
+
+    assert len(pool.statements) == 1
+
+
+async def test_group_of_a_moment_ago_gets_what_is_sent_by_whoever_knew_the_others(house: House) -> None:
+    """And only once each: those who had it before do not get it again."""
+    binder, other = (PostgresBinder(house.pool, Wakeups(house.pool.acquire)) for _ in range(2))
+    await binder.provision([TOPIC])
+    await binder.send(TOPIC.name, [letter("one")], deadline_s=10.0)
+
+    await other.provision([TOPIC._replace(groups=("cellar",))])
+    receipts = await binder.send(TOPIC.name, [letter("one"), letter("two")], deadline_s=10.0)
+
+    assert receipts == [Confirmed(), Confirmed()]
+    for group in ("office", "cellar"):
+        subscription = await binder.subscribe(TOPIC.name, group)
+        assert [one.record.id for one in await subscription.receive(10, 0.0)] == ["one", "two"]
+
+
+async def test_topic_whose_last_group_went_is_received_by_nobody(house: House, binder: PostgresBinder) -> None:
+    await binder.send(TOPIC.name, [letter("one")], deadline_s=10.0)
+
+    await house.pool.execute("DELETE FROM subscription WHERE topic = $1", TOPIC.name)
+
+    assert await binder.send(TOPIC.name, [letter("two")], deadline_s=10.0) == [
+        Failed("nobody receives post", is_retryable=False)
+    ]
 
 
 @pytest.mark.parametrize("end", ["close", "cancel", "cancel and close"])

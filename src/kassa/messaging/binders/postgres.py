@@ -36,7 +36,15 @@ from kassa.messaging.model import (
 )
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups
-from kassa.messaging.work import LAPSES_ALONE, ClaimedMessage, MessageWork, OutgoingMessage, ParkedMessage
+from kassa.messaging.work import (
+    LAPSES_ALONE,
+    ClaimedMessage,
+    Columns,
+    MessageWork,
+    OutgoingMessage,
+    ParkedMessage,
+    written,
+)
 from kassa.observability.meters import Meters
 
 T = TypeVar("T")
@@ -45,6 +53,8 @@ _SQL = load("kassa.messaging")
 
 CLAIM_S = 5.0
 """A claim that is under way when a consumer closes takes milliseconds, unless the database is away."""
+TOPICS_KEPT_MAX = 1000
+"""Whose queues are remembered, where addresses for answers are topics and come and go."""
 RECORD_HEADER = "kassa-record"
 """The record's own id, which may be anything; the row's is derived from it and the queue."""
 TRAITS = Traits(
@@ -52,6 +62,8 @@ TRAITS = Traits(
     acknowledges_in_change=True, deduplicates=True, batch_max=1000, bytes_max=64 * 1024 * 1024, reports_depth=True,
     request_reply=True,
 )  # fmt: skip
+
+_CONFIRMED = Confirmed()
 
 _REFUSED = (
     asyncpg.DataError,
@@ -73,10 +85,10 @@ def queue_name(topic: str, group: str) -> str:
     return f"{topic}:{group}"
 
 
-def message_id(queue: str, record: str) -> Id:
-    """A record's row in a queue: the same each time, so that a record which is sent again is there once."""
-    digits = hashlib.sha256(f"{queue}\0{record}".encode()).hexdigest()
-    return Id(f"{digits[:12]}8{digits[13:16]}8{digits[17:32]}")
+def message_ids(queue: str, records: Iterable[str]) -> list[Id]:
+    """The rows of records in a queue: the same each time, so that a record which is sent again is there once."""
+    of_queue = hashlib.sha256(f"{queue}\0".encode())
+    return [_id(of_queue, record) for record in records]
 
 
 class Parked(NamedTuple):
@@ -111,6 +123,8 @@ class PostgresBinder:
         self._pool = pool
         self._open = {topic.name for topic in topics if not topic.groups}
         self._wakeups = wakeups
+        self._queues: dict[str, list[str]] = {}
+        """Of each topic that was sent to, as they were then."""
         self._work = MessageWork(pool, lease_s=lease_s, meters=meters)
 
     async def open(self) -> None:
@@ -240,21 +254,31 @@ class PostgresBinder:
             raise BrokerUnreachable(broker="postgres") from error
 
     async def _send(self, topic: str, records: Sequence[Record]) -> list[Receipt]:
-        groups = await self._groups(topic)
-        if not groups and topic in self._open:
-            return [Confirmed()] * len(records)
-        if not groups:
-            return [Failed(f"nobody receives {topic}", is_retryable=False)] * len(records)
-        receipts: list[Receipt]
         try:
-            await self._work.send([_row(queue_name(topic, group), one) for one in records for group in groups])
-            receipts = [Confirmed()] * len(records)
+            queues = await self._insert(topic, records)
         except _REFUSED as error:
             if len(records) == 1:
                 return [Failed(str(error), is_retryable=False)]
-            receipts = [(await self._send(topic, [one]))[0] for one in records]
-        self._wakeups.touch(MESSAGES, len(records))
-        return receipts
+            middle = len(records) // 2
+            return await self._send(topic, records[:middle]) + await self._send(topic, records[middle:])
+        if queues:
+            self._wakeups.touch(MESSAGES, len(records))
+        elif topic not in self._open:
+            return [Failed(f"nobody receives {topic}", is_retryable=False)] * len(records)
+        return [_CONFIRMED] * len(records)
+
+    async def _insert(self, topic: str, records: Sequence[Record]) -> list[str]:
+        """The queues that have them now. Which queues a topic has is remembered, and the statement that inserts looks whether that
+        is still so: a group that is new gets what is sent from then on, and nobody has to ask first."""
+        while True:
+            # Until no group comes or goes meanwhile; the sender's deadline ends it.
+            believed = self._queues.get(topic, [])
+            queues = await self._work.send_columns(topic, believed, _columns(believed, records))
+            if queues == believed:
+                return queues
+            if len(self._queues) >= TOPICS_KEPT_MAX:
+                self._queues.clear()
+            self._queues[topic] = queues
 
     async def _groups(self, topic: str) -> list[str]:
         return [row["group_name"] for row in await self._pool.fetch(_SQL.groups_of_topic, topic)]
@@ -380,13 +404,39 @@ class PostgresSubscription:
         return task
 
 
-def _row(queue: str, record: Record) -> OutgoingMessage:
-    headers = {**record.headers, RECORD_HEADER: record.id}
-    # One beyond these would be claimed by nobody, and hold up its key for ever.
-    priority = min(max(record.priority, 0), PRIORITY_MAX)
-    return OutgoingMessage(
-        message_id(queue, record.id), record.home, queue, record.key, priority, record.delay_s, headers, record.body
+def _id(of_queue: "hashlib._Hash", record: str) -> Id:
+    hash = of_queue.copy()
+    hash.update(record.encode())
+    digits = hash.hexdigest()
+    return Id(f"{digits[:12]}8{digits[13:16]}8{digits[17:32]}")
+
+
+def _columns(queues: Sequence[str], records: Sequence[Record]) -> Columns:
+    """Each record in each queue. By columns, without a row of each: a send takes a quarter less processor time so."""
+    times = len(queues)
+    return Columns(
+        [id for queue in queues for id in message_ids(queue, [one.id for one in records])],
+        [str(one.home) for one in records] * times,
+        [str(place) for place in range(1, times + 1) for _ in records],
+        [str(_priority(one)) for one in records] * times,
+        [repr(one.delay_s) for one in records] * times,
+        [one.key for one in records] * times,
+        [written({**one.headers, RECORD_HEADER: one.id}) for one in records] * times,
+        [one.body for one in records] * times,
     )
+
+
+def _row(queue: str, record: Record) -> OutgoingMessage:
+    id = message_ids(queue, [record.id])[0]
+    headers = {**record.headers, RECORD_HEADER: record.id}
+    return OutgoingMessage(
+        id, record.home, queue, record.key, _priority(record), record.delay_s, headers, record.body
+    )  # fmt: skip
+
+
+def _priority(record: Record) -> int:
+    """One beyond these would be claimed by nobody, and hold up its key for ever."""
+    return min(max(record.priority, 0), PRIORITY_MAX)
 
 
 def _delivery(message: ClaimedMessage) -> Delivery:
