@@ -306,6 +306,38 @@ SELECT extract(epoch FROM min(m.due) - clock_timestamp())::float8
         ORDER BY due
         LIMIT 1) AS m;
 
+-- name: next_messages
+-- Seconds until a message of each of these queues is due that nobody holds, like `next_message`. Most are empty, which one step in
+-- an index says: it is ordered, so that no planner reads the table for it. A paused one has nothing.
+SELECT q.queue, extract(epoch FROM n.due - clock_timestamp())::float8
+  FROM unnest($1::text[]) AS q (queue)
+ CROSS JOIN LATERAL (
+       SELECT 1
+         FROM message
+        WHERE topic = q.queue
+        ORDER BY priority, due, position
+        LIMIT 1) AS there
+ CROSS JOIN LATERAL (
+       WITH held AS MATERIALIZED (
+           SELECT unnest(messages) AS id
+             FROM message_lease
+            WHERE topic = q.queue
+              AND leased_until > clock_timestamp()
+       )
+       SELECT min(m.due) AS due
+         FROM generate_series(0, 9) AS p (priority)
+        CROSS JOIN LATERAL (
+              SELECT due
+                FROM message
+               WHERE topic = q.queue
+                 AND priority = p.priority
+                 AND id NOT IN (SELECT id FROM held)
+               ORDER BY due
+               LIMIT 1) AS m
+       OFFSET 0) AS n
+ WHERE n.due IS NOT NULL
+   AND NOT EXISTS (SELECT FROM subscription AS s WHERE s.queue = q.queue AND s.paused);
+
 -- name: peek_messages
 -- The first messages of a topic, oldest first, without touching them.
 SELECT m.id, home, m.topic, key, priority, created_at, due, attempts, held.leased_until, first_error, last_error, headers, body

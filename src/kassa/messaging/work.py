@@ -444,6 +444,10 @@ class MessageWork:
         seconds: float | None = await self._pool.fetchval(_SQL.next_message, topic)
         return seconds
 
+    async def next_dues(self, topics: Sequence[str]) -> dict[str, float]:
+        """Like `next_due` of each of them; those without anything, and those that are paused, are not there."""
+        return dict(await self._pool.fetch(_SQL.next_messages, topics))
+
     async def queues(self, topic: str | None = None) -> list[Queue]:
         """How every topic is doing, or one."""
         return [Queue(*row) for row in await self._pool.fetch(_SQL.topics, topic)]

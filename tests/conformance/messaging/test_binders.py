@@ -11,9 +11,8 @@ from conformance.messaging.house import HOME, PATIENCE_S, Bench, collect, key_of
 from kassa.db.pool import connect
 from kassa.errors import BrokerUnreachable, KassaError, QueueNotFound, RequestInvalid
 from kassa.journal.change import Change, InboxDone
-from kassa.messaging import breaker, supplied
+from kassa.messaging import breaker, lookout, supplied
 from kassa.messaging.binder import Elsewhere, Subscription
-from kassa.messaging.binders import postgres
 from kassa.messaging.binders.postgres import Parked, PostgresBinder, queue_name
 from kassa.messaging.consumer import Consumer, Handler, Unavailable
 from kassa.messaging.model import Ack, Confirmed, Dead, Delivery, Failed, Record, RetryAfter, Settlement
@@ -854,7 +853,7 @@ async def test_several_consumers_share_the_work_and_keep_each_keys_order(bench: 
 
 async def test_waiting_consumer_is_woken_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not because it looks by itself. The quickest of some, since one may meet a busy machine."""
-    monkeypatch.setattr(postgres, "POLL_S", HOUR_S)
+    monkeypatch.setattr(lookout, "POLL_S", HOUR_S)
     monkeypatch.setattr(supplied, "POLL_S", HOUR_S)
     subscription = await bench.binder.subscribe(bench.topic.name, "shop")
     took_s = [FIRST_S]

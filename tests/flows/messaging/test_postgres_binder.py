@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from flows.messaging.counting import CountingPool
 from flows.messaging.house import HOME, House
 from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription
+from kassa.messaging.lookout import Lookout
 from kassa.messaging.model import Confirmed, Delivery, Failed, Record
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
@@ -29,21 +31,6 @@ class SlowWork(MessageWork):
         self.has_claimed.set()
         await self.goes_on.wait()
         return claimed
-
-
-class CountingPool:
-    """Says which statements were asked for through it."""
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self.statements: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        def asked(statement: str, *arguments: Any) -> Any:
-            self.statements.append(statement)
-            return getattr(self._pool, name)(statement, *arguments)
-
-        return asked
 
 
 @pytest.fixture
@@ -126,7 +113,7 @@ async def test_what_is_claimed_for_one_who_goes_meanwhile_is_free_at_once(house:
     binder = PostgresBinder(house.pool, wakeups)
     await binder.provision([TOPIC])
     await binder.send(TOPIC.name, [letter("one", "a"), letter("two", "b")], deadline_s=10.0)
-    going = PostgresSubscription(work, wakeups, "post:office")
+    going = PostgresSubscription(work, Lookout(work, wakeups), "post:office")
     receiving = asyncio.create_task(going.receive(10, 60.0))
     await work.has_claimed.wait()
 
@@ -140,7 +127,7 @@ async def test_what_is_claimed_for_one_who_goes_meanwhile_is_free_at_once(house:
     work.goes_on.set()
     await closing
 
-    staying = PostgresSubscription(others, wakeups, "post:office")
+    staying = PostgresSubscription(others, Lookout(others, wakeups), "post:office")
     found: list[Delivery] = []
     async with asyncio.timeout(10.0):
         while len(found) < 2:

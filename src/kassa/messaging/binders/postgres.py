@@ -19,6 +19,7 @@ from kassa.db.queries import load
 from kassa.errors import BrokerUnreachable, InvariantBroken, QueueNotFound
 from kassa.ids import Id
 from kassa.messaging.binder import Resources
+from kassa.messaging.lookout import Lookout
 from kassa.messaging.model import (
     PRIORITY_MAX,
     Ack,
@@ -35,7 +36,7 @@ from kassa.messaging.model import (
     Unknown,
 )
 from kassa.messaging.topology import Topic
-from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups
+from kassa.messaging.wake import MESSAGES, Wakeups, Watch
 from kassa.messaging.work import (
     LAPSES_ALONE,
     ClaimedMessage,
@@ -126,6 +127,7 @@ class PostgresBinder:
         self._queues: dict[str, list[str]] = {}
         """Of each topic that was sent to, as they were then."""
         self._work = MessageWork(pool, lease_s=lease_s, meters=meters)
+        self._lookout = Lookout(self._work, wakeups)
 
     async def open(self) -> None:
         """Nothing to connect: the pool does that."""
@@ -172,7 +174,7 @@ class PostgresBinder:
     async def subscribe(self, topic: str, group: str) -> "PostgresSubscription":
         """A consumer of the group's queue."""
         await self._require(topic, group)
-        return PostgresSubscription(self._work, self._wakeups, queue_name(topic, group))
+        return PostgresSubscription(self._work, self._lookout, queue_name(topic, group))
 
     async def pause(self, topic: str, group: str) -> None:
         """Kept in the database, so it holds for every process and over restarts."""
@@ -181,6 +183,7 @@ class PostgresBinder:
     async def resume(self, topic: str, group: str) -> None:
         """Consumers go on at once."""
         await self._set_paused(topic, group, False)
+        self._lookout.wake(queue_name(topic, group))
         self._wakeups.touch(MESSAGES)
 
     async def depth(self, topic: str, group: str) -> Depth:
@@ -211,6 +214,7 @@ class PostgresBinder:
             await self._work.park(queue, rows)
         except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
+        self._lookout.wake(queue)
         self._wakeups.touch(MESSAGES)
 
     async def bury(self, topic: str, group: str, dead: Sequence[tuple[Record, int, str]]) -> None:
@@ -262,6 +266,8 @@ class PostgresBinder:
             middle = len(records) // 2
             return await self._send(topic, records[:middle]) + await self._send(topic, records[middle:])
         if queues:
+            for queue in queues:
+                self._lookout.wake(queue)
             self._wakeups.touch(MESSAGES, len(records))
         elif topic not in self._open:
             return [Failed(f"nobody receives {topic}", is_retryable=False)] * len(records)
@@ -299,10 +305,11 @@ class PostgresBinder:
 class PostgresSubscription:
     """Claims messages of one queue under a lease, which is what an epoch is here."""
 
-    def __init__(self, work: MessageWork, wakeups: Wakeups, queue: str) -> None:
+    def __init__(self, work: MessageWork, lookout: Lookout, queue: str) -> None:
         self._work = work
+        self._lookout = lookout
         self._queue = queue
-        self._watch = wakeups.watch(MESSAGES)
+        self._waits: set[Watch] = set()
         self._is_closed = False
         self._held: dict[Id, ClaimedMessage] = {}
         self._drained = asyncio.Event()
@@ -310,22 +317,25 @@ class PostgresSubscription:
         """Claims under way, and what gives back those that nobody waits for any more."""
 
     async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
-        """Looks, and waits for a wake-up or for what is due next."""
+        """Looks, unless it waits and is known to be in vain, and waits until a look is worth it."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
+        watch = Watch()
+        self._waits.add(watch)
         try:
             while not self._is_closed:
-                claimed = await self._claim(limit)
-                if claimed:
-                    return [_delivery(message) for message in claimed]
+                if wait_s <= 0 or self._lookout.begin(self._queue):
+                    claimed = await self._claim(limit)
+                    if claimed:
+                        return [_delivery(message) for message in claimed]
                 left_s = deadline - clock()
                 if left_s <= 0:
                     break
-                due_s = await self._work.next_due(self._queue)
-                soon_s = POLL_S if due_s is None else min(max(due_s, 0.005), POLL_S)
-                await self._watch.wait(min(soon_s, left_s))
+                await self._lookout.wait(self._queue, watch, left_s)
         except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
+        finally:
+            self._waits.discard(watch)
         return []
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
@@ -351,6 +361,7 @@ class PostgresSubscription:
             done |= await self._work.acknowledge(acked) if acked else set()
         except AWAY:
             pass
+        self._lookout.settled(self._queue, is_given_back=bool(failed))
         if not self._held:
             self._drained.set()
         return [_message(delivery).id in done for delivery, _ in settled]
@@ -358,7 +369,8 @@ class PostgresSubscription:
     async def close(self, drain_s: float) -> None:
         """Gives back what is still held when the time is over; what the database does not take back, its lease does."""
         self._is_closed = True
-        self._watch.set()
+        for watch in self._waits:
+            watch.set()
         if self._claims:
             await asyncio.wait(self._claims, timeout=CLAIM_S)
         if self._held:
@@ -369,6 +381,8 @@ class PostgresSubscription:
         if self._held:
             await self._work.give_back(self._held.values())
             self._held.clear()
+            self._lookout.wake(self._queue)
+        self._lookout.forget(self._queue)
 
     def let_go(self, *, but: Container[Id]) -> None:
         """All but these are settled somewhere else, under the lease that they have: `close` does not give them back."""
@@ -378,15 +392,23 @@ class PostgresSubscription:
         """Goes on when who asks is cancelled: the answer would be lost, and what was claimed would wait for its lease."""
         claiming = self._follow(self._claim_to_the_end(limit))
         try:
-            return await asyncio.shield(claiming)
+            claimed = await asyncio.shield(claiming)
         except asyncio.CancelledError:
             self._follow(self._forgo(claiming))
             raise
+        except BaseException:
+            # Raised again; nobody knows what is there.
+            self._lookout.wake(self._queue)
+            raise
+        if claimed:
+            self._lookout.found(self._queue)
+        return claimed
 
     async def _claim_to_the_end(self, limit: int) -> list[ClaimedMessage]:
         claimed = await self._work.claim(self._queue, limit)
         if claimed and self._is_closed:
             await self._work.give_back(claimed)
+            self._lookout.wake(self._queue)
             return []
         self._held.update((message.id, message) for message in claimed)
         return claimed
@@ -396,6 +418,7 @@ class PostgresSubscription:
             claimed = [message for message in await claiming if self._held.pop(message.id, None) is not None]
             if claimed:
                 await self._work.give_back(claimed)
+        self._lookout.wake(self._queue)
 
     def _follow(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(coroutine)
