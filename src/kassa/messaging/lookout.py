@@ -10,11 +10,14 @@ import structlog
 
 from kassa.messaging.wake import BRIEF_S, COALESCE_S, MESSAGES, POLL_S, Wakeups, Watch
 from kassa.messaging.work import MessageWork
+from kassa.supervisor import end_tasks
 
 FEW = 16
 """Of so many queues all are looked at when a message was written anywhere: nobody waits for an answer first."""
 DUTY = 4
 """Of many, the next question waits so many times as long as the last one took, so that under load it takes no more than a fifth."""
+ANSWER_S = 1.0
+"""A question that takes longer may never be answered, as on a connection that died without a word."""
 FORGET_S = 5.0
 """A queue for which nobody waits any more; between two calls of a ZeroMQ peer it goes on being asked for."""
 
@@ -47,7 +50,12 @@ class Lookout:
         self._watch = wakeups.watch(MESSAGES)
         self._queues: dict[str, _Queue] = {}
         self._asking: asyncio.Task[None] | None = None
-        """Only while somebody waits: nothing else would end it."""
+        """Only while somebody waits, or has a moment ago."""
+        self._waiters = 0
+        self._left_at = 0.0
+        """When the last one left."""
+        self._late: asyncio.Task[dict[str, float]] | None = None
+        """A question that took too long; until it has ended there is no other."""
 
     def begin(self, name: str) -> bool:
         """Whether to look into a queue now; then what happens from now on makes it worth another look."""
@@ -89,24 +97,35 @@ class Lookout:
         if queue.may_have:
             return
         queue.waiting.add(watch)
+        self._waiters += 1
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_on())
-        elif queue.is_unsure:
+        elif queue.is_unsure or self._waiters == 1:
             self._watch.nudge()
         try:
             await watch.wait(timeout_s)
         finally:
             queue.waiting.discard(watch)
-            queue.left_at = asyncio.get_running_loop().time()
+            queue.left_at = self._left_at = asyncio.get_running_loop().time()
+            self._waiters -= 1
+
+    async def close(self) -> None:
+        """Whoever waits looks, and waits no more."""
+        if self._asking is not None:
+            await end_tasks(self._asking)
 
     async def _ask_on(self) -> None:
         clock = asyncio.get_running_loop().time
         all_at = clock() + POLL_S
         try:
-            while any(queue.waiting for queue in self._queues.values()):
-                is_written = False
-                if not any(queue.is_to_ask for queue in self._queues.values()):
-                    is_written = await self._watch.wait(all_at - clock())
+            while self._waiters or clock() - self._left_at < FORGET_S:
+                if not self._waiters:
+                    # Nobody is to be told, so nothing is asked.
+                    if await self._watch.wait(FORGET_S):
+                        self._wake_all()
+                    continue
+                is_to_ask = any(queue.is_to_ask for queue in self._queues.values())
+                is_written = await self._watch.wait(0.0 if is_to_ask else all_at - clock())
                 is_many = len(self._queues) > FEW
                 if is_written and not is_many:
                     self._wake_all()
@@ -114,10 +133,14 @@ class Lookout:
                 if began >= all_at or (is_written and is_many):
                     self._forget_idle(began)
                     all_at = began + POLL_S
-                    await self._ask(list(self._queues))
+                    is_answered = await self._ask(list(self._queues))
                 else:
-                    await self._ask([name for name, queue in self._queues.items() if queue.is_to_ask])
-                if is_many:
+                    is_answered = await self._ask([name for name, queue in self._queues.items() if queue.is_to_ask])
+                if not is_answered:
+                    # Whoever waits looks by himself, as often as he would be told, and says what is wrong.
+                    await asyncio.sleep(POLL_S)
+                    self._wake_all()
+                elif is_many:
                     await asyncio.sleep(min(max(BRIEF_S, DUTY * (clock() - began)), POLL_S))
         finally:
             # Nobody watches them from now on, so whoever comes next looks first.
@@ -126,23 +149,37 @@ class Lookout:
                 _wake(queue)
             self._queues.clear()
 
-    async def _ask(self, names: list[str]) -> None:
+    async def _ask(self, names: list[str]) -> bool:
+        """Whether there was an answer, or nothing to ask."""
         if not names:
-            return
+            return True
         unsure = {name for name in names if self._queues[name].is_unsure}
         for name in unsure:
             self._queues[name].is_unsure = False
         try:
-            due_s = await self._work.next_dues(names)
+            due_s = await self._answer(names)
         except Exception as error:
-            # The outermost loop. Whoever waits looks by himself, as often as he would be told, and says what is wrong.
+            # The outermost loop.
             log.warning("lookout.not_asked", error=type(error).__name__)
-            await asyncio.sleep(POLL_S)
-            self._wake_all()
-            return
+            return False
         for name in names:
             if (queue := self._queues.get(name)) is not None and not queue.may_have:
                 self._expect(queue, due_s.get(name), was_looked_into=name in unsure)
+        return True
+
+    async def _answer(self, names: list[str]) -> dict[str, float]:
+        """Raises TimeoutError. The question is not waited for while it is given up: that takes as long as the connection likes."""
+        if self._late is not None and not self._late.done():
+            raise TimeoutError
+        self._late = asyncio.create_task(self._work.next_dues(names))
+        self._late.add_done_callback(_look)
+        try:
+            await asyncio.wait({self._late}, timeout=ANSWER_S)
+        finally:
+            self._late.cancel()
+        if not self._late.done():
+            raise TimeoutError
+        return self._late.result()
 
     def _expect(self, queue: _Queue, due_s: float | None, *, was_looked_into: bool) -> None:
         if due_s is None or due_s > 0:
@@ -170,6 +207,12 @@ class Lookout:
         for name, queue in list(self._queues.items()):
             if not queue.waiting and now - queue.left_at > FORGET_S:
                 _hush(self._queues.pop(name))
+
+
+def _look(question: "asyncio.Task[dict[str, float]]") -> None:
+    """So that nobody misses an error that came late."""
+    if not question.cancelled():
+        question.exception()
 
 
 def _wake(queue: _Queue) -> None:

@@ -6,8 +6,10 @@ Source: CloudEvents 1.0.2, "JSON batch format" (https://github.com/cloudevents/s
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import accumulate
 
 import msgspec
 
@@ -17,6 +19,9 @@ from kassa.messaging.topology import Topic, lane
 
 ENVELOPE_TYPE = "application/cloudevents-batch+json"
 ENVELOPE_RECORDS_MAX = 100
+NESTED_MAX = 100
+"""JSON within JSON in an envelope. How much its reader bears depends on where he stands, and one that he cannot bear would take the
+others in its envelope along."""
 ENVELOPE_BYTES_MAX = 256 * 1024
 """Where bigger envelopes stopped to help, and every broker still takes them."""
 ID, KEY, PRIORITY, HOME = "kassa-id", "kassa-key", "kassa-priority", "kassa-home"
@@ -183,6 +188,8 @@ _decode_items = msgspec.json.Decoder(list[_Item]).decode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _skim = msgspec.json.Decoder(msgspec.Raw).decode
 RECORD_TYPE = "kassa.record"
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)).difference(b"[]{}"))
 
 
 def _envelopes(topic: Topic, records: Sequence[Record], now: datetime) -> Iterator[Packed]:
@@ -239,11 +246,19 @@ def _other_headers(headers: dict[str, str]) -> str:
 
 def _is_json(body: bytes) -> bool:
     try:
+        if body.count(b"[") + body.count(b"{") > NESTED_MAX and _depth(body) > NESTED_MAX:
+            return False
         # Looks at everything but whether what is between quotes is text.
         _skim(body)
         return body.isascii() or bool(body.decode())
     except UNREADABLE:
         return False
+
+
+def _depth(body: bytes) -> int:
+    """How deep lists and objects are nested."""
+    brackets = _QUOTED.sub(b"", body).translate(None, _NO_BRACKETS)
+    return max(accumulate(1 if one in b"[{" else -1 for one in brackets), default=0)
 
 
 def _opened(packet: Packet) -> list[Record]:

@@ -439,9 +439,10 @@ class SuppliedSubscription:
                 await self._open(ahead, limit, ready)
             if ready:
                 return await self._past_parked(ready)
-        except BrokerUnreachable:
-            # The database is away, and in it what has to come before these: everything again, later and in order.
-            await self._start_again({ahead.stream for ahead in self._ahead})
+        except BaseException:
+            # Raised again. Whatever it is, these would be nobody's; if the database is away, what has to come before them is in it.
+            # So all of it again, later and in order.
+            await asyncio.shield(self._start_again({_parcel(one).stream for one in ready}))
             raise
         if lost is not None:
             raise lost
@@ -496,23 +497,32 @@ class SuppliedSubscription:
             self._opened.append((parcels[-1], ready[limit:]))
             del ready[limit:]
         ahead.look_for_room()
-        for arrival, reason in unreadable:
-            await self._bury_whole(stream, arrival, reason)
         if empty := [parcel for parcel in parcels if not parcel.left]:
             await self._finish(empty)
+        for arrival, reason in unreadable:
+            await self._bury_whole(stream, arrival, reason)
+        if unreadable:
+            ready[:] = self._still_held(ready)
 
     async def _past_parked(self, ready: list[Delivery]) -> list[Delivery]:
         """Those that nothing holds up. What is behind a parked record of its key is parked too, and so is what has ended
         too many consumers, so that it goes on alone. Raises BrokerUnreachable."""
+        if not self._worn and self._is_empty(self._opened_at, FRESH_S):
+            return ready
+        # Those without a key have no order, so nothing holds them up but themselves.
+        keys = {one.record.key for one in ready} - {""}
         held_up: set[str] = set()
-        if not await self._nothing_waits():
-            # Those without a key have no order, so nothing holds them up but themselves.
-            keys = {one.record.key for one in ready} - {""}
-            if keys:
-                held_up = await self._tables.parked_keys(self._topic, self._group, sorted(keys))
-        if self._worn:
-            held_up |= {one.record.key for one in ready if one.token in self._worn} - {""}
-        return await self._park_behind(ready, held_up) if held_up or self._worn else ready
+        if keys and not await self._nothing_waits():
+            held_up = await self._tables.parked_keys(self._topic, self._group, sorted(keys))
+        held_up |= {one.record.key for one in ready if one.token in self._worn} - {""}
+        going = await self._park_behind(ready, held_up) if held_up or self._worn else ready
+        return self._still_held(going)
+
+    def _still_held(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Without those that somebody else gets now, since something was waited for."""
+        gone = {_parcel(one) for one in deliveries if not (one.token in self._held and _is_held(one))}
+        self._let_go(gone)
+        return [one for one in deliveries if one.token not in gone]
 
     async def _nothing_waits(self) -> bool:
         """Whether nothing in our own queue has to come before what was opened.
@@ -629,7 +639,12 @@ class SuppliedSubscription:
         packet = arrival.packet
         record = Record(strangers_id(packet) or new_id(), "", packet.body, packet.headers)
         log.warning("supplied.undecodable", topic=self._topic, group=self._group, packet=packet.id, reason=reason)
-        await self._tables.bury(self._topic, self._group, [(record, 1, reason)])
+        try:
+            await self._tables.bury(self._topic, self._group, [(record, 1, reason)])
+        except BaseException:
+            # Raised again.
+            await asyncio.shield(self._start_again({stream}))
+            raise
         self._passage.dead += 1
         await stream.settle([arrival])
 

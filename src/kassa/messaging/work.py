@@ -173,7 +173,7 @@ class WaitingMessage(NamedTuple):
     body: bytes
 
 
-class ClaimedMessage(NamedTuple):
+class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
     """A message that is leased to us. A Change that handles it carries `done`."""
 
     id: Id
@@ -551,11 +551,16 @@ def _headers(row: asyncpg.Record) -> dict[str, str]:
 
 
 def written(headers: dict[str, str]) -> str:
-    """Headers as a row has them. Those of strangers may have halves of characters, which no database takes."""
-    try:
-        return _encode_headers(headers).decode()
-    except UnicodeEncodeError:
-        return _encode_headers({_text(name): _text(value) for name, value in headers.items()}).decode()
+    """Headers as a row has them. Those of strangers may have halves of characters, which no database takes, or zero bytes, over
+    which one stumbles that looks into them (`kassa_receive`)."""
+    with suppress(UnicodeEncodeError):
+        raw = _encode_headers(headers).decode()
+        if "\\u0000" not in raw:
+            return raw
+    shown = {_text(name): _text(value) for name, value in headers.items()}
+    return _encode_headers({
+        name.replace("\0", "\ufffd"): value.replace("\0", "\ufffd") for name, value in shown.items()
+    }).decode()  # fmt: skip
 
 
 def read_headers(raw: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from flows.messaging.counting import CountingPool
 from flows.messaging.house import HOME, House
 from kassa.db.pool import connect
+from kassa.ids import new_id
+from kassa.messaging import lookout
 from kassa.messaging.binder import Resources
 from kassa.messaging.binders.postgres import PostgresBinder
 from kassa.messaging.binders.zeromq import make_binder
@@ -16,13 +19,18 @@ from kassa.messaging.lookout import FEW
 from kassa.messaging.model import Ack, Confirmed, Delivery, Record, RetryAfter
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import POLL_S, Wakeups
+from kassa.messaging.work import MessageWork
 from kassa.supervisor import end_tasks
 
 IDLE = 300
 WATCHED_S = 5.0
-AT_ONCE_S = POLL_S * 0.6
-"""Sooner than whoever waits for the next question for all; a machine that does something else beside needs a while."""
 WAIT_S = 20.0
+
+
+@pytest.fixture
+def no_question_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is said, or due, wakes anybody: without that the test waits in vain."""
+    monkeypatch.setattr(lookout, "POLL_S", 3 * WAIT_S)
 
 
 def topics(count: int) -> list[Topic]:
@@ -34,13 +42,13 @@ def letter(id: str, key: str = "", delay_s: float = 0.0) -> Record:
 
 
 class Office:
-    """A binder of its own, as another process has it, and those who wait there; each says what came and when."""
+    """A binder of its own, as another process has it, and those who wait there; each says what came."""
 
     def __init__(self, house: House) -> None:
         self.pool = CountingPool(house.pool)
         self.wakeups = Wakeups(lambda: connect(house.url, application="test wake"))
         self.binder = PostgresBinder(cast(Any, self.pool), self.wakeups)
-        self.came: asyncio.Queue[tuple[float, Delivery]] = asyncio.Queue()
+        self.came: asyncio.Queue[Delivery] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def wait_on(self, some: list[Topic]) -> None:
@@ -55,7 +63,7 @@ class Office:
         self._tasks.append(asyncio.create_task(self.wakeups.run()))
         await asyncio.sleep(POLL_S)
 
-    async def first(self) -> tuple[float, Delivery]:
+    async def first(self) -> Delivery:
         async with asyncio.timeout(WAIT_S):
             return await self.came.get()
 
@@ -66,7 +74,7 @@ class Office:
         subscription = await self.binder.subscribe(topic.name, "office")
         while True:
             for delivery in await subscription.receive(10, WAIT_S):
-                self.came.put_nowait((time.monotonic(), delivery))
+                self.came.put_nowait(delivery)
                 await subscription.settle([(delivery, Ack())])
 
 
@@ -91,6 +99,7 @@ async def test_hundreds_of_idle_zeromq_subscriptions_ask_a_few_times_a_second(ho
         await end_tasks(*waiting)
 
 
+@pytest.mark.usefixtures("no_question_for_all")
 @pytest.mark.parametrize("count", [1, FEW, 3 * FEW])
 async def test_message_of_this_process_wakes_who_waits_for_it_at_once(house: House, count: int) -> None:
     office = Office(house)
@@ -98,28 +107,45 @@ async def test_message_of_this_process_wakes_who_waits_for_it_at_once(house: Hou
 
     for number in range(5):
         await office.binder.send("letters-0", [letter(f"{number}")], deadline_s=WAIT_S)
-        sent_at = time.monotonic()
-        came_at, delivery = await office.first()
 
-        assert (delivery.record.id, came_at - sent_at < AT_ONCE_S) == (f"{number}", True)
+        assert (await office.first()).record.id == f"{number}"
     await office.close()
 
 
+@pytest.mark.usefixtures("no_question_for_all")
 @pytest.mark.parametrize("count", [1, FEW, 3 * FEW])
 async def test_message_of_another_process_wakes_who_waits_for_it_at_once(house: House, count: int) -> None:
     office, other = Office(house), Office(house)
     await office.wait_on(topics(count))
     await office.hear()
     await other.hear()
-    late = 0
 
     for number in range(5):
         await other.binder.send("letters-0", [letter(f"{number}")], deadline_s=WAIT_S)
-        sent_at = time.monotonic()
-        came_at, _ = await office.first()
-        late += came_at - sent_at > AT_ONCE_S
 
-    assert late <= 1
+        assert (await office.first()).record.id == f"{number}"
+    await office.close()
+    await other.close()
+
+
+@pytest.mark.usefixtures("no_question_for_all")
+async def test_message_of_another_process_is_seen_however_much_is_asked_here(house: House) -> None:
+    office, other = Office(house), Office(house)
+    busy = topics(3 * FEW)[1:]
+    await office.wait_on(topics(3 * FEW))
+    await office.hear()
+    await other.hear()
+
+    async def load(topic: Topic) -> None:
+        while True:
+            await office.binder.send(topic.name, [letter(new_id())], deadline_s=WAIT_S)
+
+    loading = [asyncio.create_task(load(topic)) for topic in busy[:8]]
+    for number in range(5):
+        await other.binder.send("letters-0", [letter(f"{number}")], deadline_s=WAIT_S)
+        while (await office.first()).record.id != f"{number}":
+            continue
+    await end_tasks(*loading)
     await office.close()
     await other.close()
 
@@ -130,28 +156,28 @@ async def test_message_that_nobody_speaks_of_is_seen_by_the_question_for_all(hou
     await office.wait_on(topics(count))
 
     await silent.binder.send("letters-0", [letter("one")], deadline_s=WAIT_S)
-    sent_at = time.monotonic()
-    came_at, _ = await office.first()
 
-    assert came_at - sent_at < 8 * POLL_S
+    assert (await office.first()).record.id == "one"
     await office.close()
 
 
+@pytest.mark.usefixtures("no_question_for_all")
 @pytest.mark.parametrize("count", [1, 3 * FEW])
 async def test_message_with_a_delay_comes_when_it_is_due(house: House, count: int) -> None:
-    """To the moment, and not with the next question for all."""
+    """And not with the next question for all."""
     office = Office(house)
     await office.wait_on(topics(count))
 
     for delay_s in (0.05, 0.6):
         await office.binder.send("letters-0", [letter(f"{delay_s}", delay_s=delay_s)], deadline_s=WAIT_S)
         sent_at = time.monotonic()
-        came_at, _ = await office.first()
+        await office.first()
 
-        assert delay_s - 0.05 < came_at - sent_at < delay_s + AT_ONCE_S
+        assert time.monotonic() - sent_at > delay_s - 0.05
     await office.close()
 
 
+@pytest.mark.usefixtures("no_question_for_all")
 @pytest.mark.parametrize("end", [Ack(), RetryAfter(0.0, "no", counts=True)])
 async def test_settling_frees_a_key_for_who_waits_for_it(house: House, end: Ack | RetryAfter) -> None:
     office = Office(house)
@@ -164,15 +190,13 @@ async def test_settling_frees_a_key_for_who_waits_for_it(house: House, end: Ack 
     await office.wait_on([topic, *topics(3 * FEW)[1:]])
     assert office.came.empty()
 
-    settled_at = time.monotonic()
     assert await holder.settle([(held, end)]) == [True]
-    came_at, delivery = await office.first()
 
-    assert delivery.record.id == ("two" if isinstance(end, Ack) else "one")
-    assert came_at - settled_at < AT_ONCE_S
+    assert (await office.first()).record.id == ("two" if isinstance(end, Ack) else "one")
     await office.close()
 
 
+@pytest.mark.usefixtures("no_question_for_all")
 async def test_who_waits_for_a_paused_group_asks_no_more_than_others_and_goes_on_at_once(house: House) -> None:
     office = Office(house)
     topic = topics(1)[0]
@@ -184,11 +208,9 @@ async def test_who_waits_for_a_paused_group_asks_no_more_than_others_and_goes_on
 
     await asyncio.sleep(1.0)
     assert len(office.pool.statements) < 10
-    resumed_at = time.monotonic()
     await office.binder.resume(topic.name, "office")
-    came_at, _ = await office.first()
 
-    assert came_at - resumed_at < AT_ONCE_S
+    assert (await office.first()).record.id == "one"
     await office.close()
 
 
@@ -198,12 +220,34 @@ async def test_all_are_woken_when_the_question_fails(house: House) -> None:
     office.pool.refused = "queue, extract(epoch"
 
     await silent.binder.send("letters-1", [letter("one")], deadline_s=WAIT_S)
-    _, delivery = await office.first()
 
-    assert delivery.record.id == "one"
+    assert (await office.first()).record.id == "one"
     await office.close()
 
 
+async def test_a_question_without_an_answer_stops_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a connection that died without a word, which may be found out after many seconds, or never."""
+
+    async def never(work: MessageWork, queues: Sequence[str]) -> dict[str, float]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            # As a driver does that waits for its connection to take the cancellation.
+            await asyncio.shield(asyncio.sleep(2.0))
+        return {}
+
+    monkeypatch.setattr(MessageWork, "next_dues", never)
+    office, silent = Office(house), Office(house)
+    await office.wait_on(topics(3))
+
+    for number in range(3):
+        await silent.binder.send("letters-1", [letter(f"{number}")], deadline_s=WAIT_S)
+
+        assert (await office.first()).record.id == f"{number}"
+    await office.close()
+
+
+@pytest.mark.usefixtures("no_question_for_all")
 async def test_closing_wakes_who_waits(house: House) -> None:
     office = Office(house)
     topic = topics(1)[0]
@@ -212,11 +256,10 @@ async def test_closing_wakes_who_waits(house: House) -> None:
     waiting = [asyncio.create_task(subscription.receive(10, WAIT_S)) for _ in range(2)]
     await asyncio.sleep(POLL_S)
 
-    began = time.monotonic()
     await subscription.close(0.0)
 
-    assert await asyncio.gather(*waiting) == [[], []]
-    assert time.monotonic() - began < AT_ONCE_S
+    done, _ = await asyncio.wait(waiting, timeout=WAIT_S / 2)
+    assert [task.result() for task in done] == [[], []]
 
 
 async def test_many_consumers_of_one_queue_share_what_comes(house: House) -> None:
@@ -225,7 +268,7 @@ async def test_many_consumers_of_one_queue_share_what_comes(house: House) -> Non
     await office.wait_on([topic] * 10)
 
     await office.binder.send(topic.name, [letter(f"{number}") for number in range(200)], deadline_s=WAIT_S)
-    ids = {(await office.first())[1].record.id for _ in range(200)}
+    ids = {(await office.first()).record.id for _ in range(200)}
 
     assert len(ids) == 200
     await office.close()

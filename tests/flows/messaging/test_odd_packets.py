@@ -1,5 +1,6 @@
 """What strangers may legally send, and nobody has use for: it is given up by itself, and what comes behind it is not held up."""
 
+import asyncio
 from collections.abc import Sequence
 
 import msgspec
@@ -12,6 +13,7 @@ from kassa.errors import BrokerUnreachable
 from kassa.ids import new_id
 from kassa.journal.change import Change, Event
 from kassa.messaging.binders.memory import MemoryStream
+from kassa.messaging.binders.postgres import PostgresBinder
 from kassa.messaging.consumer import Consumer
 from kassa.messaging.model import Ack, Arrival, Dead, Delivery, Record, RetryAfter
 from kassa.messaging.packing import ENVELOPE_TYPE, NAME_BYTES_MAX
@@ -194,4 +196,70 @@ async def test_what_is_due_in_our_own_queue_does_not_wait_for_the_broker(
                 continue
 
         assert [one.record.id for one in found] == ["r-1"]
+        await subscription.close(0.0)
+
+
+BROKEN = Record("e-1", "k", b"nothing", {"content-type": ENVELOPE_TYPE})
+
+
+@pytest.mark.parametrize("error", [BrokerUnreachable("away"), ValueError("what nobody expects"), None])
+async def test_a_batch_comes_again_when_burying_one_of_it_is_cut_off(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """None: by who receives, who has lost patience."""
+    bury, cuts = PostgresBinder.bury, [error]
+
+    async def cut_off(self: PostgresBinder, topic: str, group: str, dead: Sequence[tuple[Record, int, str]]) -> None:
+        if not cuts:
+            await bury(self, topic, group, dead)
+        elif (raised := cuts.pop()) is not None:
+            raise raised
+        else:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(PostgresBinder, "bury", cut_off)
+    async with open_bench("memory", database_url, new_topic()) as bench:
+        await bench.binder.send(bench.topic.name, [record("r-1"), BROKEN, record("r-2")], deadline_s=9)
+        subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+        with pytest.raises((BrokerUnreachable, ValueError, TimeoutError)):
+            async with asyncio.timeout(2.0):
+                await subscription.receive(10, 9.0)
+
+        deliveries = await collect(subscription, 2)
+
+        assert [one.record.id for one in deliveries] == ["r-1", "r-2"]
+        assert await subscription.settle([(one, Ack()) for one in deliveries]) == [True, True]
+        assert len(await letters(bench)) == 1
+        await subscription.close(0.0)
+
+
+async def test_what_somebody_else_gets_now_is_not_handed_out_too(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session ended while one of the batch was buried."""
+    bury = PostgresBinder.bury
+    receive = MemoryStream.receive
+    streams: list[MemoryStream] = []
+    restarted: list[MemoryStream] = []
+
+    async def noted(self: MemoryStream, limit: int, wait_s: float) -> list[Arrival]:
+        streams[:] = [self]
+        return await receive(self, limit, wait_s)
+
+    async def slow(self: PostgresBinder, topic: str, group: str, dead: Sequence[tuple[Record, int, str]]) -> None:
+        await bury(self, topic, group, dead)
+        if not restarted:
+            restarted.extend(streams)
+            await streams[0].restart()
+
+    monkeypatch.setattr(PostgresBinder, "bury", slow)
+    monkeypatch.setattr(MemoryStream, "receive", noted)
+    async with open_bench("memory", database_url, new_topic()) as bench:
+        await bench.binder.send(bench.topic.name, [record("r-1"), BROKEN, record("r-2")], deadline_s=9)
+        subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+
+        deliveries = await collect(subscription, 2)
+
+        assert [one.record.id for one in deliveries] == ["r-1", "r-2"]
+        assert await subscription.settle([(one, Ack()) for one in deliveries]) == [True, True]
         await subscription.close(0.0)

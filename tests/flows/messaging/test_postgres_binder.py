@@ -55,6 +55,10 @@ async def test_a_key_that_no_index_takes_fails_for_good_and_alone(binder: Postgr
     assert "maximum" in receipts[1].reason
 
 
+async def test_nothing_is_sent_to_a_topic_that_cannot_be(binder: PostgresBinder) -> None:
+    assert await binder.send("a\0b", [], deadline_s=9.0) == []
+
+
 async def test_a_bad_record_is_found_in_a_few_statements(house: House) -> None:
     pool = CountingPool(house.pool)
     binder = PostgresBinder(cast(Any, pool), Wakeups(house.pool.acquire))

@@ -229,3 +229,22 @@ def test_header_of_somebody_is_never_taken_for_the_records_id() -> None:
     (came,) = unpack(single(event), never)
 
     assert came.id == "e-1"
+
+
+@pytest.mark.parametrize(
+    ("body", "is_text"),
+    [
+        (b'{"a": "' + b"[{" * 400 + b'"}', True),
+        (b"[" + b"{}," * 400 + b"{}]", True),
+        (b"[" * 500 + b"]" * 500, False),
+        (b'{"a":' * 200 + b"1" + b"}" * 200, False),
+        (b'{"a": "\xff"}', False),
+        (b'{"a": 1', False),
+    ],
+)
+def test_envelope_has_as_json_what_every_reader_bears(body: bytes, is_text: bool) -> None:
+    sent = [Record("r-1", "k", body, {"content-type": "application/json"}), Record("r-2", "k", b"{}", {})]
+    (packed,) = pack(ENVELOPES, sent, NOW)
+
+    assert (b'"data_base64"' in packed.packet.body.partition(b"r-2")[0]) is not is_text
+    assert [one.body for one in unpack(packed.packet, never)] == [body, b"{}"]

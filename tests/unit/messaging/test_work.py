@@ -2,7 +2,7 @@
 
 import pytest
 
-from kassa.messaging.work import ERROR_CHARACTERS_MAX, read_headers, shortened
+from kassa.messaging.work import ERROR_CHARACTERS_MAX, read_headers, shortened, written
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,11 @@ def test_headers_that_are_no_text_are_shown_as_text(raw: str, headers: dict[str,
 )
 def test_an_error_is_stored_without_what_postgresql_refuses(error: str | None, stored: str | None) -> None:
     assert shortened(error) == stored
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("plain", "plain"), ("a\0b", "a\ufffdb"), ("half \ud800 of it", "half ? of it"), ("\\u0000", "\\u0000")],
+)
+def test_headers_are_stored_without_what_postgresql_refuses(said: str, kept: str) -> None:
+    assert read_headers(written({f"x-{said}": said})) == {f"x-{kept}": kept}

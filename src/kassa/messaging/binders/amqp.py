@@ -283,6 +283,8 @@ class _Reader(asyncio.StreamReader):
         return data
 
     async def _read_on(self, n: int) -> None:
+        # However much has come, others have their turn.
+        await asyncio.sleep(0)
         parts = [self._piece[self._place :]]
         missing = n - len(parts[0])
         self._piece, self._place = b"", 0

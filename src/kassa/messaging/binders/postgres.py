@@ -133,7 +133,8 @@ class PostgresBinder:
         """Nothing to connect: the pool does that."""
 
     async def close(self) -> None:
-        """Nothing to let go of: the pool is not ours."""
+        """The pool is not ours."""
+        await self._lookout.close()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -261,8 +262,8 @@ class PostgresBinder:
         try:
             queues = await self._insert(topic, records)
         except _REFUSED as error:
-            if len(records) == 1:
-                return [Failed(str(error), is_retryable=False)]
+            if len(records) <= 1:
+                return [Failed(str(error), is_retryable=False)] * len(records)
             middle = len(records) // 2
             return await self._send(topic, records[:middle]) + await self._send(topic, records[middle:])
         if queues:
@@ -414,11 +415,13 @@ class PostgresSubscription:
         return claimed
 
     async def _forgo(self, claiming: asyncio.Task[list[ClaimedMessage]]) -> None:
-        with suppress(*AWAY):
-            claimed = [message for message in await claiming if self._held.pop(message.id, None) is not None]
-            if claimed:
-                await self._work.give_back(claimed)
-        self._lookout.wake(self._queue)
+        try:
+            with suppress(*AWAY):
+                claimed = [message for message in await claiming if self._held.pop(message.id, None) is not None]
+                if claimed:
+                    await self._work.give_back(claimed)
+        finally:
+            self._lookout.wake(self._queue)
 
     def _follow(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(coroutine)

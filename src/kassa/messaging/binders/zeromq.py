@@ -444,6 +444,7 @@ class Hub:
         for session in self._sessions.values():
             await self._end_but_in_hand(session)
         self._sessions.clear()
+        await self._memory.close()
         if self._line is not None:
             self._line.close(linger=200)
 
