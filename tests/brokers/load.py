@@ -30,8 +30,16 @@ async def send_all(bench: Bench, total: int, *, batch: int = 20, deadline_s: flo
                 await asyncio.sleep(0.1)
 
 
-async def under_load(bench: Bench, total: int, trouble: Callable[[], Awaitable[None]], *, consumers: int = 2) -> None:
-    """Sends and handles `total` records while `trouble` happens, and checks the effects. Raises TimeoutError after minutes."""
+async def under_load(
+    bench: Bench,
+    total: int,
+    trouble: Callable[[], Awaitable[None]],
+    *,
+    consumers: int = 2,
+    end: Callable[[], Awaitable[bool]] | None = None,
+) -> None:
+    """Sends and handles `total` records while `trouble` happens, and checks the effects. end: what must become true while the
+    consumers still work: effects are there before the broker knows of it. Raises TimeoutError after minutes."""
 
     async def handler(records: Sequence[Record]) -> list[Change]:
         return [bench.effect(one) for one in records]
@@ -51,6 +59,8 @@ async def under_load(bench: Bench, total: int, trouble: Callable[[], Awaitable[N
 
     try:
         await until(is_complete, 300)
+        if end is not None:
+            await until(end)
     finally:
         for task in working:
             task.cancel()

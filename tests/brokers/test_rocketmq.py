@@ -659,8 +659,7 @@ async def test_broker_killed_under_load_loses_and_repeats_nothing(own_server: Ro
             await asyncio.to_thread(own_server.kill)
             await asyncio.to_thread(own_server.start)
 
-        await under_load(bench, 1000, trouble)
-        await until(lambda: is_empty(bench))
+        await under_load(bench, 1000, trouble, end=lambda: is_empty(bench))
 
 
 async def has_effects(bench: Bench) -> bool:
@@ -754,5 +753,4 @@ async def test_rounds_of_kills_stops_and_freezes(own_server: RocketMQ, database_
                         await asyncio.to_thread(own_server.kill)
                         await asyncio.to_thread(own_server.start)
 
-        await under_load(bench, 10_000, trouble)
-        await until(lambda: is_empty(bench), 120)
+        await under_load(bench, 10_000, trouble, end=lambda: is_empty(bench))
