@@ -77,3 +77,20 @@ async def test_claims_go_on_beside_a_transaction_that_is_left_open(database_url:
     assert before < beside < before / SPEED_LEAST
     assert afterwards < beside
     assert await pool.fetchval("SELECT count(*) FROM message") == WAITING
+
+
+async def test_claims_read_no_more_of_a_queue_that_was_nearly_empty_when_it_was_looked_at(pool: Any) -> None:
+    """Two indexes begin with the queue, and one of them may be smaller than the other for a while. Only one is in order."""
+    work = MessageWork(pool)
+    await send(work, WAITING)
+    await pool.execute("VACUUM ANALYZE message")
+    usual = await pages_of_a_claim(pool)
+    await send(work, 5 * DONE)
+    await pool.execute(
+        "DELETE FROM message WHERE position NOT IN (SELECT position FROM message ORDER BY position DESC LIMIT 5)"
+    )
+    await pool.execute("VACUUM ANALYZE message")
+    await pool.execute("REINDEX INDEX message_key")
+    await send(work, 2 * DONE)
+
+    assert await pages_of_a_claim(pool) < 4 * usual
