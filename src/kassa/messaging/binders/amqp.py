@@ -283,8 +283,9 @@ class _Reader(asyncio.StreamReader):
         return data
 
     async def _read_on(self, n: int) -> None:
-        # However much has come, others have their turn.
-        await asyncio.sleep(0)
+        if len(self._piece) >= PIECE:
+            # However much has come, others have their turn.
+            await asyncio.sleep(0)
         parts = [self._piece[self._place :]]
         missing = n - len(parts[0])
         self._piece, self._place = b"", 0
