@@ -99,7 +99,7 @@ async def test_counting_what_is_written_looks_at_nothing_older(database_url: str
         await connection.execute("ANALYZE")
 
     await connection.execute(f"SET plan_cache_mode = {mode}; PREPARE asked AS {load('kassa.messaging').count_written}")
-    rows = await connection.fetch("EXPLAIN (ANALYZE, TIMING off) EXECUTE asked ('{0}', '{19990}', 10000)")
+    rows = await connection.fetch("EXPLAIN (ANALYZE, TIMING off) EXECUTE asked ('{0}', '{19990}', '{20000}', 10000)")
     await connection.close()
 
     plan = "\n".join(row[0] for row in rows)

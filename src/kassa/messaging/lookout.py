@@ -159,7 +159,7 @@ class Lookout:
         try:
             due_s = await self._answer(names)
         except Exception as error:
-            # The outermost loop.
+            # Whatever it is: who waits looks by himself meanwhile, and nobody else would ask for them again.
             log.warning("lookout.not_asked", error=type(error).__name__)
             return False
         for name in names:

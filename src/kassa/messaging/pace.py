@@ -64,7 +64,7 @@ def allowed_per_s(backlog_per_s: float, writing: Writing) -> float:
 
 
 class Pace:
-    """The pace of one reader. It costs a small statement every `LOOK_S` seconds, and only while there is a backlog."""
+    """The pace of one reader. It costs two small statements every `LOOK_S` seconds, and only while there is a backlog."""
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", backlog_per_s: float) -> None:
         """backlog_per_s: events a second while somebody writes less than half of that; 0: no limit."""
@@ -92,15 +92,16 @@ class Pace:
         self._writing, self._looked_at, self._look_at = NOBODY, None, -math.inf
 
     async def _look(self, now: float) -> None:
+        before = self._heads
+        self._heads = {row["writer"]: row["seq"] for row in await self._pool.fetch(_SQL.log_heads)}
         if self._looked_at is None:
-            heads = await self._pool.fetch(_SQL.log_heads)
-            self._heads = {row["writer"]: row["seq"] for row in heads}
             self._look_at = now + FIRST_S
         else:
+            # A writer that had no head then is new.
+            since = [before.get(writer, -1) for writer in self._heads]
             rows = await self._pool.fetch(
-                _SQL.count_written, list(self._heads), list(self._heads.values()), COUNTED_MAX
+                _SQL.count_written, list(self._heads), since, list(self._heads.values()), COUNTED_MAX
             )
-            self._heads = {row["writer"]: row["seq"] for row in rows}
             self._writing = after_look(self._writing, [row["events"] for row in rows], now - self._looked_at)
             self._look_at = now + LOOK_S
         self._looked_at = now

@@ -287,28 +287,9 @@ SELECT t.topic,
  WHERE $1::text IS NULL OR t.topic = $1
  ORDER BY t.topic;
 
--- name: next_message
--- Seconds until a message of a topic is due that nobody holds.
-WITH held AS MATERIALIZED (
-    SELECT unnest(messages) AS id
-      FROM message_lease
-     WHERE topic = $1
-       AND leased_until > clock_timestamp()
-)
-SELECT extract(epoch FROM min(m.due) - clock_timestamp())::float8
-  FROM generate_series(0, 9) AS p (priority)
- CROSS JOIN LATERAL (
-       SELECT due
-         FROM message
-        WHERE topic = $1
-          AND priority = p.priority
-          AND id NOT IN (SELECT id FROM held)
-        ORDER BY due
-        LIMIT 1) AS m;
-
 -- name: next_messages
--- Seconds until a message of each of these queues is due that nobody holds, like `next_message`. Most are empty, which one step in
--- an index says: it is ordered, so that no planner reads the table for it. A paused one has nothing.
+-- Seconds until a message of each of these queues is due that nobody holds. Most are empty, which one step in an index says: it is
+-- ordered, so that no planner reads the table for it. A paused one has nothing.
 SELECT q.queue, extract(epoch FROM n.due - clock_timestamp())::float8
   FROM unnest($1::text[]) AS q (queue)
  CROSS JOIN LATERAL (
@@ -440,28 +421,19 @@ SELECT w.writer, last.last_seq AS seq, 32767::smallint AS ord
  WHERE w.writer IS NOT NULL;
 
 -- name: count_written
--- How many events each writer has committed behind the heads of a moment ago ($1, $2), up to $3 of each, and its head now, in one
--- snapshot. A writer that had no head then is new. `ORDER BY`: else the planner may take a scan of the log for a short way.
-WITH RECURSIVE writers AS (
-    (SELECT writer FROM chain ORDER BY writer LIMIT 1)
-     UNION ALL
-    SELECT (SELECT c.writer FROM chain AS c WHERE c.writer > w.writer ORDER BY c.writer LIMIT 1)
-      FROM writers AS w
-     WHERE w.writer IS NOT NULL
-)
-SELECT w.writer, last.last_seq AS seq, written.events
-  FROM writers AS w
- CROSS JOIN LATERAL (SELECT last_seq FROM chain WHERE writer = w.writer ORDER BY batch DESC LIMIT 1) AS last
-  LEFT JOIN unnest($1::smallint[], $2::bigint[]) AS h (writer, seq) ON h.writer = w.writer
+-- How many events each writer ($1) has committed behind one change ($2) and up to another ($3), at most $4 of each. `ORDER BY`: else
+-- the planner may take a scan of the log for a short way.
+SELECT written.events
+  FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS w (writer, since, until)
  CROSS JOIN LATERAL (
        SELECT count(*) AS events
          FROM (SELECT 1
                  FROM event
                 WHERE writer = w.writer
-                  AND seq > COALESCE(h.seq, -1)
+                  AND seq > w.since
+                  AND seq <= w.until
                 ORDER BY seq, ord
-                LIMIT $3) AS bounded) AS written
- WHERE w.writer IS NOT NULL;
+                LIMIT $4) AS bounded) AS written;
 
 -- name: hold_group
 -- One process at a time reads for a group. No row: another one does.

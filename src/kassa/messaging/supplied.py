@@ -642,7 +642,7 @@ class SuppliedSubscription:
         try:
             await self._tables.bury(self._topic, self._group, [(record, 1, reason)])
         except BaseException:
-            # Raised again.
+            # Raised again. It is among those ahead no more, and nobody would settle it: it comes again, also to who was cancelled.
             await asyncio.shield(self._start_again({stream}))
             raise
         self._passage.dead += 1

@@ -441,8 +441,7 @@ class MessageWork:
 
     async def next_due(self, topic: str) -> float | None:
         """Seconds until a message of the topic is due that nobody holds (≤ 0: now); None when there is none."""
-        seconds: float | None = await self._pool.fetchval(_SQL.next_message, topic)
-        return seconds
+        return (await self.next_dues([topic])).get(topic)
 
     async def next_dues(self, topics: Sequence[str]) -> dict[str, float]:
         """Like `next_due` of each of them; those without anything, and those that are paused, are not there."""

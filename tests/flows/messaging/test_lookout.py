@@ -56,6 +56,7 @@ class Office:
         await self.binder.provision(some)
         for topic in some:
             self._tasks.append(asyncio.create_task(self._consume(topic)))
+        # Each has looked once, and been asked for once: what comes from here on is news.
         await asyncio.sleep(3 * POLL_S)
 
     async def hear(self) -> None:
@@ -87,6 +88,7 @@ async def test_hundreds_of_idle_zeromq_subscriptions_ask_a_few_times_a_second(ho
         await binder.provision(some)
         subscriptions = [await binder.subscribe(topic.name, "office") for topic in some]
         waiting = [asyncio.create_task(one.receive(10, WAIT_S)) for one in subscriptions]
+        # Until all have looked once, which is not what is counted.
         await asyncio.sleep(2.0)
         pool.statements.clear()
 
@@ -206,6 +208,7 @@ async def test_who_waits_for_a_paused_group_asks_no_more_than_others_and_goes_on
     await office.wait_on([topic])
     office.pool.statements.clear()
 
+    # What is counted is what one second costs.
     await asyncio.sleep(1.0)
     assert len(office.pool.statements) < 10
     await office.binder.resume(topic.name, "office")

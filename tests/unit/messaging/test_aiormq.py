@@ -51,7 +51,7 @@ def test_our_channels_override_it(ours: type[Channel], name: str) -> None:
 
 
 def test_connection_puts_frames_into_what_the_channel_has_for_them() -> None:
-    """`Deliveries` takes messages there."""
+    """`Deliveries` takes messages there. The method is private: when it goes, this test says so, and that is what it is for."""
     assert "put" in _names(Connection._Connection__reader) and "frames" in _names(Connection._Connection__reader)  # type: ignore[attr-defined]
     assert "frames" in _names(Channel._get_frame)
 

@@ -398,7 +398,7 @@ class PostgresSubscription:
             self._follow(self._forgo(claiming))
             raise
         except BaseException:
-            # Raised again; nobody knows what is there.
+            # Raised again. Nobody knows what is there, so whoever waits for this queue looks for himself.
             self._lookout.wake(self._queue)
             raise
         if claimed:
