@@ -178,15 +178,15 @@ CREATE SEQUENCE message_lease_number;
 -- Due messages of one queue, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
 -- only if nobody holds an earlier one: a key has one holder. What was only sent with a delay and never handed out holds up
 -- nothing. The candidates are bounded, so that a long queue behind one key costs no more than a short one; where all of them
--- wait or are somebody else's, the next and larger window is looked at. Whether somebody else was quicker is asked once more
--- behind the locks.
+-- wait or are somebody else's, the next and larger window is looked at, and so on: so many windows at most. Whether somebody else was
+-- quicker is asked once more behind the locks.
 --
 -- The planner's settings: a queue that was nearly empty when PostgreSQL last looked is believed to be so still, and sorting what any
 -- index finds of it to be as good as the index that is in order. It would read the whole queue ten times for each batch.
 --
 -- A lease that ran out was of somebody who ended, or stood still, with all of it in hand. What three of them had is handed out
 -- alone, so that one message that ends its consumer does not go on ending him for all.
-CREATE FUNCTION claim_messages(queue text, wanted bigint, lease_for interval)
+CREATE FUNCTION claim_messages(queue text, wanted bigint, lease_for interval, windows integer DEFAULT 6)
 RETURNS TABLE (lease bigint, id uuid, home bigint, key text, priority smallint, created_at timestamptz, attempts integer,
                lapses smallint, headers text, body bytea)
 LANGUAGE plpgsql
@@ -226,7 +226,7 @@ BEGIN
                last_error = ended
          WHERE m.id = ANY(ARRAY(SELECT n.id FROM message AS n WHERE n.id = ANY(lapsed) FOR UPDATE SKIP LOCKED));
     END IF;
-    FOR attempt IN 1..6 LOOP
+    FOR attempt IN 1..windows LOOP
         WITH held AS MATERIALIZED (
             SELECT unnest(l.messages) AS id FROM message_lease AS l WHERE l.topic = queue
         ),

@@ -105,8 +105,8 @@ SELECT home, root, entity, kind, generation, tries, due, last_error
  LIMIT $2;
 
 -- name: claim_messages
--- Due messages of one queue ($1), at most $2, leased for $3: `claim_messages` of db/schema.sql.
-SELECT lease, id, home, key, priority, created_at, attempts, lapses, headers, body FROM claim_messages($1, $2, $3);
+-- Due messages of one queue ($1), at most $2, leased for $3, of so many windows ($4): `claim_messages` of db/schema.sql.
+SELECT lease, id, home, key, priority, created_at, attempts, lapses, headers, body FROM claim_messages($1, $2, $3, $4);
 
 -- name: send_messages
 -- Puts messages into queues ($1; `place_of_queue` says which of them), unless they are there already: a repeat changes nothing.
@@ -181,8 +181,8 @@ SELECT paused
    AND group_name = $2;
 
 -- name: acknowledge_messages
--- Done, for handlers whose effect is elsewhere. Only under the lease that they were given ($2); leases of which nothing is in
--- hand any more ($3) end. The others stay as they are (unlike in `let_go`), so that those who acknowledge parts of a batch need
+-- Done, for handlers whose effect is elsewhere; the answer is what is not, usually nothing. Only under the lease that they were
+-- given ($2); leases of which nothing is in hand any more ($3) end. The others stay as they are (unlike in `let_go`), so that those who acknowledge parts of a batch need
 -- not wait for each other's commits: what is deleted is in nobody's hand. They are found by an array: a planner that believes the
 -- table empty, as it was when it last looked, would begin a join with it and read it all. Nobody waits for the disk either: the
 -- effect is on it, and an acknowledgement that a crash of the database takes back means that the message comes again.
@@ -205,13 +205,19 @@ ours AS MATERIALIZED (
     SELECT id AS lease, unnest(messages) AS id FROM ended
      UNION ALL
     SELECT id AS lease, unnest(messages) AS id FROM going_on
+),
+given AS MATERIALIZED (
+    SELECT d.id, d.lease FROM unnest($1::text::uuid[], $2::text::bigint[]) AS d (id, lease)
+),
+gone AS (
+    DELETE FROM message
+     WHERE id = ANY(ARRAY(
+           SELECT g.id
+             FROM unhurried, given AS g
+            WHERE (g.id, g.lease) IN (SELECT id, lease FROM ours)))
+    RETURNING id
 )
-DELETE FROM message
- WHERE id = ANY(ARRAY(
-       SELECT d.id
-         FROM unhurried, unnest($1::text::uuid[], $2::text::bigint[]) AS d (id, lease)
-        WHERE (d.id, d.lease) IN (SELECT id, lease FROM ours)))
-RETURNING id;
+SELECT id FROM given WHERE id NOT IN (SELECT id FROM gone);
 
 -- name: retry_messages
 -- Again later, only under the lease that was given. What waits behind it in its key waits as long and holds up the rest of the
@@ -246,6 +252,13 @@ behind AS (
        AND m.key = ANY(ARRAY(SELECT key FROM failed))
 )
 SELECT id FROM failed;
+
+-- name: release_messages
+-- As if they had never been handed out: they keep their place. Only under the lease that was given.
+WITH unhurried AS MATERIALIZED (
+    SELECT set_config('synchronous_commit', 'off', true)
+)
+SELECT held.id FROM unhurried, let_go($1, $2, $3) AS held;
 
 -- name: end_leases
 -- `claim_messages` deletes what ran out, and counts it.

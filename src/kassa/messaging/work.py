@@ -34,6 +34,8 @@ LEASE_S = 60.0
 LAPSES_ALONE, LAPSES_MAX = 3, 8
 """A message that so many leases ran out with is handed out alone (`claim_messages` of db/schema.sql), and then given up: it ends
 whoever has it in hand."""
+WINDOWS_MAX = 6
+"""`claim_messages` looks behind what others hold at most so often, each time four times as far."""
 ERROR_CHARACTERS_MAX = 500
 
 
@@ -283,11 +285,13 @@ class MessageWork:
         self._over: list[int] = []
         """Leases of which nothing is in hand any more; they end with the next statement."""
 
-    async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
+    async def claim(self, topic: str, limit: int, *, windows: int = WINDOWS_MAX) -> list[ClaimedMessage]:
         """At most `limit` due messages, urgent ones first. A key's messages come in order and to one holder at a
-        time. They are given back here: where everything of a lease is, the lease ends."""
+        time. They are given back here: where everything of a lease is, the lease ends. windows: 1 to look at the next `limit` only,
+        though others may hold them and not what is behind."""
         started = time.monotonic()
-        claimed = [_claimed(row) for row in await self._pool.fetch(_SQL.claim_messages, topic, limit, self._lease)]
+        rows = await self._pool.fetch(_SQL.claim_messages, topic, limit, self._lease, windows)
+        claimed = [_claimed(row) for row in rows]
         if claimed:
             self._forget(started - self._lease.total_seconds())
             self._in_hand[claimed[0].lease] = _InHand(started, {message.id for message in claimed})
@@ -297,7 +301,7 @@ class MessageWork:
             buried = await self.bury([(message, reason) for message in claimed])
             name, _, group = topic.partition(":")
             self._meters.passage(name, group).dead += len(buried)
-            return await self.claim(topic, limit)
+            return await self.claim(topic, limit, windows=windows)
         return claimed
 
     async def claim_whole(self, topic: str, limit: int) -> list[ClaimedMessage]:
@@ -316,6 +320,20 @@ class MessageWork:
             with suppress(*AWAY):
                 await self.retry(given)
 
+    async def release(self, claimed: Sequence[ClaimedMessage]) -> None:
+        """As if these had never been claimed, which nobody has begun to handle; what the database does not take back, the lease
+        gives back."""
+        given = _by_lease(claimed)
+        ended = self._ended_by(given)
+        with suppress(*AWAY):
+            await self._pool.execute(
+                _SQL.release_messages,
+                [message.id for message in claimed],
+                [message.lease for message in claimed],
+                ended,
+            )
+        self._let_go(given, ended)
+
     async def lapse(self, leases: Iterable[int]) -> None:
         """As if these had run out just now: the next claim counts that for each message that is still in one."""
         await self._pool.execute(_SQL.end_leases, list(leases))
@@ -331,7 +349,7 @@ class MessageWork:
             ended,
         )
         self._let_go(given, ended)
-        return {Id(row["id"].hex) for row in rows}
+        return {message.id for message in claimed}.difference(Id(row["id"].hex) for row in rows)
 
     async def retry(self, failed: Sequence[tuple[ClaimedMessage, float, str | None, bool]]) -> set[Id]:
         """(message, seconds, error, whether it counts as a try): again later, and the rest of its key behind it."""

@@ -14,7 +14,7 @@ from kassa.messaging.lookout import Lookout
 from kassa.messaging.model import Confirmed, Delivery, Failed, Record
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
-from kassa.messaging.work import ClaimedMessage, MessageWork
+from kassa.messaging.work import WINDOWS_MAX, ClaimedMessage, MessageWork
 
 TOPIC = Topic("post", ("office",), "Letters, for the tests.")
 
@@ -26,8 +26,8 @@ class SlowWork(MessageWork):
         super().__init__(pool)
         self.has_claimed, self.goes_on = asyncio.Event(), asyncio.Event()
 
-    async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
-        claimed = await super().claim(topic, limit)
+    async def claim(self, topic: str, limit: int, *, windows: int = WINDOWS_MAX) -> list[ClaimedMessage]:
+        claimed = await super().claim(topic, limit, windows=windows)
         self.has_claimed.set()
         await self.goes_on.wait()
         return claimed

@@ -14,7 +14,7 @@ from kassa.messaging.binders.postgres import PostgresBinder
 from kassa.messaging.model import Confirmed, Receipt, Record, Unknown
 from kassa.messaging.replies import REPLY_TO, ReplyRelay, reply_queue
 from kassa.messaging.wake import Wakeups
-from kassa.messaging.work import ClaimedMessage, DeadLetters, MessageWork, OutgoingMessage
+from kassa.messaging.work import WINDOWS_MAX, ClaimedMessage, DeadLetters, MessageWork, OutgoingMessage
 
 QUEUE = reply_queue("slow")
 PATIENCE_S = 30.0
@@ -64,8 +64,8 @@ class LateWork(MessageWork):
         super().__init__(pool)
         self.has_claimed = asyncio.Event()
 
-    async def claim(self, topic: str, limit: int) -> list[ClaimedMessage]:
-        claimed = await super().claim(topic, limit)
+    async def claim(self, topic: str, limit: int, *, windows: int = WINDOWS_MAX) -> list[ClaimedMessage]:
+        claimed = await super().claim(topic, limit, windows=windows)
         self.has_claimed.set()
         await asyncio.sleep(LATE_S)
         return claimed

@@ -6,6 +6,7 @@ priorities, attempts, dead letters, pausing, depth; and the commit of the effect
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Container, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -36,7 +37,7 @@ from kassa.messaging.model import (
     Unknown,
 )
 from kassa.messaging.topology import Topic
-from kassa.messaging.wake import MESSAGES, Wakeups, Watch
+from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups, Watch
 from kassa.messaging.work import (
     LAPSES_ALONE,
     ClaimedMessage,
@@ -54,6 +55,11 @@ _SQL = load("kassa.messaging")
 
 CLAIM_S = 5.0
 """A claim that is under way when a consumer closes takes milliseconds, unless the database is away."""
+AHEAD_S, AHEAD_MIN = POLL_S, 50
+"""What is claimed while the last batch is handled goes back after so long, so that a slow handler keeps it from nobody, nor from
+what is more urgent, and a pause holds by then. Smaller batches are not worth it."""
+AHEAD_SKIPPED_MAX = 63
+"""Where that was in vain it is left alone for a while, for twice as many batches each time."""
 TOPICS_KEPT_MAX = 1000
 """Whose queues are remembered, where addresses for answers are topics and come and go."""
 RECORD_HEADER = "kassa-record"
@@ -303,8 +309,20 @@ class PostgresBinder:
             raise QueueNotFound(topic=topic, group=group)
 
 
+class _Ahead(NamedTuple):
+    """The batch after the one that is being handled."""
+
+    claiming: "asyncio.Task[list[ClaimedMessage]]"
+    until: asyncio.TimerHandle
+    """When it goes back."""
+
+
 class PostgresSubscription:
-    """Claims messages of one queue under a lease, which is what an epoch is here."""
+    """Claims messages of one queue under a lease, which is what an epoch is here.
+
+    A consumer that waits, and gets full batches and handles them quickly, has the next one claimed meanwhile: handler and database
+    work side by side. Nothing is handed out that was claimed long before.
+    """
 
     def __init__(self, work: MessageWork, lookout: Lookout, queue: str) -> None:
         self._work = work
@@ -316,28 +334,37 @@ class PostgresSubscription:
         self._drained = asyncio.Event()
         self._claims: set[asyncio.Task[Any]] = set()
         """Claims under way, and what gives back those that nobody waits for any more."""
+        self._ahead: _Ahead | None = None
+        self._given_at = -math.inf
+        """When the last batch was handed out."""
+        self._skipped, self._to_skip = 0, 0
+        """How many batches nothing was claimed ahead for after it was in vain, and for how many more."""
 
     async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
         """Looks, unless it waits and is known to be in vain, and waits until a look is worth it."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
+        is_quick = clock() - self._given_at < AHEAD_S
         watch = Watch()
         self._waits.add(watch)
         try:
-            while not self._is_closed:
+            claimed = await self._take_ahead(limit)
+            while not claimed and not self._is_closed:
                 if wait_s <= 0 or self._lookout.begin(self._queue):
                     claimed = await self._claim(limit)
-                    if claimed:
-                        return [_delivery(message) for message in claimed]
                 left_s = deadline - clock()
-                if left_s <= 0:
+                if claimed or left_s <= 0:
                     break
                 await self._lookout.wait(self._queue, watch, left_s)
         except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
         finally:
             self._waits.discard(watch)
-        return []
+        if claimed:
+            self._given_at = clock()
+            if wait_s > 0 and is_quick and len(claimed) == limit >= AHEAD_MIN:
+                self._look_ahead(limit)
+        return [_delivery(message) for message in claimed]
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         """One statement per kind of end. A lost connection leaves the leases to run out."""
@@ -372,6 +399,7 @@ class PostgresSubscription:
         self._is_closed = True
         for watch in self._waits:
             watch.set()
+        self._leave_ahead()
         if self._claims:
             await asyncio.wait(self._claims, timeout=CLAIM_S)
         if self._held:
@@ -408,8 +436,7 @@ class PostgresSubscription:
     async def _claim_to_the_end(self, limit: int) -> list[ClaimedMessage]:
         claimed = await self._work.claim(self._queue, limit)
         if claimed and self._is_closed:
-            await self._work.give_back(claimed)
-            self._lookout.wake(self._queue)
+            await self._release(claimed)
             return []
         self._held.update((message.id, message) for message in claimed)
         return claimed
@@ -418,9 +445,73 @@ class PostgresSubscription:
         try:
             with suppress(*AWAY):
                 claimed = [message for message in await claiming if self._held.pop(message.id, None) is not None]
-                if claimed:
-                    await self._work.give_back(claimed)
+                await self._release(claimed)
         finally:
+            self._lookout.wake(self._queue)
+
+    def _look_ahead(self, limit: int) -> None:
+        if self._ahead is not None or self._is_closed:
+            return
+        if self._to_skip:
+            self._to_skip -= 1
+            return
+        # What happens from now on makes another look worth it.
+        self._lookout.begin(self._queue)
+        until = asyncio.get_running_loop().call_later(min(AHEAD_S, self._work.lease_s / 4), self._leave_ahead)
+        self._ahead = _Ahead(self._follow(self._claim_ahead(limit)), until)
+
+    async def _claim_ahead(self, limit: int) -> list[ClaimedMessage]:
+        """Nothing if the database is away: whoever looks next says so."""
+        try:
+            claimed = await self._work.claim(self._queue, limit, windows=1)
+        except AWAY:
+            return []
+        if claimed and claimed[0].lapses >= LAPSES_ALONE:
+            # It may end whoever has it in hand, and it would count for what he has besides.
+            await self._release(claimed)
+            return []
+        return claimed
+
+    async def _take_ahead(self, limit: int) -> list[ClaimedMessage]:
+        """Nothing if nothing was claimed ahead, or too long ago."""
+        ahead = self._ahead
+        if ahead is None:
+            return []
+        # Who is cancelled meanwhile leaves it to the next one who asks.
+        claimed = await asyncio.shield(ahead.claiming)
+        if self._ahead is not ahead:
+            return []
+        if not claimed or asyncio.get_running_loop().time() >= ahead.until.when():
+            self._leave_ahead()
+            return []
+        self._end_ahead(is_in_vain=False)
+        self._held.update((message.id, message) for message in claimed[:limit])
+        self._lookout.found(self._queue)
+        if len(claimed) > limit:
+            self._follow(self._release(claimed[limit:]))
+        return claimed[:limit]
+
+    def _leave_ahead(self) -> None:
+        """What was claimed ahead goes back, and whoever comes next looks for himself."""
+        if self._ahead is not None:
+            self._follow(self._put_back(self._ahead.claiming))
+            self._end_ahead(is_in_vain=True)
+            self._lookout.wake(self._queue)
+
+    def _end_ahead(self, *, is_in_vain: bool) -> None:
+        if self._ahead is not None:
+            self._ahead.until.cancel()
+            self._ahead = None
+        self._skipped = min(AHEAD_SKIPPED_MAX, 2 * self._skipped + 1) if is_in_vain else 0
+        self._to_skip = self._skipped
+
+    async def _put_back(self, claiming: asyncio.Task[list[ClaimedMessage]]) -> None:
+        await self._release(await claiming)
+
+    async def _release(self, claimed: Sequence[ClaimedMessage]) -> None:
+        """Of these nobody has heard yet."""
+        if claimed:
+            await self._work.release(claimed)
             self._lookout.wake(self._queue)
 
     def _follow(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
