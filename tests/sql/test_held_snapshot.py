@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.messaging.house import put
 from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
 from kassa.messaging.work import MessageWork, OutgoingMessage
@@ -26,10 +27,10 @@ async def pool(database_url: str) -> AsyncIterator[Any]:
     await pool.close()
 
 
-async def send(work: MessageWork, count: int) -> None:
+async def send(pool: Any, count: int) -> None:
     for _ in range(count // KEYS):
-        await work.send(
-            [OutgoingMessage(new_id(), 1, QUEUE, f"key-{key}", 4, 0.0, {}, b"x" * 200) for key in range(KEYS)]
+        await put(
+            pool, *(OutgoingMessage(new_id(), 1, QUEUE, f"key-{key}", 4, 0.0, {}, b"x" * 200) for key in range(KEYS))
         )
 
 
@@ -56,7 +57,7 @@ async def pages_of_a_claim(pool: Any) -> int:
 
 async def test_claims_go_on_beside_a_transaction_that_is_left_open(database_url: str, pool: Any) -> None:
     work = MessageWork(pool)
-    await send(work, 2 * WAITING)
+    await send(pool, 2 * WAITING)
     await receive(work, WAITING)
     before = await pages_of_a_claim(pool)
     holder = await connect(database_url, application="left open")
@@ -65,7 +66,7 @@ async def test_claims_go_on_beside_a_transaction_that_is_left_open(database_url:
     await holder.fetchval("SELECT count(*) FROM message")
 
     for _ in range(DONE // KEYS):
-        await send(work, KEYS)
+        await send(pool, KEYS)
         await receive(work, KEYS)
     await pool.execute("VACUUM message")
     beside = await pages_of_a_claim(pool)
@@ -81,16 +82,15 @@ async def test_claims_go_on_beside_a_transaction_that_is_left_open(database_url:
 
 async def test_claims_read_no_more_of_a_queue_that_was_nearly_empty_when_it_was_looked_at(pool: Any) -> None:
     """Two indexes begin with the queue, and one of them may be smaller than the other for a while. Only one is in order."""
-    work = MessageWork(pool)
-    await send(work, WAITING)
+    await send(pool, WAITING)
     await pool.execute("VACUUM ANALYZE message")
     usual = await pages_of_a_claim(pool)
-    await send(work, 5 * DONE)
+    await send(pool, 5 * DONE)
     await pool.execute(
         "DELETE FROM message WHERE position NOT IN (SELECT position FROM message ORDER BY position DESC LIMIT 5)"
     )
     await pool.execute("VACUUM ANALYZE message")
     await pool.execute("REINDEX INDEX message_key")
-    await send(work, 2 * DONE)
+    await send(pool, 2 * DONE)
 
     assert await pages_of_a_claim(pool) < 4 * usual

@@ -43,6 +43,8 @@ SETTINGS: Mapping[str, str] = {
     "checkpoint_completion_target": "0.9",
     "fsync": "on",
     "synchronous_commit": "on",
+    # What was deleted without waiting for the disk, as queues do, is looked at by each claim until it is there.
+    "wal_writer_delay": "20ms",
     "full_page_writes": "on",
     "default_transaction_isolation": "read committed",
     # No transaction is open across a network call, so a minute means that its owner is stuck or gone.

@@ -110,8 +110,8 @@ SELECT lease, id, home, key, priority, created_at, attempts, lapses, headers, bo
 
 -- name: send_messages
 -- Puts messages into queues ($1; `place_of_queue` says which of them), unless they are there already: a repeat changes nothing.
--- Where a topic is given ($2), only if these are the queues of all its groups, in their order; which they are is the answer.
--- `place` keeps the order of the batch.
+-- Only if these are the queues of all groups of a topic ($2), in their order; which they are is the answer. `place` keeps the order
+-- of the batch.
 WITH receiving AS MATERIALIZED (
     SELECT ARRAY(SELECT queue FROM subscription WHERE topic = $2 ORDER BY queue) AS queues
 ),
@@ -122,8 +122,7 @@ sent AS (
       FROM unnest($3::text::uuid[], $4::text::bigint[], $5::text::integer[], $6::text::smallint[], $7::text::float8[],
                   $8::text[], $9::text[], $10::bytea[])
            WITH ORDINALITY AS m (id, home, place_of_queue, priority, delay_s, key, headers, body, place)
-     WHERE $2::text IS NULL
-        OR (SELECT queues FROM receiving) = $1
+     WHERE (SELECT queues FROM receiving) = $1
      ORDER BY place
     ON CONFLICT (id) DO NOTHING
 )

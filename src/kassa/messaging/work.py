@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import asyncpg
 import msgspec
@@ -196,9 +196,24 @@ class ClaimedMessage(msgspec.Struct, frozen=True, gc=False):
         """What the Change that handles it consumes; its commit is the acknowledgement."""
         return MessageDone(self.id)
 
+    @property
+    def alone(self) -> bool:
+        """Whether it may be what ended those who had it in hand, so that nothing else is handed out with it."""
+        return self.lapses >= LAPSES_ALONE
+
+
+class Leased(Protocol):
+    """Says which message was claimed, and under which lease."""
+
+    @property
+    def id(self) -> Id: ...
+
+    @property
+    def lease(self) -> int: ...
+
 
 class OutgoingMessage(NamedTuple):
-    """A message that goes into a queue outside of any Change: the PostgreSQL binder's send."""
+    """A message that goes into a queue outside of any Change."""
 
     id: Id
     home: int
@@ -320,9 +335,8 @@ class MessageWork:
             with suppress(*AWAY):
                 await self.retry(given)
 
-    async def release(self, claimed: Sequence[ClaimedMessage]) -> None:
-        """As if these had never been claimed, which nobody has begun to handle; what the database does not take back, the lease
-        gives back."""
+    async def release(self, claimed: Sequence[Leased]) -> None:
+        """As if these had never been claimed; what the database does not take back, the lease gives back."""
         given = _by_lease(claimed)
         ended = self._ended_by(given)
         with suppress(*AWAY):
@@ -338,7 +352,7 @@ class MessageWork:
         """As if these had run out just now: the next claim counts that for each message that is still in one."""
         await self._pool.execute(_SQL.end_leases, list(leases))
 
-    async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
+    async def acknowledge(self, claimed: Sequence[Leased]) -> set[Id]:
         """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""
         given = _by_lease(claimed)
         ended = self._ended_by(given)
@@ -351,7 +365,7 @@ class MessageWork:
         self._let_go(given, ended)
         return {message.id for message in claimed}.difference(Id(row["id"].hex) for row in rows)
 
-    async def retry(self, failed: Sequence[tuple[ClaimedMessage, float, str | None, bool]]) -> set[Id]:
+    async def retry(self, failed: Sequence[tuple[Leased, float, str | None, bool]]) -> set[Id]:
         """(message, seconds, error, whether it counts as a try): again later, and the rest of its key behind it."""
         given = _by_lease(message for message, _, _, _ in failed)
         ended = self._ended_by(given)
@@ -367,7 +381,7 @@ class MessageWork:
         self._let_go(given, ended)
         return {Id(row["id"].hex) for row in rows}
 
-    async def bury(self, dead: Sequence[tuple[ClaimedMessage, str]]) -> set[Id]:
+    async def bury(self, dead: Sequence[tuple[Leased, str]]) -> set[Id]:
         """(message, reason): to the dead letters."""
         given = _by_lease(message for message, _ in dead)
         ended = self._ended_by(given)
@@ -382,24 +396,9 @@ class MessageWork:
         self._let_go(given, ended)
         return {Id(row["id"].hex) for row in rows}
 
-    async def send(self, messages: Sequence[OutgoingMessage]) -> None:
-        """Puts messages into queues, whoever receives there; those that are there already stay as they are."""
-        queues = {queue: place for place, queue in enumerate({message.topic: None for message in messages}, 1)}
-        columns = Columns(
-            [message.id for message in messages],
-            [str(message.home) for message in messages],
-            [str(queues[message.topic]) for message in messages],
-            [str(message.priority) for message in messages],
-            [repr(message.delay_s) for message in messages],
-            [message.key for message in messages],
-            [written(message.headers) for message in messages],
-            [message.body for message in messages],
-        )
-        await self.send_columns(None, list(queues), columns)
-
-    async def send_columns(self, topic: str | None, queues: Sequence[str], columns: Columns) -> list[str]:
-        """The queues that a topic's groups have now, in order. If they are these, the messages are in them, as by `send`; else
-        nothing was done. Without a topic it is always done."""
+    async def send(self, topic: str, queues: Sequence[str], columns: Columns) -> list[str]:
+        """The queues that a topic's groups have now, in order. If they are these, the messages are in them, and those that were
+        there already stay as they are; else nothing was done."""
         now: list[str] = await self._pool.fetchval(
             _SQL.send_messages,
             queues,
@@ -507,7 +506,7 @@ class MessageWork:
             del self._in_hand[oldest[0]]
 
 
-def _by_lease(messages: Iterable[ClaimedMessage]) -> dict[int, set[Id]]:
+def _by_lease(messages: Iterable[Leased]) -> dict[int, set[Id]]:
     found: dict[int, set[Id]] = {}
     for message in messages:
         found.setdefault(message.lease, set()).add(message.id)

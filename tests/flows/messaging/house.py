@@ -1,7 +1,7 @@
 """What the flows of the event log and of timers share."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -11,6 +11,7 @@ from kassa.db.pool import connect
 from kassa.ids import Id, new_id
 from kassa.journal.change import Aggregate, Change, Committed, Event, Rule
 from kassa.journal.writer import PostgresJournal
+from kassa.messaging.work import OutgoingMessage, written
 from kassa.payments.records import WALLET, Wallet
 from kassa.tables import TABLES
 
@@ -55,3 +56,12 @@ async def writer(url: str) -> PostgresJournal:
     journal = PostgresJournal(lambda: connect(url, application="test writer"), TABLES)
     await journal.start()
     return journal
+
+
+async def put(pool: Any, *messages: OutgoingMessage) -> None:
+    """As if somebody had sent them there."""
+    await pool.executemany(
+        "INSERT INTO message (id, home, topic, key, priority, due, created_at, headers, body)"
+        " VALUES ($1, $2, $3, $4, $5, clock_timestamp() + $6, clock_timestamp(), $7, $8)",
+        [(*one[:5], timedelta(seconds=one.delay_s), written(one.headers), one.body) for one in messages],
+    )

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from flows.messaging.house import HOME, House
+from flows.messaging.house import HOME, House, put
 from kassa.ids import new_id
 from kassa.messaging.work import DeadLetters, MessageWork, OutgoingMessage
 
@@ -12,7 +12,7 @@ QUEUE = "shop.mails:mailer"
 async def test_forgetting_counts_only_what_was_not_replayed(house: House) -> None:
     """What was replayed is no dead letter any more to anybody who counts them, though its row is kept."""
     work, letters = MessageWork(house.pool), DeadLetters(house.pool)
-    await work.send([OutgoingMessage(new_id(), HOME, QUEUE, "", 4, 0.0, {}, b"") for _ in range(3)])
+    await put(house.pool, *(OutgoingMessage(new_id(), HOME, QUEUE, "", 4, 0.0, {}, b"") for _ in range(3)))
     claimed = await work.claim(QUEUE, 10)
     await work.bury([(message, "no") for message in claimed])
     assert await letters.replay(QUEUE, ids=[claimed[0].id]) == 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.messaging.house import HOME, House
+from flows.messaging.house import HOME, House, put
 from flows.service.conftest import until
 from kassa.ids import Id, new_id
 from kassa.messaging.binders.postgres import PostgresBinder
@@ -19,6 +19,7 @@ from kassa.messaging.work import (
     LAPSES_MAX,
     ClaimedMessage,
     DeadLetters,
+    Leased,
     MessageWork,
     OutgoingMessage,
 )
@@ -27,10 +28,10 @@ from kassa.observability.meters import Meters
 QUEUE = "post:office"
 
 
-async def sent(work: MessageWork, *keys: str) -> list[Id]:
+async def sent(pool: Any, *keys: str) -> list[Id]:
     """Messages of these keys, in this order."""
     messages = [OutgoingMessage(new_id(), HOME, QUEUE, key, 4, 0.0, {}, key.encode()) for key in keys]
-    await work.send(messages)
+    await put(pool, *messages)
     return [message.id for message in messages]
 
 
@@ -40,9 +41,9 @@ def ids(claimed: list[ClaimedMessage]) -> list[Id]:
 
 async def test_a_key_is_free_when_its_message_is_settled_though_the_batch_goes_on(house: House) -> None:
     work = MessageWork(house.pool)
-    await sent(work, "a", "b")
+    await sent(house.pool, "a", "b")
     first = await work.claim(QUEUE, 10)
-    (second,) = await sent(work, "a")
+    (second,) = await sent(house.pool, "a")
     assert await work.claim(QUEUE, 10) == []
 
     assert await work.acknowledge(first[:1]) == {first[0].id}
@@ -53,7 +54,7 @@ async def test_a_key_is_free_when_its_message_is_settled_though_the_batch_goes_o
 
 async def test_what_is_given_back_comes_at_once_though_the_batch_goes_on(house: House) -> None:
     work = MessageWork(house.pool)
-    await sent(work, "a", "b")
+    await sent(house.pool, "a", "b")
     first = await work.claim(QUEUE, 10)
 
     await work.retry([(first[0], 0.0, "not now", True)])
@@ -67,7 +68,7 @@ async def test_what_is_given_back_comes_at_once_though_the_batch_goes_on(house: 
 
 async def test_a_lease_ends_with_the_last_of_its_batch(house: House) -> None:
     work = MessageWork(house.pool)
-    await sent(work, "a", "b", "c", "")
+    await sent(house.pool, "a", "b", "c", "")
     one, two, three, four = await work.claim(QUEUE, 10)
 
     await work.acknowledge([one])
@@ -82,7 +83,7 @@ async def test_a_lease_ends_with_the_last_of_its_batch(house: House) -> None:
 async def test_who_settles_for_another_ends_nothing_of_what_is_still_in_hand(house: House) -> None:
     """A hub that took over, or another process, gets the settlements of what it did not claim itself."""
     work, other, third = MessageWork(house.pool), MessageWork(house.pool), MessageWork(house.pool)
-    await sent(work, "a", "b", "c", "d", "e")
+    await sent(house.pool, "a", "b", "c", "d", "e")
     one, two, three, four, five = await work.claim(QUEUE, 10)
 
     assert await other.acknowledge([one]) == {one.id}
@@ -97,20 +98,20 @@ async def test_who_settles_for_another_ends_nothing_of_what_is_still_in_hand(hou
 async def test_those_who_settle_a_batch_at_the_same_time_all_may(house: House) -> None:
     work = MessageWork(house.pool)
     for _ in range(20):
-        await sent(work, *(f"key-{number}" for number in range(6)))
+        await sent(house.pool, *(f"key-{number}" for number in range(6)))
         claimed = await work.claim(QUEUE, 10)
 
         done = await asyncio.gather(*(work.acknowledge([message]) for message in claimed))
 
         assert set().union(*done) == set(ids(claimed))
-    await sent(work, "last")
+    await sent(house.pool, "last")
     await work.acknowledge(await work.claim(QUEUE, 10))
     assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
 
 
 async def test_a_late_holder_settles_until_somebody_else_has_it(house: House) -> None:
     late, other = MessageWork(house.pool, lease_s=0.01), MessageWork(house.pool)
-    await sent(late, "a", "b")
+    await sent(house.pool, "a", "b")
     claimed = await late.claim(QUEUE, 10)
     await asyncio.sleep(0.05)
     assert await late.acknowledge(claimed[:1]) == {claimed[0].id}
@@ -125,7 +126,7 @@ async def test_a_late_holder_settles_until_somebody_else_has_it(house: House) ->
 
 async def test_a_crash_of_the_database_forgets_who_had_what_and_not_the_messages(house: House) -> None:
     before, after = MessageWork(house.pool), MessageWork(house.pool)
-    await sent(before, "a")
+    await sent(house.pool, "a")
     claimed = await before.claim(QUEUE, 10)
     await house.pool.execute("TRUNCATE message_lease")
 
@@ -138,7 +139,7 @@ async def test_a_crash_of_the_database_forgets_who_had_what_and_not_the_messages
 
 async def test_many_at_once_never_have_the_same_key_and_leave_nothing(house: House) -> None:
     keys = [f"key-{number % 13}" for number in range(400)] + [""] * 100
-    expected = dict(zip(await sent(MessageWork(house.pool), *keys), keys, strict=True))
+    expected = dict(zip(await sent(house.pool, *keys), keys, strict=True))
     in_hand: set[str] = set()
     seen: dict[str, list[Id]] = {}
 
@@ -168,7 +169,7 @@ async def test_many_at_once_never_have_the_same_key_and_leave_nothing(house: Hou
 
 async def test_who_comes_while_another_chooses_gets_what_is_behind(house: House) -> None:
     work = MessageWork(house.pool)
-    sent_ids = await sent(work, *(f"key-{number}" for number in range(40)))
+    sent_ids = await sent(house.pool, *(f"key-{number}" for number in range(40)))
     async with house.pool.acquire() as connection, connection.transaction():
         chosen = [
             Id(row["id"].hex)
@@ -188,7 +189,7 @@ async def test_who_comes_while_another_chooses_gets_what_is_behind(house: House)
 
 async def test_a_program_that_receives_by_sql_and_a_worker_do_not_get_the_same(house: House) -> None:
     work = MessageWork(house.pool)
-    sent_ids = await sent(work, "", "", "")
+    sent_ids = await sent(house.pool, "", "", "")
     taken = await work.claim(QUEUE, 1)
     async with house.pool.acquire() as connection, connection.transaction():
         assert len(await connection.fetch("SELECT * FROM kassa_receive('post', 'office', 1)")) == 1
@@ -201,8 +202,7 @@ async def test_a_program_that_receives_by_sql_and_a_worker_do_not_get_the_same(h
 
 
 async def test_programs_that_receive_by_sql_side_by_side_keep_each_keys_order(house: House) -> None:
-    work = MessageWork(house.pool)
-    await sent(work, "k", "k", "o")
+    await sent(house.pool, "k", "k", "o")
 
     async def received(connection: Any, at_most: int) -> list[str]:
         rows = await connection.fetch("SELECT body FROM kassa_receive('post', 'office', $1)", at_most)
@@ -223,7 +223,7 @@ async def test_programs_that_receive_by_sql_side_by_side_keep_each_keys_order(ho
 
 async def test_a_program_that_receives_by_sql_gets_nothing_behind_what_a_worker_has_of_the_key(house: House) -> None:
     work = MessageWork(house.pool)
-    await sent(work, "k", "k")
+    await sent(house.pool, "k", "k")
     (taken,) = await work.claim(QUEUE, 1)
 
     receive = "SELECT body FROM kassa_receive('post', 'office', 9)"
@@ -235,7 +235,7 @@ async def test_a_program_that_receives_by_sql_gets_nothing_behind_what_a_worker_
 
 
 async def test_a_paused_group_gives_nothing_to_a_program_that_receives_by_sql(house: House) -> None:
-    await sent(MessageWork(house.pool), "k")
+    await sent(house.pool, "k")
     await house.pool.execute("SELECT kassa_listen('post', 'office')")
     await house.pool.execute("UPDATE subscription SET paused = true")
     receive = "SELECT body FROM kassa_receive('post', 'office', 9)"
@@ -251,7 +251,7 @@ class CutWork(MessageWork):
 
     is_cut = False
 
-    async def acknowledge(self, claimed: Sequence[ClaimedMessage]) -> set[Id]:
+    async def acknowledge(self, claimed: Sequence[Leased]) -> set[Id]:
         if not self.is_cut:
             self.is_cut = True
             raise ConnectionResetError
@@ -263,7 +263,7 @@ async def test_a_relay_that_loses_its_database_for_a_moment_gives_back_the_batch
     binder = PostgresBinder(house.pool, wakeups)
     await binder.provision([Topic("away", ("office",), "Letters, for the tests.")])
     relay = MessageRelay(work, binder, QUEUE, "away", wakeups)
-    sent_ids = await sent(work, "a", "a", "b")
+    sent_ids = await sent(house.pool, "a", "a", "b")
 
     with pytest.raises(ConnectionResetError):
         await relay.step()
@@ -277,7 +277,7 @@ async def test_a_relay_that_loses_its_database_for_a_moment_gives_back_the_batch
 
 async def test_what_is_claimed_for_somebody_who_was_cancelled_meanwhile_is_given_back(house: House) -> None:
     work = MessageWork(house.pool)
-    await sent(work, "a", "b")
+    await sent(house.pool, "a", "b")
     async with house.pool.acquire() as connection, connection.transaction():
         await connection.execute("LOCK TABLE message_lease IN ACCESS EXCLUSIVE MODE")
         claiming = asyncio.create_task(work.claim_whole(QUEUE, 10))
@@ -296,7 +296,7 @@ async def test_what_is_claimed_for_somebody_who_was_cancelled_meanwhile_is_given
 async def test_a_row_whose_headers_are_no_text_keeps_no_other_from_being_claimed(house: House, headers: str) -> None:
     """Programs write rows too."""
     work = MessageWork(house.pool)
-    await sent(work, "a", "odd", "b")
+    await sent(house.pool, "a", "odd", "b")
     await house.pool.execute("UPDATE message SET headers = $1 WHERE key = 'odd'", headers)
 
     claimed = await work.claim(QUEUE, 10)
@@ -316,7 +316,7 @@ async def test_a_message_that_ends_whoever_has_it_goes_alone_and_is_given_up(hou
         await asyncio.sleep(0.06)
         return found
 
-    killer, other, same_key = await sent(work, "k", "o", "k")
+    killer, other, same_key = await sent(house.pool, "k", "o", "k")
     for _ in range(LAPSES_ALONE):
         assert await claimed() == [killer, same_key, other]
 
@@ -343,7 +343,7 @@ async def test_what_is_given_up_for_its_lapses_is_counted_once(house: House) -> 
     """By whoever claimed it then, and in the words of whoever settles what comes from that queue."""
     meters = Meters()
     workers = [MessageWork(house.pool, meters=meters) for _ in range(3)]
-    killers = await sent(workers[0], "k", "o")
+    killers = await sent(house.pool, "k", "o")
     await house.pool.execute("UPDATE message SET lapses = $1", LAPSES_MAX)
 
     claimed = await asyncio.gather(*(work.claim(QUEUE, 10) for work in workers))
@@ -356,7 +356,7 @@ async def test_what_is_given_up_for_its_lapses_is_counted_once(house: House) -> 
 
 async def test_what_was_once_in_hand_with_others_that_ended_is_handed_out_with_them_again(house: House) -> None:
     work = MessageWork(house.pool, lease_s=0.05)
-    sent_ids = await sent(work, "a", "b", "c")
+    sent_ids = await sent(house.pool, "a", "b", "c")
     await work.claim(QUEUE, 10)
     await asyncio.sleep(0.06)
 

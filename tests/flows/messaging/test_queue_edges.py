@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flows.messaging.house import HOME, House
+from flows.messaging.house import HOME, House, put
 from kassa.errors import BrokerUnreachable
 from kassa.ids import new_id
 from kassa.messaging.brokers import Brokers, read_brokers
@@ -26,7 +26,7 @@ def queues_of(house: House, *urls: str) -> Queues:
 
 async def three(house: House, queue: str) -> MessageWork:
     work = MessageWork(house.pool)
-    await work.send([OutgoingMessage(new_id(), HOME, queue, "", 4, 0.0, {}, b"{}") for _ in range(3)])
+    await put(house.pool, *(OutgoingMessage(new_id(), HOME, queue, "", 4, 0.0, {}, b"{}") for _ in range(3)))
     return work
 
 

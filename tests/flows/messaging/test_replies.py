@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.messaging.house import HOME, House
+from flows.messaging.house import HOME, House, put
 from kassa.ids import Id, new_id
 from kassa.messaging import replies
 from kassa.messaging.binder import Binder
@@ -72,11 +72,11 @@ class LateWork(MessageWork):
 
 
 async def answer(
-    work: MessageWork, address: str, count: int = 1, headers: dict[str, str] | None = None, delay_s: float = 0.0
+    pool: Any, address: str, count: int = 1, headers: dict[str, str] | None = None, delay_s: float = 0.0
 ) -> None:
     """So many answers wait for an address."""
     headers = {REPLY_TO: address, **(headers or {})}
-    await work.send([OutgoingMessage(new_id(), HOME, QUEUE, "", 4, delay_s, headers, b"{}") for _ in range(count)])
+    await put(pool, *(OutgoingMessage(new_id(), HOME, QUEUE, "", 4, delay_s, headers, b"{}") for _ in range(count)))
 
 
 async def look(home: int, noun: str, resource: Id) -> bytes | None:
@@ -90,14 +90,14 @@ def wakeups(house: House) -> Wakeups:
 
 async def test_an_address_that_confirms_nothing_holds_up_no_other(house: House, wakeups: Wakeups) -> None:
     work, broker = MessageWork(house.pool), Slow(house.pool, wakeups)
-    await answer(work, "bad", 5)
-    await answer(work, "good", 300)
+    await answer(house.pool, "bad", 5)
+    await answer(house.pool, "good", 300)
     running = asyncio.create_task(ReplyRelay(work, broker, look, wakeups).run())
 
     left = 305
     async with asyncio.timeout(PATIENCE_S):
         await broker.is_asked.wait()
-        await answer(work, "bad", 5)
+        await answer(house.pool, "bad", 5)
         while left > 10:
             await asyncio.sleep(0.05)
             left = await house.pool.fetchval("SELECT count(*) FROM message")
@@ -115,7 +115,7 @@ async def test_an_address_that_confirms_nothing_is_tried_more_and_more_seldom(
     work, broker = NotedWork(house.pool), Slow(house.pool, wakeups)
     relay = ReplyRelay(work, broker, look, wakeups)
     broker.says_so.set()
-    await answer(work, "bad")
+    await answer(house.pool, "bad")
 
     async with asyncio.timeout(PATIENCE_S):
         while len(work.delays_s) < 6:
@@ -128,7 +128,7 @@ async def test_an_address_that_confirms_nothing_is_tried_more_and_more_seldom(
 
 async def test_a_relay_that_ends_gives_back_what_it_could_not_send(house: House, wakeups: Wakeups) -> None:
     work, broker = MessageWork(house.pool), Slow(house.pool, wakeups)
-    await answer(work, "bad", 3)
+    await answer(house.pool, "bad", 3)
     running = asyncio.create_task(ReplyRelay(work, broker, look, wakeups).run())
     await asyncio.wait_for(broker.is_asked.wait(), PATIENCE_S)
 
@@ -143,7 +143,7 @@ async def test_a_relay_that_ends_while_it_claims_gives_back_what_it_would_have_g
     house: House, wakeups: Wakeups
 ) -> None:
     work = LateWork(house.pool)
-    await answer(work, "good", 3)
+    await answer(house.pool, "good", 3)
     running = asyncio.create_task(ReplyRelay(work, Slow(house.pool, wakeups), look, wakeups).run())
     await asyncio.wait_for(work.has_claimed.wait(), PATIENCE_S)
 
@@ -159,9 +159,9 @@ async def test_an_answer_that_cannot_be_looked_up_holds_up_no_other_and_is_tried
 ) -> None:
     work, broker = NotedWork(house.pool), Slow(house.pool, wakeups)
     relay = ReplyRelay(work, broker, look, wakeups)
-    await answer(work, "one", headers={"kassa-owed": "payment x"})
-    await answer(work, "one")
-    await answer(work, "two")
+    await answer(house.pool, "one", headers={"kassa-owed": "payment x"})
+    await answer(house.pool, "one")
+    await answer(house.pool, "two")
 
     assert await relay.step() == 3
 
@@ -174,7 +174,7 @@ async def test_an_answer_that_cannot_be_looked_up_holds_up_no_other_and_is_tried
 
 async def test_an_answer_that_nobody_could_look_up_for_an_hour_is_a_dead_letter(house: House, wakeups: Wakeups) -> None:
     work = MessageWork(house.pool)
-    await answer(work, "one", headers={"kassa-owed": "payment x"})
+    await answer(house.pool, "one", headers={"kassa-owed": "payment x"})
     await house.pool.execute("UPDATE message SET attempts = 60")
 
     await ReplyRelay(work, Slow(house.pool, wakeups), look, wakeups).step()
@@ -188,8 +188,8 @@ async def test_a_database_that_is_away_costs_an_address_a_pause_and_no_try(house
         raise ConnectionResetError(noun)
 
     work, broker = NotedWork(house.pool), Slow(house.pool, wakeups)
-    await answer(work, "one", headers={"kassa-owed": "payment x"})
-    await answer(work, "one")
+    await answer(house.pool, "one", headers={"kassa-owed": "payment x"})
+    await answer(house.pool, "one")
 
     await ReplyRelay(work, broker, look_in_vain, wakeups).step()
 
@@ -206,8 +206,8 @@ async def test_a_broker_that_breaks_costs_an_address_a_pause_and_no_try(house: H
             return await super().reply(address, records, deadline_s=deadline_s)
 
     work, broker = NotedWork(house.pool), Broken(house.pool, wakeups)
-    await answer(work, "bad", 2)
-    await answer(work, "good")
+    await answer(house.pool, "bad", 2)
+    await answer(house.pool, "good")
 
     await ReplyRelay(work, broker, look, wakeups).step()
 
@@ -219,10 +219,10 @@ async def test_a_broker_that_breaks_costs_an_address_a_pause_and_no_try(house: H
 async def test_purging_leaves_an_answer_that_is_owed_and_not_due(house: House, wakeups: Wakeups) -> None:
     """Whoever asks the channel replaces it; were it gone, who asked would never hear."""
     work, owed = MessageWork(house.pool), {"kassa-owed": "payment x"}
-    await answer(work, "later", headers=owed, delay_s=3600.0)
-    await answer(work, "due", headers=owed)
-    await answer(work, "known")
-    await answer(work, "known later", delay_s=3600.0)
+    await answer(house.pool, "later", headers=owed, delay_s=3600.0)
+    await answer(house.pool, "due", headers=owed)
+    await answer(house.pool, "known")
+    await answer(house.pool, "known later", delay_s=3600.0)
 
     assert await work.purge(QUEUE) == 3
 

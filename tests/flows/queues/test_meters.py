@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flows.messaging.house import put
 from flows.service.conftest import until
 from kassa.db.pool import close_pool, connect, open_pool
 from kassa.ids import new_id
@@ -37,9 +38,8 @@ async def relay_mails(pool: Any, url: str, meters: Meters, count: int) -> None:
     """Sends so many to a topic that `#shop.mails` on a broker's URL names, as `kassa worker relay` does."""
     wakeups = Wakeups(lambda: connect(url, application="test wake"))
     work = MessageWork(pool)
-    await work.send(
-        [OutgoingMessage(new_id(), 0, MAILS.name, "", 4, 0.0, {}, str(number).encode()) for number in range(count)]
-    )
+    mails = [OutgoingMessage(new_id(), 0, MAILS.name, "", 4, 0.0, {}, str(number).encode()) for number in range(count)]
+    await put(pool, *mails)
     binder = make_binder("memory", Resources(pool, wakeups, (MAILS,), meters))
     assert isinstance(binder, MeteredBinder)
     async with binder:

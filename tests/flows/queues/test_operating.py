@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from flows.api.support import House, Shop
+from flows.messaging.house import put
 from flows.queues.house import Till, until
 from kassa.errors import QueueNotFound, QueueNotPausable, QueueNotPurgeable, RequestInvalid
 from kassa.ids import new_id
@@ -141,11 +142,11 @@ async def test_forgetting_the_dead_counts_those_that_were_not_replayed(till: Til
 async def test_purging_answers_leaves_those_that_are_owed_and_not_due(till: Till) -> None:
     name = f"replies:{till.broker.name}"
     headers = {"reply-to": "nobody-is-here"}
-    await MessageWork(till.pool).send(
-        [
-            OutgoingMessage(new_id(), 1, name, "", 4, HOUR_S, headers | owed, b"{}")
-            for owed in ({}, {"kassa-owed": f"payment {new_id()}"})
-        ]
+    owed = {"kassa-owed": f"payment {new_id()}"}
+    await put(
+        till.pool,
+        OutgoingMessage(new_id(), 1, name, "", 4, HOUR_S, headers, b"{}"),
+        OutgoingMessage(new_id(), 1, name, "", 4, HOUR_S, headers | owed, b"{}"),
     )
 
     purged = await till.house.app.queues.purge(name)

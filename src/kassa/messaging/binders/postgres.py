@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Container, Coroutine, Iterable, Sequence
 from contextlib import suppress
+from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -39,9 +40,9 @@ from kassa.messaging.model import (
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import MESSAGES, POLL_S, Wakeups, Watch
 from kassa.messaging.work import (
-    LAPSES_ALONE,
     ClaimedMessage,
     Columns,
+    Leased,
     MessageWork,
     OutgoingMessage,
     ParkedMessage,
@@ -286,7 +287,7 @@ class PostgresBinder:
         while True:
             # Until no group comes or goes meanwhile; the sender's deadline ends it.
             believed = self._queues.get(topic, [])
-            queues = await self._work.send_columns(topic, believed, _columns(believed, records))
+            queues = await self._work.send(topic, believed, _columns(believed, records))
             if queues == believed:
                 return queues
             if len(self._queues) >= TOPICS_KEPT_MAX:
@@ -341,7 +342,10 @@ class PostgresSubscription:
         """How many batches nothing was claimed ahead for after it was in vain, and for how many more."""
 
     async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
-        """Looks, unless it waits and is known to be in vain, and waits until a look is worth it."""
+        return [_delivery(message) for message in await self.claim(limit, wait_s)]
+
+    async def claim(self, limit: int, wait_s: float) -> list[ClaimedMessage]:
+        """Looks, unless it waits and is known to be in vain, and waits until a look is worth it. Raises BrokerUnreachable."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
         is_quick = clock() - self._given_at < AHEAD_S
@@ -351,7 +355,7 @@ class PostgresSubscription:
             claimed = await self._take_ahead(limit)
             while not claimed and not self._is_closed:
                 if wait_s <= 0 or self._lookout.begin(self._queue):
-                    claimed = await self._claim(limit)
+                    claimed = await self._look(limit)
                 left_s = deadline - clock()
                 if claimed or left_s <= 0:
                     break
@@ -364,16 +368,15 @@ class PostgresSubscription:
             self._given_at = clock()
             if wait_s > 0 and is_quick and len(claimed) == limit >= AHEAD_MIN:
                 self._look_ahead(limit)
-        return [_delivery(message) for message in claimed]
+        return claimed
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         """One statement per kind of end. A lost connection leaves the leases to run out."""
         acked: list[ClaimedMessage] = []
         failed: list[tuple[ClaimedMessage, float, str | None, bool]] = []
         dead: list[tuple[ClaimedMessage, str]] = []
-        for delivery, end in settled:
-            message = _message(delivery)
-            self._held.pop(message.id, None)
+        messages = [_message(delivery) for delivery, _ in settled]
+        for message, (_, end) in zip(messages, settled, strict=True):
             match end:
                 case Ack():
                     acked.append(message)
@@ -381,6 +384,18 @@ class PostgresSubscription:
                     failed.append((message, delay_s, reason, counts))
                 case Dead(reason):
                     dead.append((message, reason))
+        done = await self.end(acked, failed, dead)
+        return [message.id in done for message in messages]
+
+    async def end(
+        self,
+        acked: Sequence[Leased],
+        failed: Sequence[tuple[Leased, float, str | None, bool]],
+        dead: Sequence[tuple[Leased, str]],
+    ) -> set[Id]:
+        """As `settle`, of whatever says which message it is; those that were ours."""
+        for one in chain(acked, (message for message, *_ in failed), (message for message, _ in dead)):
+            self._held.pop(one.id, None)
         done: set[Id] = set()
         try:
             # The dead go first: what waited behind them is free when the retries are counted.
@@ -392,7 +407,7 @@ class PostgresSubscription:
         self._lookout.settled(self._queue, is_given_back=bool(failed))
         if not self._held:
             self._drained.set()
-        return [_message(delivery).id in done for delivery, _ in settled]
+        return done
 
     async def close(self, drain_s: float) -> None:
         """Gives back what is still held when the time is over; what the database does not take back, its lease does."""
@@ -413,11 +428,19 @@ class PostgresSubscription:
             self._lookout.wake(self._queue)
         self._lookout.forget(self._queue)
 
+    async def release(self, claimed: Sequence[Leased]) -> None:
+        """These were handed to nobody: as if they had never been claimed."""
+        for one in claimed:
+            self._held.pop(one.id, None)
+        if claimed:
+            await self._work.release(claimed)
+            self._lookout.wake(self._queue)
+
     def let_go(self, *, but: Container[Id]) -> None:
         """All but these are settled somewhere else, under the lease that they have: `close` does not give them back."""
         self._held = {id: message for id, message in self._held.items() if id in but}
 
-    async def _claim(self, limit: int) -> list[ClaimedMessage]:
+    async def _look(self, limit: int) -> list[ClaimedMessage]:
         """Goes on when who asks is cancelled: the answer would be lost, and what was claimed would wait for its lease."""
         claiming = self._follow(self._claim_to_the_end(limit))
         try:
@@ -436,7 +459,7 @@ class PostgresSubscription:
     async def _claim_to_the_end(self, limit: int) -> list[ClaimedMessage]:
         claimed = await self._work.claim(self._queue, limit)
         if claimed and self._is_closed:
-            await self._release(claimed)
+            await self.release(claimed)
             return []
         self._held.update((message.id, message) for message in claimed)
         return claimed
@@ -444,8 +467,7 @@ class PostgresSubscription:
     async def _forgo(self, claiming: asyncio.Task[list[ClaimedMessage]]) -> None:
         try:
             with suppress(*AWAY):
-                claimed = [message for message in await claiming if self._held.pop(message.id, None) is not None]
-                await self._release(claimed)
+                await self.release([message for message in await claiming if message.id in self._held])
         finally:
             self._lookout.wake(self._queue)
 
@@ -466,9 +488,9 @@ class PostgresSubscription:
             claimed = await self._work.claim(self._queue, limit, windows=1)
         except AWAY:
             return []
-        if claimed and claimed[0].lapses >= LAPSES_ALONE:
+        if claimed and claimed[0].alone:
             # It may end whoever has it in hand, and it would count for what he has besides.
-            await self._release(claimed)
+            await self.release(claimed)
             return []
         return claimed
 
@@ -488,7 +510,7 @@ class PostgresSubscription:
         self._held.update((message.id, message) for message in claimed[:limit])
         self._lookout.found(self._queue)
         if len(claimed) > limit:
-            self._follow(self._release(claimed[limit:]))
+            self._follow(self.release(claimed[limit:]))
         return claimed[:limit]
 
     def _leave_ahead(self) -> None:
@@ -506,13 +528,7 @@ class PostgresSubscription:
         self._to_skip = self._skipped
 
     async def _put_back(self, claiming: asyncio.Task[list[ClaimedMessage]]) -> None:
-        await self._release(await claiming)
-
-    async def _release(self, claimed: Sequence[ClaimedMessage]) -> None:
-        """Of these nobody has heard yet."""
-        if claimed:
-            await self._work.release(claimed)
-            self._lookout.wake(self._queue)
+        await self.release(await claiming)
 
     def _follow(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(coroutine)
@@ -556,12 +572,17 @@ def _priority(record: Record) -> int:
     return min(max(record.priority, 0), PRIORITY_MAX)
 
 
-def _delivery(message: ClaimedMessage) -> Delivery:
-    # Nobody else reads the message's headers, so they need no copy.
+def as_record(message: ClaimedMessage) -> Record:
+    """What was sent. To be asked once of a message: its headers go with the record."""
     id = message.headers.pop(RECORD_HEADER, message.id)
-    record = Record(id, message.key, message.body, message.headers, message.priority, 0.0, message.home)
-    alone = message.lapses >= LAPSES_ALONE
-    return Delivery(record, message.attempts, message.created_at, message, message.lease, (message.done,), alone)
+    return Record(id, message.key, message.body, message.headers, message.priority, 0.0, message.home)
+
+
+def _delivery(message: ClaimedMessage) -> Delivery:
+    record = as_record(message)
+    return Delivery(
+        record, message.attempts, message.created_at, message, message.lease, (message.done,), message.alone
+    )
 
 
 def _message(delivery: Delivery) -> ClaimedMessage:

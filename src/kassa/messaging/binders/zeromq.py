@@ -39,7 +39,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, QueueNotFound, SettingInvalid, TooMany
 from kassa.ids import Id, new_id
 from kassa.messaging.binder import Resources, Subscription
-from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription
+from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription, as_record
 from kassa.messaging.model import (
     Ack,
     Confirmed,
@@ -580,7 +580,7 @@ class Hub:
         subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
         left = session.left.pop(wanted.subscription, None)
         if left is not None and not self._is_fresh(left):
-            await subscription.settle([_settlement(_given_back(one)) for one in left.handed])
+            await subscription.release(left.handed)
             left = None
         found = left or await self._claim(subscription, wanted)
         count = min(wanted.limit, len(_batch([one.record for one in found.handed])))
@@ -594,10 +594,10 @@ class Hub:
         consumer may have it."""
         return asyncio.get_running_loop().time() - left.claimed_at <= self._lease_s / 2
 
-    async def _claim(self, subscription: Subscription, wanted: _Receive) -> _Left:
+    async def _claim(self, subscription: PostgresSubscription, wanted: _Receive) -> _Left:
         began = asyncio.get_running_loop().time()
         # In this order: a peer's NaN is no number to wait for, and `min` gives its first then.
-        claimed = await subscription.receive(wanted.limit, min(RECEIVE_MAX_S, wanted.wait_s))
+        claimed = await subscription.claim(wanted.limit, min(RECEIVE_MAX_S, wanted.wait_s))
         return _Left(began, [_handed(one) for one in claimed])
 
     def _leave(self, session: _Session, name: str, rest: _Left) -> None:
@@ -610,7 +610,11 @@ class Hub:
         wanted: _Settle = _decode(raw, _Settle)
         subscription = await self._subscription(session, wanted.subscription, wanted.topic, wanted.group)
         session.in_hand.get(wanted.subscription, set()).difference_update((end.id, end.lease) for end in wanted.ends)
-        return await subscription.settle([_settlement(end) for end in wanted.ends])
+        acked = [end for end in wanted.ends if end.kind == "ack"]
+        failed = [(end, end.delay_s, end.reason, end.counts) for end in wanted.ends if end.kind == "retry"]
+        dead = [(end, end.reason or "") for end in wanted.ends if end.kind == "dead"]
+        done = await subscription.end(acked, failed, dead)
+        return [end.id in done for end in wanted.ends]
 
     async def _close(self, session: _Session, raw: msgspec.Raw) -> None:
         wanted: _Receive = _decode(raw, _Receive)
@@ -636,28 +640,9 @@ class Hub:
         await self._end(session)
 
 
-def _handed(delivery: Delivery) -> _Handed:
-    message = delivery.token
-    if not isinstance(message, ClaimedMessage):
-        raise InvariantBroken("The hub's memory is PostgreSQL.")
-    return _Handed(delivery.record, delivery.attempts, message.created_at, message.id, message.lease, delivery.alone)
-
-
-def _given_back(handed: _Handed) -> _End:
-    return _End(handed.id, handed.lease, "retry", 0.0, None, False)
-
-
-def _settlement(end: _End) -> tuple[Delivery, Settlement]:
-    """As the hub's memory wants it; only id and lease say which message it is."""
-    message = ClaimedMessage(end.id, 0, "", 0, datetime.min, 0, 0, end.lease, {}, b"")
-    delivery = Delivery(Record(end.id, "", b"", {}), 0, None, message, end.lease)
-    match end.kind:
-        case "ack":
-            return delivery, Ack()
-        case "retry":
-            return delivery, RetryAfter(end.delay_s, end.reason, end.counts)
-        case _:
-            return delivery, Dead(end.reason or "")
+def _handed(message: ClaimedMessage) -> _Handed:
+    record = as_record(message)
+    return _Handed(record, message.attempts, message.created_at, message.id, message.lease, message.alone)
 
 
 # The peer
