@@ -4,9 +4,9 @@ Counters begin at 0 with each process, as Prometheus expects of them. Whoever wa
 and `kassa queue watch` over the database.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import Protocol
 from weakref import WeakSet
@@ -19,6 +19,8 @@ BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 30.0, 300.0, 1800.0, 21600.0,
 )  # fmt: skip
 """Upper ends of the buckets of latency. Produced to handled: a delivery may wait for a retry in half an hour."""
+_BOUNDS = tuple(timedelta(seconds=bound_s) for bound_s in BOUNDS_S)
+_ZERO = timedelta()
 
 
 class Passage:
@@ -39,29 +41,29 @@ class Passage:
         """Of the handled ones by their latency; the last bucket has no end. Not cumulative."""
         self.latency_s = 0.0
 
-    def took(self, latency_s: float, count: int = 1) -> None:
-        """So many records were handled so long after they were produced. Clocks of two machines may disagree: not below 0."""
+    def took(self, latency_s: float) -> None:
+        """A record was handled so long after it was produced. Clocks of two machines may disagree: not below 0."""
         latency_s = max(latency_s, 0.0)
-        self.handled += count
-        self.buckets[bisect_left(BOUNDS_S, latency_s)] += count
-        self.latency_s += latency_s * count
+        self.handled += 1
+        self.buckets[bisect_left(BOUNDS_S, latency_s)] += 1
+        self.latency_s += latency_s
 
     def took_since(self, produced: Sequence[datetime | None], now: datetime) -> None:
         """One record for each time at which one was produced; None: nobody knows when."""
-        before, count = None, 0
-        for at in produced:
-            # Records of an envelope have one time between them.
-            if at is not before:
-                self._count(before, count, now)
-                before, count = at, 0
-            count += 1
-        self._count(before, count, now)
-
-    def _count(self, at: datetime | None, count: int, now: datetime) -> None:
-        if at is not None:
-            self.took((now - at).total_seconds(), count)
-        else:
-            self.handled += count
+        self.handled += len(produced)
+        ages = sorted([now - at for at in produced if at is not None])
+        if not ages:
+            return
+        if ages[0] < _ZERO:
+            ages = [max(age, _ZERO) for age in ages]
+        self.latency_s += sum(ages, _ZERO).total_seconds()
+        # Records that were handled together are about as old, so most of these are in one bucket.
+        first, last, counted = bisect_left(_BOUNDS, ages[0]), bisect_left(_BOUNDS, ages[-1]), 0
+        for place in range(first, last):
+            end = bisect_right(ages, _BOUNDS[place])
+            self.buckets[place] += end - counted
+            counted = end
+        self.buckets[last] += len(ages) - counted
 
 
 class Sending:

@@ -133,12 +133,9 @@ async def _relay_events(app: App, broker: Broker, topic: str) -> None:
             broker.is_away(halt.reason)
             raise
         broker.is_back()
-        now = app.clock.now()
-        for record, failure in zip(records, answers, strict=True):
-            if failure is None:
-                passage.took((now - record.at).total_seconds())
-            else:
-                passage.retried += 1
+        sent = [record.at for record, failure in zip(records, answers, strict=True) if failure is None]
+        passage.took_since(sent, app.clock.now())
+        passage.retried += len(records) - len(sent)
         passage.received += len(records)
         return answers
 

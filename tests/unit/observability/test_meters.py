@@ -23,6 +23,21 @@ def test_records_of_a_batch_are_counted_by_their_latency() -> None:
     assert passage.latency_s == pytest.approx(4.003)
 
 
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_batch_counts_as_its_records_one_by_one(times: int) -> None:
+    """Also those that are as old as a bucket's end, older than all, or not born yet."""
+    ages_s = [-5.0, 0.0, 0.002, 99_999.0, *BOUNDS_S, *(bound_s + 0.0001 for bound_s in BOUNDS_S)]
+    together, one_by_one = Passage(), Passage()
+
+    together.took_since([NOW - timedelta(seconds=age_s) for age_s in reversed(ages_s)] * times, NOW)
+    for age_s in ages_s * times:
+        one_by_one.took(age_s)
+
+    assert together.buckets == one_by_one.buckets
+    assert together.handled == one_by_one.handled
+    assert together.latency_s == pytest.approx(one_by_one.latency_s)
+
+
 def test_a_clock_that_is_behind_makes_no_latency_below_zero() -> None:
     passage = Passage()
 
@@ -65,8 +80,8 @@ def test_open_circuit_breakers_are_counted_while_they_live() -> None:
 @pytest.mark.parametrize(("part", "low", "high"), [(0.5, 0.001, 0.0025), (0.99, 0.5, 1.0), (1.0, 0.5, 1.0)])
 def test_a_quantile_lies_in_its_bucket(part: float, low: float, high: float) -> None:
     passage = Passage()
-    passage.took(0.002, 90)
-    passage.took(0.7, 10)
+    for latency_s in [0.002] * 90 + [0.7] * 10:
+        passage.took(latency_s)
 
     found = quantile(passage.buckets, part)
 
