@@ -43,7 +43,7 @@ SETTINGS: Mapping[str, str] = {
     "checkpoint_completion_target": "0.9",
     "fsync": "on",
     "synchronous_commit": "on",
-    # What was deleted without waiting for the disk, as queues do, is looked at by each claim until it is there.
+    # What was deleted without waiting for the disk, as queues do, is looked at by each claim until the log is on the disk.
     "wal_writer_delay": "20ms",
     "full_page_writes": "on",
     "default_transaction_isolation": "read committed",

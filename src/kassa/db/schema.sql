@@ -178,8 +178,8 @@ CREATE SEQUENCE message_lease_number;
 -- Due messages of one queue, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
 -- only if nobody holds an earlier one: a key has one holder. What was only sent with a delay and never handed out holds up
 -- nothing. The candidates are bounded, so that a long queue behind one key costs no more than a short one; where all of them
--- wait or are somebody else's, the next and larger window is looked at, and so on: so many windows at most. Whether somebody else was
--- quicker is asked once more behind the locks.
+-- wait or are somebody else's, the next and larger window is looked at, and so on: so many windows at most. Whether somebody
+-- else was quicker is asked once more behind the locks.
 --
 -- The planner's settings: a queue that was nearly empty when PostgreSQL last looked is believed to be so still, and sorting what any
 -- index finds of it to be as good as the index that is in order. It would read the whole queue ten times for each batch.
@@ -788,9 +788,19 @@ LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
     INSERT INTO subscription (topic, group_name) VALUES (kassa_listen.topic, kassa_listen.group_name) ON CONFLICT DO NOTHING
 $$;
 
+-- A body as text; NULL for one that is none.
+CREATE FUNCTION body_text(body bytea) RETURNS text
+LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN convert_from(body, 'UTF8');
+EXCEPTION WHEN character_not_in_repertoire OR untranslatable_character THEN
+    RETURN NULL;
+END
+$$;
+
 -- The next records of a group. They are gone with the caller's commit, and there again after his rollback: what he does with
 -- them in the same transaction is done once. Of each key the first one comes, unless somebody else has it or has not committed it;
--- if there is room, those behind it too. Whether somebody else has one in hand is asked once more behind the lock, when his lease
+-- if there is room, those behind it too. A body that is no text comes as base64, and a header says so. Whether somebody else has one in hand is asked once more behind the lock, when his lease
 -- is there to be seen.
 CREATE FUNCTION kassa_receive(topic text, group_name text DEFAULT 'client', at_most integer DEFAULT 1)
 RETURNS TABLE (correlation_id text, body text, headers jsonb)
@@ -841,9 +851,12 @@ BEGIN
                 WHERE earlier.topic = of_group AND earlier.key = m.key AND earlier.position < m.position
                   AND (earlier.returned OR earlier.due <= clock_timestamp())
                   AND earlier.id <> ALL(free)))
-        RETURNING m.position, m.headers::jsonb AS said, m.body AS raw
+        RETURNING m.position, m.headers::jsonb AS said, m.body AS raw, body_text(m.body) AS text
     )
-    SELECT g.said ->> 'correlation-id', convert_from(g.raw, 'UTF8'), g.said FROM gone AS g ORDER BY g.position;
+    SELECT g.said ->> 'correlation-id', COALESCE(g.text, translate(encode(g.raw, 'base64'), E'\n', '')),
+           CASE WHEN g.text IS NULL THEN g.said || '{"content-transfer-encoding": "base64"}' ELSE g.said END
+      FROM gone AS g
+     ORDER BY g.position;
 END
 $$;
 

@@ -56,6 +56,8 @@ class Lookout:
         """When the last one left."""
         self._late: asyncio.Task[dict[str, float]] | None = None
         """A question that took too long; until it has ended there is no other."""
+        self._is_answered = True
+        """Whether the last question was: while the database is away it is said once."""
 
     def begin(self, name: str) -> bool:
         """Whether to look into a queue now; then what happens from now on makes it worth another look."""
@@ -160,8 +162,11 @@ class Lookout:
             due_s = await self._answer(names)
         except Exception as error:
             # Whatever it is: who waits looks by himself meanwhile, and nobody else would ask for them again.
-            log.warning("lookout.not_asked", error=type(error).__name__)
+            if self._is_answered:
+                log.warning("lookout.not_asked", error=type(error).__name__)
+            self._is_answered = False
             return False
+        self._is_answered = True
         for name in names:
             if (queue := self._queues.get(name)) is not None and not queue.may_have:
                 self._expect(queue, due_s.get(name), was_looked_into=name in unsure)

@@ -180,11 +180,12 @@ SELECT paused
    AND group_name = $2;
 
 -- name: acknowledge_messages
--- Done, for handlers whose effect is elsewhere; the answer is what is not, usually nothing. Only under the lease that they were
--- given ($2); leases of which nothing is in hand any more ($3) end. The others stay as they are (unlike in `let_go`), so that those who acknowledge parts of a batch need
--- not wait for each other's commits: what is deleted is in nobody's hand. They are found by an array: a planner that believes the
--- table empty, as it was when it last looked, would begin a join with it and read it all. Nobody waits for the disk either: the
--- effect is on it, and an acknowledgement that a crash of the database takes back means that the message comes again.
+-- Done, for handlers whose effect is elsewhere; the answer is how many, and which if it is not all of them or none. Only under the
+-- lease that they were given ($2); leases of which nothing is in hand any more ($3) end. The others stay as they are (unlike in
+-- `let_go`), so that those who acknowledge parts of a batch need not wait for each other's commits: what is deleted is in nobody's
+-- hand. They are found by an array: a planner that believes the table empty, as it was when it last looked, would begin a join with
+-- it and read it all. Nobody waits for the disk either: the effect is on it, and an acknowledgement that a crash of the database
+-- takes back means that the message comes again.
 WITH unhurried AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
 ),
@@ -216,7 +217,9 @@ gone AS (
             WHERE (g.id, g.lease) IN (SELECT id, lease FROM ours)))
     RETURNING id
 )
-SELECT id FROM given WHERE id NOT IN (SELECT id FROM gone);
+SELECT (SELECT count(*) FROM gone) AS count,
+       CASE WHEN (SELECT count(*) FROM gone) BETWEEN 1 AND (SELECT count(*) FROM given) - 1
+            THEN (SELECT array_agg(id) FROM gone) END AS some;
 
 -- name: retry_messages
 -- Again later, only under the lease that was given. What waits behind it in its key waits as long and holds up the rest of the

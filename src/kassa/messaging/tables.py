@@ -11,8 +11,13 @@ NAMES = (
     "consumer",
 )  # fmt: skip
 """What of `db/schema.sql` messaging needs where there is no Kassa."""
-LATER = {("message_lease", "messages"): "0004_message_leases.sql", ("message", "lapses"): "0006_lapsed_leases.sql"}
-"""Columns that a database may lack which was made by an earlier version, with the migration of Kassa's that brings each."""
+LATER = (
+    ("message_lease", "messages", "0004_message_leases.sql"),
+    ("message", "lapses", "0006_lapsed_leases.sql"),
+    ("claim_messages", "windows", "0009_claims_ahead.sql"),
+)
+"""Columns of tables and arguments of functions that a database may lack which was made by an earlier version, with the migration of
+Kassa's that brings each."""
 _LOCK = 0x4B61736D  # "Kasm": two processes that start together make the tables once.
 _STATEMENT = re.compile(
     r"^CREATE (?:"
@@ -58,14 +63,15 @@ async def _missing(connection: Any) -> list[str]:
     migrations = files("kassa.db").joinpath("migrations")
     return [
         migrations.joinpath(name).read_text(encoding="utf-8")
-        for (table, column), name in LATER.items()
-        if not await _has(connection, table, column)
+        for whole, part, name in LATER
+        if not await _has(connection, whole, part)
     ]
 
 
-async def _has(connection: Any, table: str, column: str) -> bool:
+async def _has(connection: Any, whole: str, part: str) -> bool:
     has: bool = await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = $2)",
-        f"{SCHEMA}.{table}", column,
+        "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass($1) AND attname = $2)"
+        " OR EXISTS (SELECT FROM pg_proc WHERE oid = to_regproc($1) AND $2 = ANY(proargnames))",
+        f"{SCHEMA}.{whole}", part,
     )  # fmt: skip
     return has

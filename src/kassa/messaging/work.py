@@ -302,8 +302,8 @@ class MessageWork:
 
     async def claim(self, topic: str, limit: int, *, windows: int = WINDOWS_MAX) -> list[ClaimedMessage]:
         """At most `limit` due messages, urgent ones first. A key's messages come in order and to one holder at a
-        time. They are given back here: where everything of a lease is, the lease ends. windows: 1 to look at the next `limit` only,
-        though others may hold them and not what is behind."""
+        time. They are given back here: where everything of a lease is, the lease ends. windows: how often to look further
+        behind, where the keys of what was looked at are in somebody's hand."""
         started = time.monotonic()
         rows = await self._pool.fetch(_SQL.claim_messages, topic, limit, self._lease, windows)
         claimed = [_claimed(row) for row in rows]
@@ -356,14 +356,14 @@ class MessageWork:
         """Done, for effects that are not in this database. What is missing from the answer was not ours any more."""
         given = _by_lease(claimed)
         ended = self._ended_by(given)
-        rows = await self._pool.fetch(
-            _SQL.acknowledge_messages,
-            array([message.id for message in claimed]),
-            array([str(message.lease) for message in claimed]),
-            ended,
+        ids = [message.id for message in claimed]
+        count, some = await self._pool.fetchrow(
+            _SQL.acknowledge_messages, array(ids), array([str(message.lease) for message in claimed]), ended
         )
         self._let_go(given, ended)
-        return {message.id for message in claimed}.difference(Id(row["id"].hex) for row in rows)
+        if some is not None:
+            return {Id(id.hex) for id in some}
+        return set(ids) if count else set()
 
     async def retry(self, failed: Sequence[tuple[Leased, float, str | None, bool]]) -> set[Id]:
         """(message, seconds, error, whether it counts as a try): again later, and the rest of its key behind it."""

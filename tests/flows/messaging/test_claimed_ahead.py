@@ -13,7 +13,7 @@ from kassa.messaging.binders.postgres import AHEAD_MIN, AHEAD_S, PostgresBinder,
 from kassa.messaging.model import Ack, Confirmed, Delivery, Record, RetryAfter
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
-from kassa.messaging.work import LAPSES_ALONE, MessageWork
+from kassa.messaging.work import LAPSES_ALONE, WINDOWS_MAX, ClaimedMessage, MessageWork
 
 TOPIC = Topic("post", ("office",), "Letters, for the tests.")
 QUEUE = "post:office"
@@ -154,7 +154,7 @@ async def test_who_asks_for_less_gets_the_first_and_the_rest_is_free(office: Off
     assert numbers(await office.receive()) == list(range(2 * BATCH + 10, 3 * BATCH))
 
 
-async def test_who_is_cancelled_leaves_what_is_ahead_to_the_next_one(office: Office) -> None:
+async def test_who_is_cancelled_leaves_what_is_ahead_to_anybody(office: Office) -> None:
     await office.send(3 * BATCH)
     await office.begin()
 
@@ -163,7 +163,61 @@ async def test_who_is_cancelled_leaves_what_is_ahead_to_the_next_one(office: Off
     asked.cancel()
     await asyncio.wait([asked])
 
+    await office.until_in_hand(2 * BATCH)
     assert numbers(await office.receive()) == list(range(2 * BATCH, 3 * BATCH))
+
+
+async def test_who_waits_for_a_claim_that_is_slow_gets_it(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overloaded database is not asked twice."""
+    await office.send(3 * BATCH)
+    claim = MessageWork.claim
+
+    async def late(work: MessageWork, topic: str, limit: int, *, windows: int = WINDOWS_MAX) -> list[ClaimedMessage]:
+        claimed = await claim(work, topic, limit, windows=windows)
+        await asyncio.sleep(2 * AHEAD_S)
+        return claimed
+
+    first = await office.receive()
+    monkeypatch.setattr(MessageWork, "claim", late)
+    second = await office.receive()
+    office.pool.statements.clear()
+    third = await office.receive()
+
+    assert numbers(third) == list(range(2 * BATCH, 3 * BATCH))
+    assert office.claims <= 2, "of this one and of the next"
+    await office.settle(first + second + third)
+
+
+async def test_few_more_keys_than_a_batch_has_make_no_tiny_batches(office: Office) -> None:
+    """What can be ahead is the few keys that are not in hand: it comes, and is not tried again for a while."""
+    await office.send(20 * BATCH, keys=BATCH + 5)
+    sizes: list[int] = []
+    while sum(sizes) < 20 * BATCH:
+        deliveries = await office.receive()
+        sizes.append(len(deliveries))
+        await asyncio.sleep(0.005)
+        await office.settle(deliveries)
+
+    assert len(sizes) <= 20 + 6, "after 1, 3, 7 and 15 batches"
+
+
+async def test_a_claim_ahead_that_fails_is_told_once(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    await office.send(3 * BATCH)
+    await office.settle(await office.receive())
+
+    async def fail(work: MessageWork, topic: str, limit: int, *, windows: int) -> list[ClaimedMessage]:
+        raise ZeroDivisionError
+
+    second = await office.receive()
+    await office.until_in_hand(2 * BATCH)
+    with monkeypatch.context() as broken:
+        # A third batch is ahead; the fourth one is what fails.
+        broken.setattr(MessageWork, "claim", fail)
+        third = await office.receive()
+        with pytest.raises(ZeroDivisionError):
+            await office.receive()
+    await office.settle(second + third)
+    assert await office.receive(wait_s=0.1) == []
 
 
 async def test_a_key_in_hand_is_not_claimed_ahead_and_the_look_for_it_is_not_repeated(office: Office) -> None:

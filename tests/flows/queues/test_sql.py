@@ -1,6 +1,7 @@
 """A program that has SQL and nothing else: it puts a request in, and gets its answer, in its own transactions."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from flows.api.support import House, running
 from flows.queues.house import until
+from kassa.ids import new_id
+from kassa.messaging.model import Confirmed, Record
 
 
 @pytest.fixture
@@ -108,3 +111,20 @@ async def test_events_are_read_like_answers(house: House, program: Any) -> None:
 async def test_a_topic_that_nobody_receives_is_refused(program: Any) -> None:
     with pytest.raises(asyncpg.RaiseError, match="nobody receives nowhere"):
         await asyncio.wait_for(program.execute("SELECT kassa_send('nowhere', '{}')"), 60)
+
+
+async def test_a_body_that_is_no_text_comes_as_base64_and_holds_up_nothing(house: House, program: Any) -> None:
+    bodies = [b"\x89PNG\0\xff", b"zero \0 byte", b'{"a": 1}']
+    await program.execute("SELECT kassa_listen('my.pictures')")
+    (broker,) = house.app.brokers
+    records = [Record(new_id(), "", body, {"content-type": "image/png"}) for body in bodies]
+    binder = await broker.binder()
+    assert await binder.send("my.pictures", records, deadline_s=10.0) == [Confirmed()] * 3
+
+    rows = await program.fetch("SELECT body, headers FROM kassa_receive('my.pictures', at_most => 10)")
+
+    headers = [json.loads(row["headers"]) for row in rows]
+    assert [one.get("content-transfer-encoding") for one in headers] == ["base64", "base64", None]
+    assert {one["content-type"] for one in headers} == {"image/png"}
+    assert [base64.b64decode(row["body"]) for row in rows[:2]] == bodies[:2]
+    assert rows[2]["body"] == '{"a": 1}'

@@ -57,8 +57,8 @@ _SQL = load("kassa.messaging")
 CLAIM_S = 5.0
 """A claim that is under way when a consumer closes takes milliseconds, unless the database is away."""
 AHEAD_S, AHEAD_MIN = POLL_S, 50
-"""What is claimed while the last batch is handled goes back after so long, so that a slow handler keeps it from nobody, nor from
-what is more urgent, and a pause holds by then. Smaller batches are not worth it."""
+"""What is claimed while the last batch is handled goes back after so long: a slow handler keeps it from nobody, nor anybody from
+what is more urgent, and a pause holds by then. Who is killed leaves both under their leases. Smaller batches are not worth it."""
 AHEAD_SKIPPED_MAX = 63
 """Where that was in vain it is left alone for a while, for twice as many batches each time."""
 TOPICS_KEPT_MAX = 1000
@@ -91,6 +91,11 @@ def make_binder(url: str, resources: Resources) -> "PostgresBinder":
 def queue_name(topic: str, group: str) -> str:
     """The queue of a group: what `kassa queue` and the dead letters show."""
     return f"{topic}:{group}"
+
+
+def ahead_s(lease_s: float) -> float:
+    """How long before it is handed out a message may have been claimed."""
+    return min(AHEAD_S, lease_s / 4)
 
 
 def message_ids(queue: str, records: Iterable[str]) -> list[Id]:
@@ -314,8 +319,10 @@ class _Ahead(NamedTuple):
     """The batch after the one that is being handled."""
 
     claiming: "asyncio.Task[list[ClaimedMessage]]"
+    limit: int
+    """As many as it was claimed for."""
     until: asyncio.TimerHandle
-    """When it goes back."""
+    """When it goes back, if nobody has come for it."""
 
 
 class PostgresSubscription:
@@ -435,6 +442,8 @@ class PostgresSubscription:
         if claimed:
             await self._work.release(claimed)
             self._lookout.wake(self._queue)
+        if not self._held:
+            self._drained.set()
 
     def let_go(self, *, but: Container[Id]) -> None:
         """All but these are settled somewhere else, under the lease that they have: `close` does not give them back."""
@@ -477,10 +486,8 @@ class PostgresSubscription:
         if self._to_skip:
             self._to_skip -= 1
             return
-        # What happens from now on makes another look worth it.
-        self._lookout.begin(self._queue)
-        until = asyncio.get_running_loop().call_later(min(AHEAD_S, self._work.lease_s / 4), self._leave_ahead)
-        self._ahead = _Ahead(self._follow(self._claim_ahead(limit)), until)
+        until = asyncio.get_running_loop().call_later(ahead_s(self._work.lease_s), self._leave_ahead)
+        self._ahead = _Ahead(self._follow(self._claim_ahead(limit)), limit, until)
 
     async def _claim_ahead(self, limit: int) -> list[ClaimedMessage]:
         """Nothing if the database is away: whoever looks next says so."""
@@ -495,18 +502,27 @@ class PostgresSubscription:
         return claimed
 
     async def _take_ahead(self, limit: int) -> list[ClaimedMessage]:
-        """Nothing if nothing was claimed ahead, or too long ago."""
+        """Nothing if nothing was claimed ahead, or too long ago. Who has come in time gets it, however long the claim takes."""
         ahead = self._ahead
         if ahead is None:
             return []
-        # Who is cancelled meanwhile leaves it to the next one who asks.
-        claimed = await asyncio.shield(ahead.claiming)
-        if self._ahead is not ahead:
-            return []
-        if not claimed or asyncio.get_running_loop().time() >= ahead.until.when():
+        if asyncio.get_running_loop().time() >= ahead.until.when():
             self._leave_ahead()
             return []
-        self._end_ahead(is_in_vain=False)
+        ahead.until.cancel()
+        try:
+            claimed = await asyncio.shield(ahead.claiming)
+        except BaseException:
+            # Raised again. Also to who is cancelled: nobody would come for it.
+            if self._ahead is ahead:
+                self._leave_ahead()
+            raise
+        if self._ahead is not ahead:
+            return []
+        if not claimed:
+            self._leave_ahead()
+            return []
+        self._end_ahead(is_in_vain=min(limit, len(claimed)) < ahead.limit)
         self._held.update((message.id, message) for message in claimed[:limit])
         self._lookout.found(self._queue)
         if len(claimed) > limit:
@@ -517,18 +533,23 @@ class PostgresSubscription:
         """What was claimed ahead goes back, and whoever comes next looks for himself."""
         if self._ahead is not None:
             self._follow(self._put_back(self._ahead.claiming))
+            self._ahead.until.cancel()
             self._end_ahead(is_in_vain=True)
             self._lookout.wake(self._queue)
 
     def _end_ahead(self, *, is_in_vain: bool) -> None:
-        if self._ahead is not None:
-            self._ahead.until.cancel()
-            self._ahead = None
+        """is_in_vain: it was no full batch, so that the next look would have got more."""
+        self._ahead = None
         self._skipped = min(AHEAD_SKIPPED_MAX, 2 * self._skipped + 1) if is_in_vain else 0
         self._to_skip = self._skipped
 
     async def _put_back(self, claiming: asyncio.Task[list[ClaimedMessage]]) -> None:
-        await self.release(await claiming)
+        try:
+            claimed = await claiming
+        except Exception:
+            # Whatever it is: whoever looks next is told.
+            return
+        await self.release(claimed)
 
     def _follow(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(coroutine)

@@ -26,7 +26,7 @@ from datetime import datetime
 from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -39,7 +39,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from kassa.errors import BrokerUnreachable, InvariantBroken, KassaError, QueueNotFound, SettingInvalid, TooMany
 from kassa.ids import Id, new_id
 from kassa.messaging.binder import Resources, Subscription
-from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription, as_record
+from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription, ahead_s, as_record
 from kassa.messaging.model import (
     Ack,
     Confirmed,
@@ -224,11 +224,11 @@ class _Handed(msgspec.Struct, array_like=True):
 
 
 class _End(msgspec.Struct, array_like=True):
-    """A settlement: kind is ack, retry or dead."""
+    """A settlement."""
 
     id: Id
     lease: int
-    kind: str
+    kind: Literal["ack", "retry", "dead"]
     delay_s: float
     reason: str | None
     counts: bool
@@ -595,7 +595,7 @@ class Hub:
         return asyncio.get_running_loop().time() - left.claimed_at <= self._lease_s / 2
 
     async def _claim(self, subscription: PostgresSubscription, wanted: _Receive) -> _Left:
-        began = asyncio.get_running_loop().time()
+        began = asyncio.get_running_loop().time() - ahead_s(self._lease_s)
         # In this order: a peer's NaN is no number to wait for, and `min` gives its first then.
         claimed = await subscription.claim(wanted.limit, min(RECEIVE_MAX_S, wanted.wait_s))
         return _Left(began, [_handed(one) for one in claimed])
