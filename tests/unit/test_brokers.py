@@ -26,7 +26,7 @@ OURS = ("kassa.events", "kassa.events.batch", "payment_order")
     ],
 )
 def test_one_without_topics_takes_what_no_other_one_names(urls: tuple[str, ...], expected: list[object]) -> None:
-    assert read_brokers(urls) == expected
+    assert [one[:3] for one in read_brokers(urls)] == expected
 
 
 def test_a_name_of_its_own_stays_when_another_one_goes() -> None:

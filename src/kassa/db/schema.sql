@@ -414,6 +414,15 @@ CREATE TABLE cursor_position (
     PRIMARY KEY (group_name, writer)
 );
 
+-- Where each broker was, and what it carried, when Kassa last ran: none is to get another one's place in the log by its place in the
+-- settings.
+CREATE TABLE broker (
+    name text PRIMARY KEY,
+    address text NOT NULL,
+    topics text[] NOT NULL,
+    seen_at timestamptz NOT NULL
+);
+
 -- Which groups receive a topic on the PostgreSQL binder: each has a queue of its own among the messages.
 CREATE TABLE subscription (
     topic text NOT NULL,

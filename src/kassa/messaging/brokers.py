@@ -26,7 +26,7 @@ _SQL = load("kassa.messaging")
 
 log = structlog.get_logger("kassa.messaging.brokers")
 
-_NAME = re.compile("[a-z][a-z0-9-]{0,30}")
+_NAME = re.compile("[a-z0-9][a-z0-9-]{0,30}")
 OURS = {topic.name: topic for topic in (EVENTS, EVENT_BATCHES, PAYMENT_ORDERS)}
 
 
@@ -42,11 +42,29 @@ class Named(NamedTuple):
     by it, so it outlives the URL, and nobody else may have it."""
     url: str
     topics: tuple[str, ...]
+    is_given: bool = False
+    """Whether the name is in the URL, so that it does not depend on the place in the settings."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, whoever asks there and how."""
+        parts = urlsplit(self.url)
+        return (
+            f"{_kind(self.url)}://{parts.netloc.rpartition('@')[2]}{parts.path}".lower() if parts.scheme else self.url
+        )
 
     @property
     def shown(self) -> str:
         """The URL as people may see it."""
         return without_password(self.url)
+
+
+class Seen(NamedTuple):
+    """A broker as it was when Kassa last ran."""
+
+    name: str
+    address: str
+    topics: Sequence[str]
 
 
 def read_brokers(urls: Sequence[str]) -> list[Named]:
@@ -65,7 +83,7 @@ def read_brokers(urls: Sequence[str]) -> list[Named]:
             raise SettingInvalid(
                 f"Two brokers are called {name}: give each a name of its own, as ?name=shop.", name="brokers"
             )
-        named.append(Named(name, url, topics))
+        named.append(Named(name, url, topics, bool(own)))
     taken = {topic for one in named for topic in one.topics}
     rest = tuple(name for name in OURS if name not in taken)
     return [one if one.topics else one._replace(topics=rest) for one in named]
@@ -88,7 +106,7 @@ def _without_name(url: str) -> tuple[str, str]:
         return url, ""
     if len(names) > 1 or not _NAME.fullmatch(names[0]):
         raise SettingInvalid(
-            f"{without_password(url)}: name is one name of a to z, 0 to 9 and -, which begins with a letter.",
+            f"{without_password(url)}: name is one name of a to z, 0 to 9 and -, which does not begin with -.",
             name="brokers",
         )
     query = "&".join(option for option in options if not option.startswith("name="))
@@ -117,6 +135,7 @@ class Broker:
         meters: Meters | None = None,
     ) -> None:  # fmt: skip
         """orders: the topic payment_order as this installation declares it. meters: where what passes is counted."""
+        self.named = named
         self.name = named.name
         self.shown = named.shown
         self.topics = named.topics
@@ -234,6 +253,7 @@ class Brokers:
     ) -> None:
         """orders: the topic payment_order as this installation declares it. topology: of those where others can make something.
         meters: where what passes is counted."""
+        self._pool = pool
         self._all = [
             Broker(
                 one, pool, wakeups, orders, meters=meters,
@@ -244,6 +264,19 @@ class Brokers:
 
     def __iter__(self) -> Iterator[Broker]:
         return iter(self._all)
+
+    async def recognize(self) -> None:
+        """Remembers which broker has which name. Raises SettingInvalid if one has another name than when Kassa last ran, only
+        because the settings name others now, or in another order: by its name goes what it has got of the event log."""
+        names = [broker.named for broker in self._all]
+        before = [Seen(*row) for row in await self._pool.fetch(_SQL.brokers_seen)]
+        for one in names:
+            if not one.is_given:
+                _refuse_if_moved(one, before)
+        await self._pool.execute(
+            _SQL.see_brokers, [one.name for one in names], [one.address for one in names],
+            [",".join(one.topics) for one in names],
+        )  # fmt: skip
 
     def of_topic(self, topic: str) -> list[Broker]:
         """Those over which a topic travels."""
@@ -265,6 +298,22 @@ class Brokers:
         """Lets go of every connection."""
         for broker in self._all:
             await broker.close()
+
+
+def _refuse_if_moved(named: Named, before: Sequence[Seen]) -> None:
+    def was(seen: Seen) -> bool:
+        return seen.address == named.address and bool(set(seen.topics).intersection(named.topics))
+
+    others = [seen.name for seen in before if was(seen)]
+    if not others or named.name in others:
+        return
+    kind, _, own = others[0].partition("-")
+    mend = f"Add ?name={own} to its URL" if own else f"Name it first of all {kind} brokers"
+    raise SettingInvalid(
+        f"The broker {named.shown} was {others[0]} when Kassa last ran, and would be {named.name} now, by its place among the "
+        f"brokers: it would miss the events that it has not got yet. {mend}, or give it any other ?name= if it shall begin anew.",
+        name="brokers",
+    )
 
 
 def _why(error: BrokerUnreachable) -> str:

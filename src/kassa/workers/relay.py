@@ -49,7 +49,9 @@ async def opened(broker: Broker) -> Binder:
 
 
 async def prepare(app: App) -> None:
-    """From now on each broker's events are kept for it: those of before it was named it does not get."""
+    """From now on each broker's events are kept for it: those of before it was named it does not get. Raises SettingInvalid as
+    `Brokers.recognize` does."""
+    await app.brokers.recognize()
     for broker in app.brokers:
         if EVENTS.name in broker.topics:
             await LogGroup(app.pool, group_name(broker.name, EVENTS.name)).create(from_now=True)
