@@ -20,7 +20,8 @@ from kassa.merchants.service import Merchants
 from kassa.merchants.store import MerchantStore
 from kassa.merchants.vault import Vault
 from kassa.messaging.activity import Publisher
-from kassa.messaging.brokers import Brokers, read_brokers
+from kassa.messaging.broker_names import read_brokers
+from kassa.messaging.brokers import Brokers
 from kassa.messaging.log import EventLog
 from kassa.messaging.queues import Queues
 from kassa.messaging.topology import PAYMENT_ORDERS

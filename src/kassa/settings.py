@@ -74,8 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stop_grace_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
     """Seconds that requests which are running get to finish when Kassa is told to stop."""
     brokers: tuple[str, ...] = ()
-    """Message brokers: `amqp://…`, `kafka://…`, `postgres` …, each with its topics after a `#` (`URL#topic,topic`); the first
-    one without takes all others. In the environment separated by spaces or commas."""
+    """Message brokers: `amqp://…`, `kafka://…`, `postgres` …, each with its topics after a `#` (`URL#topic,topic`); one
+    without takes all of ours that no other one names. In the environment separated by spaces or commas."""
     broker_topology: Literal["create", "verify"] = "create"
     """Whether queues and topics that are missing are made, or only looked for, where Kassa has no right to make them."""
     relay_backlog_per_s: Annotated[int, msgspec.Meta(ge=0)] = 5000

@@ -3,7 +3,7 @@
 import pytest
 
 from kassa.errors import SettingInvalid
-from kassa.messaging.brokers import read_brokers
+from kassa.messaging.broker_names import read_brokers
 from kassa.messaging.replies import GIVEN_UP_S, reply_delay
 
 OURS = ("kassa.events", "kassa.events.batch", "payment_order")
@@ -44,6 +44,10 @@ def test_a_name_of_its_own_stays_when_another_one_goes() -> None:
         (("amqp://a?name=x", "amqp://b?name=x"), "Two brokers are called rabbitmq-x"),
         (("amqp://u:secret@a?name=X",), r"amqp://u:\*\*\*@a\S*: name is one name of a to z"),
         (("amqp://a?name=",), "name is one name"),
+        (
+            ("amqp://u:p/secret@a",),
+            r"A broker's URL \(amqp\) has an @ behind a /: percent-encode what is special in its password",
+        ),
         (("amqp://a?name=x&name=y",), "name is one name"),
     ],
 )

@@ -14,7 +14,7 @@ import msgspec
 
 from kassa.api.openapi import Problem, told_outside, with_raw
 from kassa.api.queue import CloseOrder, PayOrder, QueryOrder, RefundOrder
-from kassa.messaging.brokers import OURS, Named
+from kassa.messaging.broker_names import OURS, Named
 from kassa.messaging.topology import PAYMENT_ORDERS, Declaration, Topic
 from kassa.payments.render import PaymentView, RefundView, TopupView, WalletView
 

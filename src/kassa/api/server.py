@@ -30,7 +30,7 @@ from kassa.db.migrate import require_current
 from kassa.errors import KassaError
 from kassa.journal.change import SYSTEM_HOME, Change
 from kassa.journal.replies import FirstStatuses
-from kassa.messaging.brokers import read_brokers
+from kassa.messaging.broker_names import read_brokers
 
 CHECK_S = 2.0
 """A database that does not answer in that time is not one that can take a payment."""

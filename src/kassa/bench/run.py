@@ -24,7 +24,7 @@ from kassa.db import embedded
 from kassa.db.migrate import migrate
 from kassa.db.pool import connect, without_password
 from kassa.errors import DatabaseRefused
-from kassa.messaging.brokers import Named
+from kassa.messaging.broker_names import Named
 
 GRACE_S = 30.0
 """A part that was told to end removes what it made; then it is killed."""

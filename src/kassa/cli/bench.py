@@ -14,7 +14,7 @@ from kassa.cli.output import json_option, note, show, table
 if TYPE_CHECKING:
     from kassa.bench.model import Measured, Report
     from kassa.bench.run import Plan
-    from kassa.messaging.brokers import Named
+    from kassa.messaging.broker_names import Named
 
 DEFAULT_BROKERS = ("postgres", "zeromq")
 SECONDS, QUICK_SECONDS = 1.2, 0.4
@@ -102,7 +102,7 @@ def brokers(
     """
     from kassa.bench.model import Needs
     from kassa.bench.run import Plan, write
-    from kassa.messaging.brokers import read_brokers
+    from kassa.messaging.broker_names import read_brokers
 
     named = read_brokers(brokers or DEFAULT_BROKERS)
     if any(one.url.startswith("memory") for one in named):

@@ -16,7 +16,7 @@ from rich.text import Text
 from kassa.bench.model import through_per_s
 from kassa.bench.part import Said
 from kassa.cli.watch import bars, lasting, rate
-from kassa.messaging.brokers import Named
+from kassa.messaging.broker_names import Named
 
 
 class _Seen:

@@ -27,7 +27,8 @@ from kassa.errors import BrokerUnreachable, KassaError, QueueNotFound
 from kassa.ledger.store import LedgerStore
 from kassa.merchants.store import MerchantStore
 from kassa.merchants.vault import Vault
-from kassa.messaging.brokers import Broker, read_brokers
+from kassa.messaging.broker_names import read_brokers
+from kassa.messaging.brokers import Broker
 from kassa.messaging.topology import PAYMENT_ORDERS, Declaration
 from kassa.messaging.wake import Wakeups
 from kassa.observability.log import configure_logging

@@ -19,7 +19,8 @@ from kassa.cli.output import encoded, json_option, note, show, table, when
 from kassa.cli.watch import Line, Picture, document, lasting, picture
 from kassa.errors import QueueNotFound
 from kassa.messaging.activity import PUBLISH_S, Flows, counted
-from kassa.messaging.brokers import Brokers, Named, read_brokers
+from kassa.messaging.broker_names import Named, read_brokers
+from kassa.messaging.brokers import Brokers
 from kassa.messaging.queues import AGAIN_MAX, Dead, Peeked, Purged, Queue, Queues, Waiting
 from kassa.messaging.topology import PAYMENT_ORDERS, Declaration
 

@@ -417,10 +417,11 @@ CREATE TABLE cursor_position (
 -- Where each broker was, and what it carried, when Kassa last ran: none is to get another one's place in the log by its place in the
 -- settings.
 CREATE TABLE broker (
-    name text PRIMARY KEY,
-    address text NOT NULL,
+    name text,
+    address text,
     topics text[] NOT NULL,
-    seen_at timestamptz NOT NULL
+    seen_at timestamptz NOT NULL,
+    PRIMARY KEY (name, address)
 );
 
 -- Which groups receive a topic on the PostgreSQL binder: each has a queue of its own among the messages.

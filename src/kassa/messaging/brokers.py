@@ -4,11 +4,9 @@ Nothing that a request needs is here: when a broker is away, events wait in the 
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from typing import Literal
 
 import asyncpg
 import structlog
@@ -16,115 +14,24 @@ import structlog
 from kassa.db.queries import load
 from kassa.errors import BrokerUnreachable, QueueNotFound, SettingInvalid
 from kassa.messaging.binder import Binder, Resources
-from kassa.messaging.registry import REGISTRY, make_binder
-from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS, Topic
+from kassa.messaging.broker_names import OURS, Named, kind_of, recognize
+from kassa.messaging.registry import make_binder
+from kassa.messaging.topology import PAYMENT_ORDERS, Topic
 from kassa.messaging.wake import Wakeups
 from kassa.observability.meters import Meters
-from kassa.settings import without_password
 
 _SQL = load("kassa.messaging")
 
 log = structlog.get_logger("kassa.messaging.brokers")
-
-_NAME = re.compile("[a-z0-9][a-z0-9-]{0,30}")
-OURS = {topic.name: topic for topic in (EVENTS, EVENT_BATCHES, PAYMENT_ORDERS)}
 
 
 Mode = Literal["create", "verify", "leave"]
 """What is done at a broker about what is missing: made, only looked for, or nothing."""
 
 
-class Named(NamedTuple):
-    """A broker as the settings name it."""
-
-    name: str
-    """rabbitmq, kafka …, and with `?name=shop` rabbitmq-shop; a second one of a kind without is `rabbitmq-2`. Readers of the log go
-    by it, so it outlives the URL, and nobody else may have it."""
-    url: str
-    topics: tuple[str, ...]
-    is_given: bool = False
-    """Whether the name is in the URL, so that it does not depend on the place in the settings."""
-
-    @property
-    def address(self) -> str:
-        """Where it is, whoever asks there and how."""
-        parts = urlsplit(self.url)
-        return (
-            f"{_kind(self.url)}://{parts.netloc.rpartition('@')[2]}{parts.path}".lower() if parts.scheme else self.url
-        )
-
-    @property
-    def shown(self) -> str:
-        """The URL as people may see it."""
-        return without_password(self.url)
-
-
-class Seen(NamedTuple):
-    """A broker as it was when Kassa last ran."""
-
-    name: str
-    address: str
-    topics: Sequence[str]
-
-
-def read_brokers(urls: Sequence[str]) -> list[Named]:
-    """What the setting `brokers` names. One without topics takes all of ours that no other one names; so do two of them.
-
-    A topic that is not ours carries the messages which Changes have for it. Raises SettingInvalid.
-    """
-    named: list[Named] = []
-    for given in urls:
-        url, topics = _apart(given)
-        url, own = _without_name(url)
-        kind = _kind(url)
-        others = sum(one.name.partition("-")[0] == kind for one in named)
-        name = f"{kind}-{own}" if own else kind if not others else f"{kind}-{others + 1}"
-        if any(one.name == name for one in named):
-            raise SettingInvalid(
-                f"Two brokers are called {name}: give each a name of its own, as ?name=shop.", name="brokers"
-            )
-        named.append(Named(name, url, topics, bool(own)))
-    taken = {topic for one in named for topic in one.topics}
-    rest = tuple(name for name in OURS if name not in taken)
-    return [one if one.topics else one._replace(topics=rest) for one in named]
-
-
-def _apart(given: str) -> tuple[str, tuple[str, ...]]:
-    parts = urlsplit(given)
-    topics = tuple(dict.fromkeys(topic for topic in parts.fragment.split(",") if topic))
-    if not parts.scheme:
-        return given.partition("#")[0], topics
-    return urlunsplit(parts._replace(fragment="")), topics
-
-
-def _without_name(url: str) -> tuple[str, str]:
-    """The URL as its binder reads it, and the name that is given in it; '' if there is none. Raises SettingInvalid."""
-    parts = urlsplit(url)
-    options = parts.query.split("&") if parts.query else []
-    names = [option.removeprefix("name=") for option in options if option.startswith("name=")]
-    if not names:
-        return url, ""
-    if len(names) > 1 or not _NAME.fullmatch(names[0]):
-        raise SettingInvalid(
-            f"{without_password(url)}: name is one name of a to z, 0 to 9 and -, which does not begin with -.",
-            name="brokers",
-        )
-    query = "&".join(option for option in options if not option.startswith("name="))
-    return urlunsplit(parts._replace(query=query)), names[0]
-
-
-def _kind(url: str) -> str:
-    scheme = urlsplit(url).scheme or url
-    module = REGISTRY.get(scheme)
-    if module is None:
-        known = ", ".join(sorted(REGISTRY))
-        raise SettingInvalid(f"There is no broker {without_password(url)!r}; these are: {known}.", name="brokers")
-    return module.rpartition(".")[2]
-
-
 def _is_kept_here(url: str) -> bool:
     """Whether a broker's topics are nowhere but in Kassa's own tables, where nobody else makes them."""
-    return _kind(url) in ("postgres", "zeromq")
+    return kind_of(url) in ("postgres", "zeromq")
 
 
 class Broker:
@@ -266,24 +173,17 @@ class Brokers:
         return iter(self._all)
 
     async def recognize(self) -> None:
-        """Remembers which broker has which name. Raises SettingInvalid if one has another name than when Kassa last ran, only
-        because the settings name others now, or in another order: by its name goes what it has got of the event log."""
-        names = [broker.named for broker in self._all]
-        before = [Seen(*row) for row in await self._pool.fetch(_SQL.brokers_seen)]
-        for one in names:
-            if not one.is_given:
-                _refuse_if_moved(one, before)
-        await self._pool.execute(
-            _SQL.see_brokers, [one.name for one in names], [one.address for one in names],
-            [",".join(one.topics) for one in names],
-        )  # fmt: skip
+        """Remembers which broker has which name. Raises SettingInvalid as `broker_names.recognize` does."""
+        await recognize(self._pool, [broker.named for broker in self._all])
 
     def of_topic(self, topic: str) -> list[Broker]:
         """Those over which a topic travels."""
         return [broker for broker in self._all if topic in broker.topics]
 
     async def open(self) -> None:
-        """Connects to each, and makes or looks for what travels over it. Raises what `Broker.binder` raises, with what to do."""
+        """Connects to each, and makes or looks for what travels over it, unless one would have another name. Raises what
+        `Broker.binder` and `recognize` raise, with what to do."""
+        await self.recognize()
         for broker in self._all:
             try:
                 await broker.binder()
@@ -298,22 +198,6 @@ class Brokers:
         """Lets go of every connection."""
         for broker in self._all:
             await broker.close()
-
-
-def _refuse_if_moved(named: Named, before: Sequence[Seen]) -> None:
-    def was(seen: Seen) -> bool:
-        return seen.address == named.address and bool(set(seen.topics).intersection(named.topics))
-
-    others = [seen.name for seen in before if was(seen)]
-    if not others or named.name in others:
-        return
-    kind, _, own = others[0].partition("-")
-    mend = f"Add ?name={own} to its URL" if own else f"Name it first of all {kind} brokers"
-    raise SettingInvalid(
-        f"The broker {named.shown} was {others[0]} when Kassa last ran, and would be {named.name} now, by its place among the "
-        f"brokers: it would miss the events that it has not got yet. {mend}, or give it any other ?name= if it shall begin anew.",
-        name="brokers",
-    )
 
 
 def _why(error: BrokerUnreachable) -> str:

@@ -941,15 +941,15 @@ SELECT pg_notify('kassa_wake', $1)
   FROM lazy;
 
 -- name: brokers_seen
--- Which brokers there were when Kassa last ran.
-SELECT name, address, topics
-  FROM broker
- ORDER BY name;
+-- Which brokers there were at the starts of Kassa.
+SELECT name, address, topics, seen_at
+  FROM broker;
 
 -- name: see_brokers
 -- Which there are now, by columns; each one's topics are joined by commas.
 INSERT INTO broker (name, address, topics, seen_at)
-SELECT name, address, string_to_array(topics, ','), clock_timestamp()
+SELECT name, address, string_to_array(topics, ','), statement_timestamp()
   FROM unnest($1::text[], $2::text[], $3::text[]) AS b (name, address, topics)
-ON CONFLICT (name) DO UPDATE
-   SET address = EXCLUDED.address, topics = EXCLUDED.topics, seen_at = EXCLUDED.seen_at;
+ ORDER BY name
+ON CONFLICT (name, address) DO UPDATE
+   SET topics = ARRAY(SELECT DISTINCT unnest(broker.topics || EXCLUDED.topics)), seen_at = EXCLUDED.seen_at;

@@ -25,7 +25,8 @@ from kassa.errors import (
 from kassa.ids import Id, read_event_name, read_id
 from kassa.messaging.binder import Elsewhere
 from kassa.messaging.binders.postgres import queue_name
-from kassa.messaging.brokers import OURS, Broker, Brokers
+from kassa.messaging.broker_names import OURS
+from kassa.messaging.brokers import Broker, Brokers
 from kassa.messaging.log import LogGroup, event_body
 from kassa.messaging.metered import MeteredBinder
 from kassa.messaging.model import Place
@@ -153,7 +154,7 @@ class Queues:
         }
         declared = await self._declared()
         opened = {name: [one for one in some if one.is_open] for name, some in declared.items()}
-        is_ours = any(one.name == "postgres" for one in self._brokers)
+        is_ours = any(one.name.partition("-")[0] == "postgres" for one in self._brokers)
         names = sorted({*groups, *declared})
         elsewhere = await self._elsewhere(names, declared if connect else opened, broker_s)
         found = [

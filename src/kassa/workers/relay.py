@@ -10,7 +10,8 @@ from kassa.app import App
 from kassa.errors import BrokerUnreachable, KassaError, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import Id
 from kassa.messaging.binder import Binder
-from kassa.messaging.brokers import OURS, Broker
+from kassa.messaging.broker_names import OURS
+from kassa.messaging.brokers import Broker
 from kassa.messaging.log import GroupReader, Halt, LogGroup
 from kassa.messaging.model import LogRecord
 from kassa.messaging.pace import Pace

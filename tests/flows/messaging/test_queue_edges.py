@@ -8,7 +8,8 @@ import pytest
 from flows.messaging.house import HOME, House, put
 from kassa.errors import BrokerUnreachable
 from kassa.ids import new_id
-from kassa.messaging.brokers import Brokers, read_brokers
+from kassa.messaging.broker_names import read_brokers
+from kassa.messaging.brokers import Brokers
 from kassa.messaging.queues import Purged, Queues
 from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.messaging.wake import Wakeups

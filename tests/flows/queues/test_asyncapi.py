@@ -16,7 +16,7 @@ from kassa.api import asyncapi
 from kassa.api.server import RAW
 from kassa.ids import new_id
 from kassa.messaging.binders import amqp, kafka, rabbitmq, rocketmq
-from kassa.messaging.brokers import OURS, read_brokers
+from kassa.messaging.broker_names import OURS, read_brokers
 from kassa.messaging.model import LogRecord, Packet, Place, Record
 from kassa.messaging.packing import single
 from kassa.messaging.relay import event_record

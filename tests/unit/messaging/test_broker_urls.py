@@ -14,7 +14,7 @@ import pytest
 from kassa.errors import SettingInvalid
 from kassa.messaging.binders import amqp, kafka, rocketmq_wire, zeromq
 from kassa.messaging.binders.rocketmq import RocketTransport
-from kassa.messaging.brokers import read_brokers
+from kassa.messaging.broker_names import read_brokers
 from kassa.messaging.topology import TOPOLOGY
 from kassa.settings import Settings
 from servers.certificates import certificates

@@ -506,7 +506,7 @@ class PostgresSubscription:
         ahead = self._ahead
         if ahead is None:
             return []
-        if asyncio.get_running_loop().time() >= ahead.until.when():
+        if not ahead.until.cancelled() and asyncio.get_running_loop().time() >= ahead.until.when():
             self._leave_ahead()
             return []
         ahead.until.cancel()
