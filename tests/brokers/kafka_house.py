@@ -2,13 +2,14 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicCollection
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AclBindingFilter, AdminClient  # type: ignore[attr-defined]
 
 from conformance.messaging.house import Bench, until
 from kassa.db import embedded
@@ -194,3 +195,15 @@ def _until(more: Callable[[], list[Any]], wanted: int, rounds: int = 300) -> lis
         if len(found) >= wanted:
             return found
     raise AssertionError(f"{len(found)} of {wanted} messages came")
+
+
+def until_heard(admin: Any, binding: Any, *, is_given: bool) -> None:
+    """Until the broker acts on a right that was given or taken: the controller has it first. binding: an AclBinding."""
+    one = AclBindingFilter(
+        binding.restype, binding.name, binding.resource_pattern_type, binding.principal, binding.host, binding.operation,
+        binding.permission_type,
+    )  # fmt: skip
+    deadline = time.monotonic() + WAIT_S
+    while bool(admin.describe_acls(one).result()) != is_given:
+        assert time.monotonic() < deadline, f"{binding} is not acted on"
+        time.sleep(0.02)

@@ -39,6 +39,7 @@ from brokers.kafka_house import (
     publish,
     read,
     take,
+    until_heard,
 )
 from brokers.load import under_load
 from brokers.streams import see
@@ -973,8 +974,9 @@ def allow(server: OwnKafka, topic: Topic, *operations: str) -> None:
         for operation in operations
         if kind == ResourceType.TOPIC or operation != "WRITE"
     ]  # fmt: skip
-    for future in admin.create_acls(bindings).values():
+    for binding, future in admin.create_acls(bindings).items():
         future.result()
+        until_heard(admin, binding, is_given=True)
 
 
 def forbid(server: OwnKafka, topic: Topic, operation: str) -> None:
@@ -993,4 +995,5 @@ def forbid(server: OwnKafka, topic: Topic, operation: str) -> None:
         AclOperation[operation], AclPermissionType.ALLOW,
     )  # fmt: skip
     for future in admin.delete_acls([one]).values():
-        future.result()
+        for binding in future.result():
+            until_heard(admin, binding, is_given=False)

@@ -15,7 +15,17 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from structlog.testing import capture_logs
 
-from brokers.kafka_house import WAIT_S, OwnKafka, delete, insist, new_topic, open_transport, own_kafka, packet
+from brokers.kafka_house import (
+    WAIT_S,
+    OwnKafka,
+    delete,
+    insist,
+    new_topic,
+    open_transport,
+    own_kafka,
+    packet,
+    until_heard,
+)
 from brokers.streams import see
 from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.messaging.binders.kafka import KafkaTransport, group_id
@@ -52,8 +62,9 @@ def allow(
         for kind, name, operation in rights
     ]  # fmt: skip
     admin = AdminClient({"bootstrap.servers": server.bootstrap})
-    for future in admin.create_acls(bindings).values():
+    for binding, future in admin.create_acls(bindings).items():
         future.result()
+        until_heard(admin, binding, is_given=True)
 
 
 async def test_topic_is_made_again_without_a_right_to_the_group_that_remembers_it(
