@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicCollection
+
+# The client has these; its types do not say so.
 from confluent_kafka.admin import AclBindingFilter, AdminClient  # type: ignore[attr-defined]
 
 from conformance.messaging.house import Bench, until

@@ -41,6 +41,11 @@ class Named(NamedTuple):
     """Whether the name is in the URL, so that it does not depend on the place in the settings."""
 
     @property
+    def kind(self) -> str:
+        """rabbitmq, kafka …"""
+        return kind_of(self.url)
+
+    @property
     def address(self) -> str:
         """Where it is, however that is written, and without who asks there."""
         parts = urlsplit(self.url)
@@ -50,7 +55,7 @@ class Named(NamedTuple):
             hosts, path = hosts or "localhost", f"/{unquote(parts.path[1:]) or '/'}"
             if not re.search(r":\d+$", hosts):
                 hosts = f"{hosts}:{_PORTS[parts.scheme]}"
-        return f"{kind_of(self.url)}://{hosts}{path}"
+        return f"{self.kind}://{hosts}{path}"
 
     @property
     def shown(self) -> str:
@@ -72,7 +77,7 @@ def read_brokers(urls: Sequence[str]) -> list[Named]:
             )
     named: list[Named] = []
     for url, own, topics in read:
-        name = f"{kind_of(url)}-{own}" if own else _by_place(kind_of(url), [one.name for one in named], given)
+        name = f"{kind_of(url)}-{own}" if own else _by_place(kind_of(url), named, given)
         named.append(Named(name, url, topics, bool(own)))
     taken = {topic for one in named for topic in one.topics}
     rest = tuple(name for name in OURS if name not in taken)
@@ -180,9 +185,10 @@ def _without_name(url: str) -> tuple[str, str]:
     return urlunsplit(parts._replace(query=query)), names[0]
 
 
-def _by_place(kind: str, before: Sequence[str], given: Sequence[str]) -> str:
+def _by_place(kind: str, before: Sequence[Named], given: Sequence[str]) -> str:
     """The name of one that is given none: the next number of its kind that nobody has."""
-    number = 1 + sum(name.partition("-")[0] == kind for name in before)
-    while (name := kind if number == 1 else f"{kind}-{number}") in (*before, *given):
+    taken = {*given, *(one.name for one in before)}
+    number = 1 + sum(one.kind == kind for one in before)
+    while (name := kind if number == 1 else f"{kind}-{number}") in taken:
         number += 1
     return name

@@ -49,7 +49,6 @@ class Broker:
         self.away_since: float | None = None
         """By the monotonic clock; None: nothing is wrong as far as we know."""
         self.reason = ""
-        self._url = named.url
         self._pool = pool
         self._wakeups = wakeups
         self._orders = orders
@@ -120,10 +119,10 @@ class Broker:
 
     def _made(self, topology: tuple[Topic, ...]) -> Binder:
         try:
-            return make_binder(self._url, Resources(self._pool, self._wakeups, topology, self._meters))
+            return make_binder(self.named.url, Resources(self._pool, self._wakeups, topology, self._meters))
         except ImportError as error:
             raise SettingInvalid(
-                f"The client of {self.name} is not installed ({error.name}): install kassa[{self.name.partition('-')[0]}].",
+                f"The client of {self.name} is not installed ({error.name}): install kassa[{self.named.kind}].",
                 name="brokers",
             ) from error
 

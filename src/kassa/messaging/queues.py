@@ -154,7 +154,7 @@ class Queues:
         }
         declared = await self._declared()
         opened = {name: [one for one in some if one.is_open] for name, some in declared.items()}
-        is_ours = any(one.name.partition("-")[0] == "postgres" for one in self._brokers)
+        is_ours = any(one.named.kind == "postgres" for one in self._brokers)
         names = sorted({*groups, *declared})
         elsewhere = await self._elsewhere(names, declared if connect else opened, broker_s)
         found = [

@@ -52,6 +52,7 @@ async def opened(broker: Broker) -> Binder:
 async def prepare(app: App) -> None:
     """From now on each broker's events are kept for it: those of before it was named it does not get. Raises SettingInvalid as
     `Brokers.recognize` does."""
+    # Again where they have been opened before: `kassa serve` never opens them.
     await app.brokers.recognize()
     for broker in app.brokers:
         if EVENTS.name in broker.topics:

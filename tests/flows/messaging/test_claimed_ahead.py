@@ -174,6 +174,7 @@ async def test_who_waits_for_a_claim_that_is_slow_gets_it(office: Office, monkey
 
     async def late(work: MessageWork, topic: str, limit: int, *, windows: int = WINDOWS_MAX) -> list[ClaimedMessage]:
         claimed = await claim(work, topic, limit, windows=windows)
+        # Longer than what is ahead may wait: it would have gone back by then.
         await asyncio.sleep(2 * AHEAD_S)
         return claimed
 

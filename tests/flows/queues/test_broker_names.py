@@ -24,6 +24,7 @@ async def pool(database_url: str) -> AsyncIterator[Any]:
 
 async def start(pool: Any, urls: Sequence[str]) -> list[str]:
     """The names of these brokers, as a start of Kassa with them has them. They are never connected."""
+    # `sleep` stands where a connection would be asked for, which nobody does.
     brokers = Brokers(read_brokers(urls), pool, Wakeups(asyncio.sleep), PAYMENT_ORDERS)  # type: ignore[arg-type]
     await brokers.recognize()
     return [broker.name for broker in brokers]
