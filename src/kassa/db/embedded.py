@@ -43,8 +43,10 @@ SETTINGS: Mapping[str, str] = {
     "checkpoint_completion_target": "0.9",
     "fsync": "on",
     "synchronous_commit": "on",
-    # What was deleted without waiting for the disk, as queues do, is looked at by each claim until the log is on the disk.
+    # What was deleted without waiting for the disk, as queues do, is looked at by each claim until the log is on the disk. So it
+    # is written at once, by a process of its own.
     "wal_writer_delay": "20ms",
+    "wal_writer_flush_after": "0",
     "full_page_writes": "on",
     "default_transaction_isolation": "read committed",
     # No transaction is open across a network call, so a minute means that its owner is stuck or gone.

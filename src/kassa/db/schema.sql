@@ -165,21 +165,25 @@ CREATE INDEX message_key ON message (topic, key, position);
 
 -- Who works on which messages, a row per batch that was handed out: a message itself is written once and deleted once. Lost in a
 -- crash of the database, which only means that what was in hand is handed out again. Numbers come from a sequence that is not
--- lost, so that nobody from before a crash is taken for a holder of after it.
+-- lost, so that nobody from before a crash is taken for a holder of after it. `places`: where the messages were in their table when
+-- they were handed out, unless a part of them was given back since.
 CREATE UNLOGGED TABLE message_lease (
     id bigint PRIMARY KEY,
     topic text NOT NULL,
     leased_until timestamptz NOT NULL,
-    messages uuid[] STORAGE EXTERNAL NOT NULL
-);
+    messages uuid[] STORAGE EXTERNAL NOT NULL,
+    places tid[] STORAGE EXTERNAL
+) WITH (toast_tuple_target = 8160);
 CREATE INDEX message_lease_topic ON message_lease (topic);
 CREATE SEQUENCE message_lease_number;
 
 -- Due messages of one queue, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
 -- only if nobody holds an earlier one: a key has one holder. What was only sent with a delay and never handed out holds up
 -- nothing. The candidates are bounded, so that a long queue behind one key costs no more than a short one; where all of them
--- wait or are somebody else's, the next and larger window is looked at, and so on: so many windows at most. Whether somebody
--- else was quicker is asked once more behind the locks.
+-- wait or are somebody else's, the next and larger window is looked at, and so on: so many windows at most.
+--
+-- Of one queue one claims at a time, for the milliseconds that it takes, so that what others have in hand is seen by who looks. The
+-- rows are locked for `kassa_receive`, whose caller has them in hand without a lease until he commits.
 --
 -- The planner's settings: a queue that was nearly empty when PostgreSQL last looked is believed to be so still, and sorting what any
 -- index finds of it to be as good as the index that is in order. It would read the whole queue ten times for each batch. What is
@@ -194,11 +198,6 @@ LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 #variable_conflict use_column
 DECLARE
-    number bigint;
-    places tid[];
-    turns bigint[];
-    are_locked boolean[];
-    found bigint;
     enough bigint := greatest(wanted, 16);
     look bigint := enough;
     passed bigint := 0;
@@ -211,6 +210,7 @@ BEGIN
     END IF;
     -- A lease that is lost only means that somebody else acts earlier, so nobody waits for the disk.
     PERFORM set_config('synchronous_commit', 'off', true);
+    PERFORM pg_advisory_xact_lock(hashtext('claim_messages'), hashtext(queue));
     WITH over AS (
         DELETE FROM message_lease AS l
          WHERE l.id = ANY(ARRAY(
@@ -228,6 +228,7 @@ BEGIN
          WHERE m.id = ANY(ARRAY(SELECT n.id FROM message AS n WHERE n.id = ANY(lapsed) FOR UPDATE SKIP LOCKED));
     END IF;
     FOR attempt IN 1..windows LOOP
+        RETURN QUERY
         WITH held AS MATERIALIZED (
             SELECT unnest(l.messages) AS id FROM message_lease AS l WHERE l.topic = queue
         ),
@@ -281,50 +282,103 @@ BEGIN
              LIMIT enough
         ),
         locked AS MATERIALIZED (
-            SELECT m.ctid AS place
+            SELECT p.turn, p.number, m.ctid AS place, m.id, m.home, m.key, m.priority, m.created_at, m.attempts, m.lapses, m.headers,
+                   m.body
               FROM picked AS p
               JOIN message AS m ON m.ctid = p.place
              LIMIT wanted
                FOR UPDATE OF m SKIP LOCKED
+        ),
+        free_to_go AS MATERIALIZED (
+            SELECT l.*, row_number() OVER () AS nth
+              FROM (SELECT l.*, row_number() OVER (PARTITION BY l.turn ORDER BY l.number) AS in_a_row FROM locked AS l) AS l
+             WHERE l.number = l.in_a_row
+        ),
+        cut AS MATERIALIZED (
+            SELECT CASE min(f.nth) FILTER (WHERE f.lapses >= alone)
+                   WHEN 1 THEN 1
+                   ELSE COALESCE(min(f.nth) FILTER (WHERE f.lapses >= alone) - 1, max(f.nth))
+                   END AS last
+              FROM free_to_go AS f
+        ),
+        leased AS (
+            INSERT INTO message_lease (id, topic, leased_until, messages, places)
+            SELECT nextval('message_lease_number'), queue, clock_timestamp() + lease_for, array_agg(f.id), array_agg(f.place)
+              FROM free_to_go AS f, cut
+             WHERE f.nth <= cut.last
+            HAVING count(*) > 0
+            RETURNING id
         )
-        SELECT array_agg(p.place), array_agg(p.turn), array_agg(p.place IN (SELECT l.place FROM locked AS l)),
-               (SELECT count(*) FROM candidate)
-          INTO places, turns, are_locked, found
-          FROM picked AS p;
-        EXIT WHEN true = ANY(are_locked) OR found < look;
+        SELECT leased.id, f.id, f.home, f.key, f.priority, f.created_at, f.attempts, f.lapses, f.headers, f.body
+          FROM leased, cut, free_to_go AS f
+         WHERE f.nth <= cut.last
+         ORDER BY f.nth;
+        EXIT WHEN FOUND OR attempt = windows;
         passed := passed + look;
+        EXIT WHEN passed > (
+            SELECT count(*)
+              FROM (SELECT FROM generate_series(9, 0, -1) AS p (priority)
+                     CROSS JOIN LATERAL (
+                           SELECT FROM message AS m
+                            WHERE m.topic = queue AND m.priority = p.priority AND m.due <= clock_timestamp()
+                            ORDER BY m.due, m.position
+                            LIMIT passed) AS m
+                     LIMIT passed) AS due);
         look := look * 4;
     END LOOP;
-    IF places IS NULL OR true <> ALL(are_locked) THEN
-        RETURN;
-    END IF;
-    number := nextval('message_lease_number');
+END
+$$;
+
+-- Done: the messages that were given out under these leases, each with its own, are deleted; how many, and which if it is not all of
+-- them or none. `ended`: leases of which nothing is in hand any more. The others stay as they are (unlike in `let_go`), so that those
+-- who acknowledge parts of a batch need not wait for each other's commits: what is deleted is in nobody's hand.
+--
+-- They are looked for where they were when they were handed out, and by their ids if they are not there any more. The planner's
+-- setting: where it believes the table to be empty, as it was when it last looked, it would read it all.
+CREATE FUNCTION acknowledge_messages(ids uuid[], leases bigint[], ended bigint[]) RETURNS TABLE (count bigint, which uuid[])
+LANGUAGE plpgsql
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+BEGIN
     RETURN QUERY
-    WITH held AS MATERIALIZED (
-        SELECT unnest(l.messages) AS id FROM message_lease AS l WHERE l.topic = queue
+    WITH over AS (
+        DELETE FROM message_lease AS l WHERE l.id = ANY(ended) RETURNING l.id, l.messages, l.places
     ),
-    checked AS MATERIALIZED (
-        SELECT m.id, m.home, m.key, m.priority, m.created_at, m.attempts, m.lapses, m.headers, m.body, p.place,
-               bool_and(p.is_locked AND m.id NOT IN (SELECT h.id FROM held AS h))
-                  OVER (PARTITION BY p.turn ORDER BY p.place) AS is_ours
-          FROM unnest(places, turns, are_locked) WITH ORDINALITY AS p (at, turn, is_locked, place)
-          LEFT JOIN message AS m ON m.ctid = p.at
+    going_on AS (
+        SELECT l.id, l.messages, l.places
+          FROM message_lease AS l
+         WHERE l.id = ANY(leases)
+           AND l.id <> ALL(ended)
+           FOR SHARE
     ),
-    cut AS MATERIALIZED (
-        SELECT min(c.place) AS first, min(c.place) FILTER (WHERE c.lapses >= alone) AS lone FROM checked AS c WHERE c.is_ours
+    given AS MATERIALIZED (
+        SELECT g.id, g.lease FROM unnest(ids, leases) AS g (id, lease)
     ),
-    chosen AS MATERIALIZED (
-        SELECT c.*
-          FROM checked AS c, cut
-         WHERE c.is_ours AND (cut.lone IS NULL OR c.place < cut.lone OR (c.place = cut.lone AND c.place = cut.first))
+    handed_out AS MATERIALIZED (
+        SELECT m.id, l.id AS lease, m.place
+          FROM (SELECT * FROM over UNION ALL SELECT * FROM going_on) AS l
+         CROSS JOIN LATERAL unnest(l.messages, l.places) AS m (id, place)
     ),
-    leased AS (
-        INSERT INTO message_lease (id, topic, leased_until, messages)
-        SELECT number, queue, clock_timestamp() + lease_for, array_agg(c.id) FROM chosen AS c HAVING count(*) > 0
+    ours AS MATERIALIZED (
+        SELECT h.id, h.place FROM handed_out AS h WHERE (h.id, h.lease) IN (SELECT g.id, g.lease FROM given AS g)
+    ),
+    gone AS (
+        DELETE FROM message AS m
+         USING ours AS o
+         WHERE m.ctid = o.place
+           -- Another one may be there now. Asked for so that no index is used for it.
+           AND m.id IS NOT DISTINCT FROM o.id
+        RETURNING m.id
+    ),
+    moved AS (
+        DELETE FROM message AS m
+         WHERE m.id = ANY(ARRAY(SELECT o.id FROM ours AS o EXCEPT SELECT g.id FROM gone AS g))
+        RETURNING m.id
+    ),
+    done AS MATERIALIZED (
+        SELECT array_agg(d.id) AS ids, count(*) AS count FROM (SELECT g.id FROM gone AS g UNION ALL SELECT m.id FROM moved AS m) AS d
     )
-    SELECT number, c.id, c.home, c.key, c.priority, c.created_at, c.attempts, c.lapses, c.headers, c.body
-      FROM chosen AS c
-     ORDER BY c.place;
+    SELECT d.count, CASE WHEN d.count < cardinality(acknowledge_messages.ids) THEN d.ids END FROM done AS d;
 END
 $$;
 
@@ -344,7 +398,8 @@ LANGUAGE sql AS $$
     ),
     after AS (
         UPDATE message_lease AS l
-           SET messages = ARRAY(SELECT m FROM unnest(before.messages) AS m WHERE m <> ALL(ids))
+           SET messages = ARRAY(SELECT m FROM unnest(before.messages) AS m WHERE m <> ALL(ids)),
+               places = NULL
           FROM before
          WHERE l.id = before.id
         RETURNING before.id, before.messages

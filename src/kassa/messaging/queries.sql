@@ -180,46 +180,13 @@ SELECT paused
    AND group_name = $2;
 
 -- name: acknowledge_messages
--- Done, for handlers whose effect is elsewhere; the answer is how many, and which if it is not all of them or none. Only under the
--- lease that they were given ($2); leases of which nothing is in hand any more ($3) end. The others stay as they are (unlike in
--- `let_go`), so that those who acknowledge parts of a batch need not wait for each other's commits: what is deleted is in nobody's
--- hand. They are found by an array: a planner that believes the table empty, as it was when it last looked, would begin a join with
--- it and read it all. Nobody waits for the disk either: the effect is on it, and an acknowledgement that a crash of the database
--- takes back means that the message comes again.
+-- Done ($1, $2: by text), for handlers whose effect is elsewhere: `acknowledge_messages` of db/schema.sql. Nobody waits for the disk:
+-- the effect is on it, and an acknowledgement that a crash of the database takes back means that the message comes again.
 WITH unhurried AS MATERIALIZED (
     SELECT set_config('synchronous_commit', 'off', true)
-),
-ended AS (
-    DELETE FROM message_lease
-     WHERE id = ANY($3::bigint[])
-    RETURNING id, messages
-),
-going_on AS (
-    SELECT id, messages
-      FROM message_lease
-     WHERE id = ANY($2::text::bigint[])
-       AND id <> ALL($3::bigint[])
-       FOR SHARE
-),
-ours AS MATERIALIZED (
-    SELECT id AS lease, unnest(messages) AS id FROM ended
-     UNION ALL
-    SELECT id AS lease, unnest(messages) AS id FROM going_on
-),
-given AS MATERIALIZED (
-    SELECT d.id, d.lease FROM unnest($1::text::uuid[], $2::text::bigint[]) AS d (id, lease)
-),
-gone AS (
-    DELETE FROM message
-     WHERE id = ANY(ARRAY(
-           SELECT g.id
-             FROM unhurried, given AS g
-            WHERE (g.id, g.lease) IN (SELECT id, lease FROM ours)))
-    RETURNING id
 )
-SELECT (SELECT count(*) FROM gone) AS count,
-       CASE WHEN (SELECT count(*) FROM gone) BETWEEN 1 AND (SELECT count(*) FROM given) - 1
-            THEN (SELECT array_agg(id) FROM gone) END AS some;
+SELECT done.count, done.which
+  FROM unhurried, acknowledge_messages($1::text::uuid[], $2::text::bigint[], $3::bigint[]) AS done;
 
 -- name: retry_messages
 -- Again later, only under the lease that was given. What waits behind it in its key waits as long and holds up the rest of the

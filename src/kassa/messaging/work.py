@@ -569,10 +569,13 @@ def _headers(row: asyncpg.Record) -> dict[str, str]:
 def written(headers: dict[str, str]) -> str:
     """Headers as a row has them. Those of strangers may have halves of characters, which no database takes, or zero bytes, over
     which one stumbles that looks into them (`kassa_receive`)."""
-    with suppress(UnicodeEncodeError):
-        raw = _encode_headers(headers).decode()
-        if "\\u0000" not in raw:
-            return raw
+    try:
+        raw = _encode_headers(headers)
+    except UnicodeEncodeError:
+        pass
+    else:
+        if b"\\u0000" not in raw:
+            return raw.decode()
     shown = {_text(name): _text(value) for name, value in headers.items()}
     return _encode_headers({
         name.replace("\0", "\ufffd"): value.replace("\0", "\ufffd") for name, value in shown.items()

@@ -167,6 +167,27 @@ async def test_who_is_cancelled_leaves_what_is_ahead_to_anybody(office: Office) 
     assert numbers(await office.receive()) == list(range(2 * BATCH, 3 * BATCH))
 
 
+async def test_who_is_cancelled_when_the_next_claim_was_just_begun_leaves_both_batches_to_anybody(
+    office: Office,
+) -> None:
+    await office.send(4 * BATCH)
+    handled = await office.receive()
+    receiving = asyncio.create_task(office.receive())
+    for _ in range(1_000_000):
+        if office.subscription._ahead is not None:
+            break
+        await asyncio.sleep(0)
+    assert not receiving.done()
+
+    receiving.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    await office.until_in_hand(BATCH)
+    assert numbers(await office.receive()) == list(range(BATCH, 2 * BATCH))
+    await office.settle(handled)
+
+
 async def test_who_waits_for_a_claim_that_is_slow_gets_it(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     """An overloaded database is not asked twice."""
     await office.send(3 * BATCH)

@@ -167,24 +167,70 @@ async def test_many_at_once_never_have_the_same_key_and_leave_nothing(house: Hou
     assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
 
 
-async def test_who_comes_while_another_chooses_gets_what_is_behind(house: House) -> None:
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "rolled back"])
+async def test_who_comes_while_another_chooses_waits_for_him(house: House, is_kept: bool) -> None:
     work = MessageWork(house.pool)
     sent_ids = await sent(house.pool, *(f"key-{number}" for number in range(40)))
-    async with house.pool.acquire() as connection, connection.transaction():
-        chosen = [
-            Id(row["id"].hex)
-            for limit in (1, 20)
-            for row in await connection.fetch(
-                "SELECT id FROM claim_messages($1, $2, interval '1 minute')", QUEUE, limit
+    async with house.pool.acquire() as connection:
+        choosing = connection.transaction()
+        await choosing.start()
+        rows = await connection.fetch("SELECT id FROM claim_messages($1, 20, interval '1 minute')", QUEUE)
+        assert [Id(row["id"].hex) for row in rows] == sent_ids[:20]
+        waiting = asyncio.create_task(work.claim(QUEUE, 16))
+        await until(
+            partial(
+                house.pool.fetchval, "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             )
-        ]
-        assert chosen == sent_ids[:21]
+        )
+        assert await work.claim("post:another", 1) == []
+        await (choosing.commit() if is_kept else choosing.rollback())
 
-        assert ids(await work.claim(QUEUE, 1)) == [sent_ids[21]]
-        more = ids(await work.claim(QUEUE, 16))
-        assert more and more == sent_ids[22 : 22 + len(more)]
+    first = 20 if is_kept else 0
+    assert ids(await waiting) == sent_ids[first:][:16]
 
-    assert ids(await work.claim(QUEUE, 16)) == sent_ids[22 + len(more) :][:16]
+
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "in parts"])
+async def test_messages_are_acknowledged_wherever_they_are_by_then(house: House, is_whole: bool) -> None:
+    work = MessageWork(house.pool)
+    sent_ids = await sent(house.pool, *(f"key-{number}" for number in range(8)))
+    claimed = await work.claim(QUEUE, 8)
+    await house.pool.execute("UPDATE message SET headers = headers WHERE id = $1", sent_ids[1])
+    await house.pool.execute("UPDATE message SET headers = headers WHERE id = $1", sent_ids[5])
+
+    done: set[Id] = set()
+    for part in [claimed] if is_whole else [claimed[:3], claimed[3:]]:
+        done |= await work.acknowledge(part)
+
+    assert done == set(sent_ids)
+    assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
+    assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
+
+
+async def test_messages_of_a_lease_that_does_not_say_where_they_are_are_acknowledged(house: House) -> None:
+    """One of an earlier version, or that a part was given back of."""
+    work = MessageWork(house.pool)
+    sent_ids = await sent(house.pool, *(f"key-{number}" for number in range(8)))
+    claimed = await work.claim(QUEUE, 4)
+    await house.pool.execute("UPDATE message_lease SET places = NULL")
+    assert await work.acknowledge(claimed) == set(sent_ids[:4])
+
+    claimed = await work.claim(QUEUE, 4)
+    await work.release(claimed[:1])
+    assert await work.acknowledge(claimed) == set(sent_ids[5:])
+    assert ids(await work.claim(QUEUE, 4)) == [sent_ids[4]]
+
+
+async def test_another_message_in_the_place_of_one_that_went_is_not_acknowledged_with_it(house: House) -> None:
+    work = MessageWork(house.pool)
+    await sent(house.pool, "one")
+    claimed = await work.claim(QUEUE, 1)
+    place = await house.pool.fetchval("DELETE FROM message RETURNING ctid")
+    await house.pool.execute("VACUUM message")
+    (other,) = await sent(house.pool, "another")
+    assert await house.pool.fetchval("SELECT ctid FROM message") == place
+
+    assert await work.acknowledge(claimed) == set()
+    assert ids(await work.claim(QUEUE, 1)) == [other]
 
 
 async def test_a_program_that_receives_by_sql_and_a_worker_do_not_get_the_same(house: House) -> None:

@@ -374,7 +374,7 @@ class PostgresSubscription:
         if claimed:
             self._given_at = clock()
             if wait_s > 0 and is_quick and len(claimed) == limit >= AHEAD_MIN:
-                self._look_ahead(limit)
+                await self._look_ahead(limit, claimed)
         return claimed
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
@@ -480,7 +480,8 @@ class PostgresSubscription:
         finally:
             self._lookout.wake(self._queue)
 
-    def _look_ahead(self, limit: int) -> None:
+    async def _look_ahead(self, limit: int, claimed: Sequence[ClaimedMessage]) -> None:
+        """Its statement is on the way when this returns; else it would be when whoever gets `claimed` waits for something."""
         if self._ahead is not None or self._is_closed:
             return
         if self._to_skip:
@@ -488,6 +489,12 @@ class PostgresSubscription:
             return
         until = asyncio.get_running_loop().call_later(ahead_s(self._work.lease_s), self._leave_ahead)
         self._ahead = _Ahead(self._follow(self._claim_ahead(limit)), limit, until)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._follow(self.release(claimed))
+            self._leave_ahead()
+            raise
 
     async def _claim_ahead(self, limit: int) -> list[ClaimedMessage]:
         """Nothing if the database is away: whoever looks next says so."""
