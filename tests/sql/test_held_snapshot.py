@@ -48,11 +48,14 @@ async def pages_of_a_claim(pool: Any) -> int:
 
 async def pages_of_a_claim_of(connection: Any, batch: int = BATCH) -> int:
     """The same in a session that keeps its plans."""
+    return await pages_of(connection, f"claim_messages('{QUEUE}', {BATCH}, interval '1 minute')", batch)
+
+
+async def pages_of(connection: Any, call: str, batch: int) -> int:
+    """How many pages are looked at for so many messages, which nobody gets."""
     transaction = connection.transaction()
     await transaction.start()
-    told = await connection.fetchval(
-        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM claim_messages('{QUEUE}', {BATCH}, interval '1 minute')"
-    )
+    told = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT * FROM {call}")
     await transaction.rollback()
     (plan,) = (one["Plan"] for one in json.loads(told))
     assert plan["Actual Rows"] == batch
@@ -115,3 +118,14 @@ async def test_claims_planned_for_a_queue_of_one_find_what_is_before_another_in_
         await send(pool, DONE)
 
         assert await pages_of_a_claim_of(connection) < 4 * usual
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+async def test_a_program_that_receives_by_sql_reads_no_more_of_a_long_queue(pool: Any, batch: int) -> None:
+    call = "kassa_receive({}, {}, {})".format(*(f"'{part}'" for part in QUEUE.split(":")), batch)
+    await send(pool, WAITING)
+    async with pool.acquire() as connection:
+        usual = await pages_of(connection, call, batch)
+        await send(pool, 4 * DONE)
+
+        assert await pages_of(connection, call, batch) < 4 * usual

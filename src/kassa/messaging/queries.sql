@@ -163,6 +163,8 @@ SELECT k.key
         WHERE topic = $1
           AND key = k.key
           AND (returned OR due <= clock_timestamp())
+        -- So that it is found by the index of keys.
+        ORDER BY position
         LIMIT 1) AS m;
 
 -- name: no_messages

@@ -267,6 +267,32 @@ async def test_programs_that_receive_by_sql_side_by_side_keep_each_keys_order(ho
     assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
 
 
+async def test_a_program_that_receives_by_sql_gets_what_is_urgent_first(house: House) -> None:
+    urgent = [(4, "k"), (4, "o"), (9, "k"), (9, "p"), (0, "")]
+    await put(
+        house.pool,
+        *(
+            OutgoingMessage(new_id(), HOME, QUEUE, key, priority, 0.0, {}, f"{key}{number}".encode())
+            for number, (priority, key) in enumerate(urgent)
+        ),
+    )
+
+    rows = [await house.pool.fetch("SELECT body FROM kassa_receive('post', 'office', $1)", n) for n in (1, 1, 2, 9)]
+
+    assert [[row["body"] for row in some] for some in rows] == [["p3"], ["k0"], ["o1", "k2"], ["4"]]
+
+
+async def test_a_program_that_receives_by_sql_gets_what_is_behind_all_that_another_has(house: House) -> None:
+    sent_ids = await sent(house.pool, *(f"key-{number % 70}" for number in range(140)))
+    async with house.pool.acquire() as one, one.transaction():
+        assert len(await one.fetch("SELECT body FROM kassa_receive('post', 'office', 60)")) == 60
+        rows = await house.pool.fetch("SELECT body FROM kassa_receive('post', 'office', 20)")
+        # Ten keys are nobody's, each with two messages.
+        assert [row["body"] for row in rows] == [f"key-{number}" for number in (*range(60, 70), *range(60, 70))]
+        assert await house.pool.fetch("SELECT body FROM kassa_receive('post', 'office', 20)") == []
+    assert await house.pool.fetchval("SELECT count(*) FROM message") == len(sent_ids) - 80
+
+
 async def test_a_program_that_receives_by_sql_gets_nothing_behind_what_a_worker_has_of_the_key(house: House) -> None:
     work = MessageWork(house.pool)
     await sent(house.pool, "k", "k")
