@@ -129,3 +129,26 @@ async def test_a_program_that_receives_by_sql_reads_no_more_of_a_long_queue(pool
         await send(pool, 4 * DONE)
 
         assert await pages_of(connection, call, batch) < 4 * usual
+
+
+async def test_acknowledgements_planned_for_a_queue_of_one_read_no_more_of_a_long_one(pool: Any) -> None:
+    """Where there is one message, reading all seems as good as finding some. A session keeps that plan when there are many."""
+
+    async def pages_of_an_acknowledgement(connection: Any, batch: int) -> int:
+        rows = await connection.fetch(f"SELECT id, lease FROM claim_messages('{QUEUE}', {batch}, interval '1 minute')")
+        assert len(rows) == batch
+        ids = ",".join(f"'{row['id']}'" for row in rows)
+        lease = rows[0]["lease"]
+        call = f"acknowledge_messages(ARRAY[{ids}]::uuid[], array_fill({lease}::bigint, ARRAY[{batch}]), ARRAY[{lease}]::bigint[])"
+        pages = await pages_of(connection, call, 1)
+        assert await connection.fetchval(f"SELECT count FROM {call}") == batch
+        return pages
+
+    await put(pool, OutgoingMessage(new_id(), 1, QUEUE, "key", 4, 0.0, {}, b""))
+    await pool.execute("VACUUM ANALYZE message")
+    async with pool.acquire() as connection:
+        await pages_of_an_acknowledgement(connection, 1)
+        await send(pool, 4 * DONE)
+
+        assert await pages_of_an_acknowledgement(connection, BATCH) < 10 * BATCH
+    assert await pool.fetchval("SELECT count(*) FROM message") == 4 * DONE - BATCH

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from kassa.db.migrate import Migration, migrate, pending, read_migrations, require_current
+from kassa.db.migrate import REWORDED, Migration, migrate, pending, read_migrations, require_current
 from kassa.db.pool import connect
 from kassa.errors import DatabaseRefused, InvariantBroken
 
@@ -60,6 +60,19 @@ async def test_a_migration_that_was_changed_after_it_was_applied_is_refused(empt
 
     with pytest.raises(DatabaseRefused, match=r"migration 1 \(first\) in another form"):
         await migrate(empty_database_url, migrations=read_migrations([("0001_first.sql", b"SELECT 1;")]))
+
+
+async def test_a_migration_that_was_put_in_other_words_is_known_by_its_former_ones(database_url: str) -> None:
+    connection = await connect(database_url, application="test")
+    for number, digest in REWORDED.items():
+        await connection.execute("UPDATE schema_migration SET sha256 = $2 WHERE number = $1", number, digest)
+
+    assert await pending(connection) == ()
+
+    await connection.execute("UPDATE schema_migration SET sha256 = 'another' WHERE number = $1", min(REWORDED))
+    with pytest.raises(DatabaseRefused, match="in another form"):
+        await pending(connection)
+    await connection.close()
 
 
 async def test_what_is_pending_is_told_and_required(empty_database_url: str, database_url: str) -> None:

@@ -156,7 +156,7 @@ def _of_journal() -> dict[str, str]:
     return {"delete": statement.sql} | {name: getattr(sql, name) for name in names}
 
 
-MESSAGING = ("acknowledge_messages", "retry_messages", "bury_messages", "postpone_timers", "parked_keys")
+MESSAGING = ("retry_messages", "bury_messages", "postpone_timers", "parked_keys")
 
 
 @pytest.mark.parametrize("name", [*_of_journal(), *MESSAGING])

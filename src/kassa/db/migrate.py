@@ -18,6 +18,8 @@ _LOCK = 5_279_105_011
 """The advisory lock under which migrations run; any number will do that nothing else in the database uses."""
 _LOCK_TIMEOUT_S = 900
 """Another process may be in the middle of a long migration."""
+REWORDED = {4: "afdffb987ef02e876e8653ea4fb6876e022a1c852579e277b2a826e8bc0de24e"}
+"""What makes the same in other words, since PostgreSQL 15 refused the former ones; the digest of the file that had those."""
 _FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 
 _TABLE = """
@@ -103,7 +105,8 @@ async def pending(connection: Any, *, migrations: tuple[Migration, ...] | None =
             f"{len(known)}: a newer Kassa used it. Install that version again, or restore a backup from before it."
         )
     for row, migration in zip(rows, known, strict=False):
-        if (row["number"], row["name"]) != (migration.number, migration.name) or row["sha256"] != migration.digest:
+        digests = (migration.digest, REWORDED.get(migration.number))
+        if (row["number"], row["name"]) != (migration.number, migration.name) or row["sha256"] not in digests:
             raise DatabaseRefused(
                 f"The database has migration {row['number']} ({row['name']}) in another form than this program's "
                 f"{migration.number} ({migration.name}). Use the program that made it, or another database."

@@ -171,19 +171,18 @@ CREATE UNLOGGED TABLE message_lease (
     id bigint PRIMARY KEY,
     topic text NOT NULL,
     leased_until timestamptz NOT NULL,
-    messages uuid[] STORAGE EXTERNAL NOT NULL,
-    places tid[] STORAGE EXTERNAL
+    messages uuid[] NOT NULL,
+    places tid[]
 ) WITH (toast_tuple_target = 8160);
+ALTER TABLE message_lease ALTER COLUMN messages SET STORAGE EXTERNAL, ALTER COLUMN places SET STORAGE EXTERNAL;
 CREATE INDEX message_lease_topic ON message_lease (topic);
 CREATE SEQUENCE message_lease_number;
 
 -- Due messages of one queue, urgent ones first, leased for a while. Of each key only the oldest messages in a row come, and
 -- only if nobody holds an earlier one: a key has one holder. What was only sent with a delay and never handed out holds up
 -- nothing. The candidates are bounded, so that a long queue behind one key costs no more than a short one; where all of them
--- wait or are somebody else's, the next and larger window is looked at, and so on: so many windows at most.
---
--- Of one queue one claims at a time, for the milliseconds that it takes, so that what others have in hand is seen by who looks. The
--- rows are locked for `kassa_receive`, whose caller has them in hand without a lease until he commits.
+-- wait or are somebody else's, the next and larger window is looked at, and so on: so many windows at most. Whether somebody
+-- else was quicker is asked once more behind the locks; then the bodies are read, of what is ours only.
 --
 -- The planner's settings: a queue that was nearly empty when PostgreSQL last looked is believed to be so still, and sorting what any
 -- index finds of it to be as good as the index that is in order. It would read the whole queue ten times for each batch. What is
@@ -198,6 +197,12 @@ LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 #variable_conflict use_column
 DECLARE
+    ids uuid[];
+    places tid[];
+    turns bigint[];
+    known bigint[];
+    others uuid[];
+    found bigint;
     enough bigint := greatest(wanted, 16);
     look bigint := enough;
     passed bigint := 0;
@@ -210,7 +215,6 @@ BEGIN
     END IF;
     -- A lease that is lost only means that somebody else acts earlier, so nobody waits for the disk.
     PERFORM set_config('synchronous_commit', 'off', true);
-    PERFORM pg_advisory_xact_lock(hashtext('claim_messages'), hashtext(queue));
     WITH over AS (
         DELETE FROM message_lease AS l
          WHERE l.id = ANY(ARRAY(
@@ -228,7 +232,6 @@ BEGIN
          WHERE m.id = ANY(ARRAY(SELECT n.id FROM message AS n WHERE n.id = ANY(lapsed) FOR UPDATE SKIP LOCKED));
     END IF;
     FOR attempt IN 1..windows LOOP
-        RETURN QUERY
         WITH held AS MATERIALIZED (
             SELECT unnest(l.messages) AS id FROM message_lease AS l WHERE l.topic = queue
         ),
@@ -282,50 +285,57 @@ BEGIN
              LIMIT enough
         ),
         locked AS MATERIALIZED (
-            SELECT p.turn, p.number, m.ctid AS place, m.id, m.home, m.key, m.priority, m.created_at, m.attempts, m.lapses, m.headers,
-                   m.body
+            SELECT p.turn, p.number, m.ctid AS place, m.id, m.lapses
               FROM picked AS p
               JOIN message AS m ON m.ctid = p.place
-             LIMIT wanted
                FOR UPDATE OF m SKIP LOCKED
         ),
-        free_to_go AS MATERIALIZED (
-            SELECT l.*, row_number() OVER () AS nth
-              FROM (SELECT l.*, row_number() OVER (PARTITION BY l.turn ORDER BY l.number) AS in_a_row FROM locked AS l) AS l
-             WHERE l.number = l.in_a_row
+        in_a_row AS MATERIALIZED (
+            SELECT l.turn, l.place, l.id, l.lapses, row_number() OVER () AS nth
+              FROM (SELECT l.*, row_number() OVER (PARTITION BY l.turn ORDER BY l.number) AS expected FROM locked AS l) AS l
+             WHERE l.number = l.expected
         ),
         cut AS MATERIALIZED (
-            SELECT CASE min(f.nth) FILTER (WHERE f.lapses >= alone)
+            SELECT CASE min(r.nth) FILTER (WHERE r.lapses >= alone)
                    WHEN 1 THEN 1
-                   ELSE COALESCE(min(f.nth) FILTER (WHERE f.lapses >= alone) - 1, max(f.nth))
+                   ELSE least(min(r.nth) FILTER (WHERE r.lapses >= alone) - 1, wanted)
                    END AS last
-              FROM free_to_go AS f
-        ),
-        leased AS (
-            INSERT INTO message_lease (id, topic, leased_until, messages, places)
-            SELECT nextval('message_lease_number'), queue, clock_timestamp() + lease_for, array_agg(f.id), array_agg(f.place)
-              FROM free_to_go AS f, cut
-             WHERE f.nth <= cut.last
-            HAVING count(*) > 0
-            RETURNING id
+              FROM in_a_row AS r
         )
-        SELECT leased.id, f.id, f.home, f.key, f.priority, f.created_at, f.attempts, f.lapses, f.headers, f.body
-          FROM leased, cut, free_to_go AS f
-         WHERE f.nth <= cut.last
-         ORDER BY f.nth;
-        EXIT WHEN FOUND OR attempt = windows;
+        SELECT array_agg(r.id), array_agg(r.place), array_agg(r.turn), (SELECT count(*) FROM candidate),
+               ARRAY(SELECT l.id FROM message_lease AS l WHERE l.topic = queue)
+          INTO ids, places, turns, found, known
+          FROM (SELECT r.* FROM in_a_row AS r, cut WHERE r.nth <= cut.last ORDER BY r.nth) AS r;
+        EXIT WHEN ids IS NOT NULL OR found < look;
         passed := passed + look;
-        EXIT WHEN passed > (
-            SELECT count(*)
-              FROM (SELECT FROM generate_series(9, 0, -1) AS p (priority)
-                     CROSS JOIN LATERAL (
-                           SELECT FROM message AS m
-                            WHERE m.topic = queue AND m.priority = p.priority AND m.due <= clock_timestamp()
-                            ORDER BY m.due, m.position
-                            LIMIT passed) AS m
-                     LIMIT passed) AS due);
         look := look * 4;
     END LOOP;
+    SELECT array_agg(m.id)
+      INTO others
+      FROM message_lease AS l
+     CROSS JOIN LATERAL unnest(l.messages) AS m (id)
+     WHERE l.topic = queue
+       AND l.id <> ALL(known);
+    IF others && ids THEN
+        SELECT array_agg(c.id ORDER BY c.nth), array_agg(c.place ORDER BY c.nth)
+          INTO ids, places
+          FROM unnest(ids, places, turns) WITH ORDINALITY AS c (id, place, turn, nth)
+         WHERE c.turn NOT IN (SELECT t.turn FROM unnest(ids, turns) AS t (id, turn) WHERE t.id = ANY(others));
+    END IF;
+    IF ids IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH leased AS (
+        INSERT INTO message_lease (id, topic, leased_until, messages, places)
+        VALUES (nextval('message_lease_number'), queue, clock_timestamp() + lease_for, ids, places)
+        RETURNING id
+    )
+    SELECT leased.id, m.id, m.home, m.key, m.priority, m.created_at, m.attempts, m.lapses, m.headers, m.body
+      FROM leased
+     CROSS JOIN unnest(places) WITH ORDINALITY AS p (at, nth)
+      JOIN message AS m ON m.ctid = p.at
+     ORDER BY p.nth;
 END
 $$;
 
@@ -872,8 +882,7 @@ $$;
 -- base64, and a header says so. Whether somebody else has one in hand is asked once more behind the lock, when his lease is there to
 -- be seen.
 --
--- Looked at in windows, as in `claim_messages`, and planned like that. It has no turns, though: the lock would last as long as the
--- caller's transaction.
+-- Looked at in windows, as in `claim_messages`, and planned like that.
 CREATE FUNCTION kassa_receive(topic text, group_name text DEFAULT 'client', at_most integer DEFAULT 1)
 RETURNS TABLE (correlation_id text, body text, headers jsonb)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp

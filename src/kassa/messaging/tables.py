@@ -15,12 +15,13 @@ LATER = (
     ("message_lease", "messages", "0004_message_leases.sql"),
     ("message", "lapses", "0006_lapsed_leases.sql"),
     ("claim_messages", "windows", "0009_claims_ahead.sql"),
-    ("message_lease", "places", "0012_claims_in_turn.sql"),
+    ("message_lease", "places", "0012_places_of_leases.sql"),
 )
 """Columns of tables and arguments of functions that a database may lack which was made by an earlier version, with the migration of
 Kassa's that brings each."""
 _LOCK = 0x4B61736D  # "Kasm": two processes that start together make the tables once.
 _STATEMENT = re.compile(
+    r"^ALTER TABLE (?P<altered>\w+).*?;$|"
     r"^CREATE (?:"
     r"(?:(?:UNLOGGED )?TABLE|SEQUENCE) (?P<table>\w+).*?;$|"
     r"(?:UNIQUE )?INDEX \w+ ON (?P<indexed>\w+).*?;$|"

@@ -9,6 +9,7 @@ import pytest
 
 from flows.messaging.house import HOME, House, put
 from flows.service.conftest import until
+from kassa.db.pool import connect
 from kassa.ids import Id, new_id
 from kassa.messaging.binders.postgres import PostgresBinder
 from kassa.messaging.relay import MessageRelay
@@ -167,26 +168,78 @@ async def test_many_at_once_never_have_the_same_key_and_leave_nothing(house: Hou
     assert await house.pool.fetchval("SELECT count(*) FROM message_lease") == 0
 
 
-@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "rolled back"])
-async def test_who_comes_while_another_chooses_waits_for_him(house: House, is_kept: bool) -> None:
+async def test_who_comes_while_another_chooses_gets_what_is_behind(house: House) -> None:
     work = MessageWork(house.pool)
     sent_ids = await sent(house.pool, *(f"key-{number}" for number in range(40)))
-    async with house.pool.acquire() as connection:
-        choosing = connection.transaction()
-        await choosing.start()
-        rows = await connection.fetch("SELECT id FROM claim_messages($1, 20, interval '1 minute')", QUEUE)
-        assert [Id(row["id"].hex) for row in rows] == sent_ids[:20]
-        waiting = asyncio.create_task(work.claim(QUEUE, 16))
-        await until(
-            partial(
-                house.pool.fetchval, "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    async with house.pool.acquire() as connection, connection.transaction():
+        chosen = [
+            Id(row["id"].hex)
+            for limit in (1, 20)
+            for row in await connection.fetch(
+                "SELECT id FROM claim_messages($1, $2, interval '1 minute')", QUEUE, limit
             )
-        )
-        assert await work.claim("post:another", 1) == []
-        await (choosing.commit() if is_kept else choosing.rollback())
+        ]
+        assert chosen == sent_ids[:21]
 
-    first = 20 if is_kept else 0
-    assert ids(await waiting) == sent_ids[first:][:16]
+        assert ids(await work.claim(QUEUE, 1)) == [sent_ids[21]]
+        more = ids(await work.claim(QUEUE, 16))
+        assert more and more == sent_ids[22 : 22 + len(more)]
+
+    assert ids(await work.claim(QUEUE, 16)) == sent_ids[22 + len(more) :][:16]
+
+
+@pytest.mark.parametrize("limit", [1, 10])
+async def test_behind_a_message_that_a_program_has_only_other_keys_are_handed_out(house: House, limit: int) -> None:
+    work = MessageWork(house.pool)
+    sent_ids = await sent(house.pool, "k", "k", "o", "k")
+    async with house.pool.acquire() as connection, connection.transaction():
+        assert len(await connection.fetch("SELECT * FROM kassa_receive('post', 'office', 1)")) == 1
+        claimed = await work.claim(QUEUE, limit)
+        assert ids(claimed) == [sent_ids[2]]
+        assert await work.claim(QUEUE, limit) == []
+
+    assert ids(await work.claim(QUEUE, 10)) == [sent_ids[1], sent_ids[3]]
+
+
+async def test_a_message_is_acknowledged_though_somebody_moves_it_meanwhile(house: House) -> None:
+    work = MessageWork(house.pool)
+    sent_ids = await sent(house.pool, "a", "b", "c")
+    claimed = await work.claim(QUEUE, 3)
+    async with house.pool.acquire() as connection:
+        moving = connection.transaction()
+        await moving.start()
+        await connection.execute("UPDATE message SET headers = headers WHERE id = $1", sent_ids[1])
+        acknowledging = asyncio.create_task(work.acknowledge(claimed))
+        await until(partial(house.pool.fetchval, "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted"))
+        await moving.commit()
+
+    assert await acknowledging == set(sent_ids)
+    assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
+
+
+async def test_a_consumer_that_does_not_read_what_it_claimed_holds_up_nobody(house: House) -> None:
+    """The server sends rows before it commits: who is stopped then keeps what he claimed, and nothing else."""
+    work = MessageWork(house.pool)
+    body = b"x" * 1_000_000
+    await put(house.pool, *(OutgoingMessage(new_id(), HOME, QUEUE, f"key-{n}", 4, 0.0, {}, body) for n in range(20)))
+    (last,) = await sent(house.pool, "last")
+    stopped = await connect(house.url, application="stopped")
+    claim = await stopped.prepare("SELECT id, body FROM claim_messages($1, 20, interval '1 minute')")
+    stopped._transport.pause_reading()
+    claiming = asyncio.create_task(claim.fetch(QUEUE))
+
+    await until(
+        partial(
+            house.pool.fetchval,
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'stopped' AND wait_event = 'ClientWrite'",
+        )
+    )
+    async with asyncio.timeout(30.0):
+        assert ids(await work.claim(QUEUE, 1)) == [last]
+
+    stopped._transport.resume_reading()
+    assert len(await claiming) == 20
+    await stopped.close()
 
 
 @pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "in parts"])

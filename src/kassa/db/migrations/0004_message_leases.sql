@@ -5,8 +5,9 @@ CREATE UNLOGGED TABLE message_lease (
     id bigint PRIMARY KEY,
     topic text NOT NULL,
     leased_until timestamptz NOT NULL,
-    messages uuid[] STORAGE EXTERNAL NOT NULL
+    messages uuid[] NOT NULL
 );
+ALTER TABLE message_lease ALTER COLUMN messages SET STORAGE EXTERNAL;
 CREATE INDEX message_lease_topic ON message_lease (topic);
 CREATE SEQUENCE message_lease_number;
 

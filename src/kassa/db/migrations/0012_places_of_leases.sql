@@ -1,8 +1,9 @@
--- One who claims at a time: what others have in hand is in the snapshot of the one statement that claims, where it was asked for twice,
--- in two statements, the second behind the locks of the rows. And a lease says where its messages are in their table, so that they are
--- found there when they are acknowledged: by their ids, which are in no order, it took as long as all the rest.
+-- Whether somebody else was quicker is asked of leases only that were not there when the messages were chosen, of ids and not of rows,
+-- and only what is ours is read then. A lease says where its messages are in their table, so that they are found there when they are
+-- acknowledged: by their ids, which are in no order, it took as long as all the rest.
 ALTER TABLE message_lease
-    ADD COLUMN places tid[] STORAGE EXTERNAL,
+    ADD COLUMN places tid[],
+    ALTER COLUMN places SET STORAGE EXTERNAL,
     SET (toast_tuple_target = 8160);
 
 CREATE OR REPLACE FUNCTION claim_messages(queue text, wanted bigint, lease_for interval, windows integer DEFAULT 6)
@@ -12,6 +13,12 @@ LANGUAGE plpgsql
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 #variable_conflict use_column
 DECLARE
+    ids uuid[];
+    places tid[];
+    turns bigint[];
+    known bigint[];
+    others uuid[];
+    found bigint;
     enough bigint := greatest(wanted, 16);
     look bigint := enough;
     passed bigint := 0;
@@ -24,7 +31,6 @@ BEGIN
     END IF;
     -- A lease that is lost only means that somebody else acts earlier, so nobody waits for the disk.
     PERFORM set_config('synchronous_commit', 'off', true);
-    PERFORM pg_advisory_xact_lock(hashtext('claim_messages'), hashtext(queue));
     WITH over AS (
         DELETE FROM message_lease AS l
          WHERE l.id = ANY(ARRAY(
@@ -42,7 +48,6 @@ BEGIN
          WHERE m.id = ANY(ARRAY(SELECT n.id FROM message AS n WHERE n.id = ANY(lapsed) FOR UPDATE SKIP LOCKED));
     END IF;
     FOR attempt IN 1..windows LOOP
-        RETURN QUERY
         WITH held AS MATERIALIZED (
             SELECT unnest(l.messages) AS id FROM message_lease AS l WHERE l.topic = queue
         ),
@@ -96,50 +101,57 @@ BEGIN
              LIMIT enough
         ),
         locked AS MATERIALIZED (
-            SELECT p.turn, p.number, m.ctid AS place, m.id, m.home, m.key, m.priority, m.created_at, m.attempts, m.lapses, m.headers,
-                   m.body
+            SELECT p.turn, p.number, m.ctid AS place, m.id, m.lapses
               FROM picked AS p
               JOIN message AS m ON m.ctid = p.place
-             LIMIT wanted
                FOR UPDATE OF m SKIP LOCKED
         ),
-        free_to_go AS MATERIALIZED (
-            SELECT l.*, row_number() OVER () AS nth
-              FROM (SELECT l.*, row_number() OVER (PARTITION BY l.turn ORDER BY l.number) AS in_a_row FROM locked AS l) AS l
-             WHERE l.number = l.in_a_row
+        in_a_row AS MATERIALIZED (
+            SELECT l.turn, l.place, l.id, l.lapses, row_number() OVER () AS nth
+              FROM (SELECT l.*, row_number() OVER (PARTITION BY l.turn ORDER BY l.number) AS expected FROM locked AS l) AS l
+             WHERE l.number = l.expected
         ),
         cut AS MATERIALIZED (
-            SELECT CASE min(f.nth) FILTER (WHERE f.lapses >= alone)
+            SELECT CASE min(r.nth) FILTER (WHERE r.lapses >= alone)
                    WHEN 1 THEN 1
-                   ELSE COALESCE(min(f.nth) FILTER (WHERE f.lapses >= alone) - 1, max(f.nth))
+                   ELSE least(min(r.nth) FILTER (WHERE r.lapses >= alone) - 1, wanted)
                    END AS last
-              FROM free_to_go AS f
-        ),
-        leased AS (
-            INSERT INTO message_lease (id, topic, leased_until, messages, places)
-            SELECT nextval('message_lease_number'), queue, clock_timestamp() + lease_for, array_agg(f.id), array_agg(f.place)
-              FROM free_to_go AS f, cut
-             WHERE f.nth <= cut.last
-            HAVING count(*) > 0
-            RETURNING id
+              FROM in_a_row AS r
         )
-        SELECT leased.id, f.id, f.home, f.key, f.priority, f.created_at, f.attempts, f.lapses, f.headers, f.body
-          FROM leased, cut, free_to_go AS f
-         WHERE f.nth <= cut.last
-         ORDER BY f.nth;
-        EXIT WHEN FOUND OR attempt = windows;
+        SELECT array_agg(r.id), array_agg(r.place), array_agg(r.turn), (SELECT count(*) FROM candidate),
+               ARRAY(SELECT l.id FROM message_lease AS l WHERE l.topic = queue)
+          INTO ids, places, turns, found, known
+          FROM (SELECT r.* FROM in_a_row AS r, cut WHERE r.nth <= cut.last ORDER BY r.nth) AS r;
+        EXIT WHEN ids IS NOT NULL OR found < look;
         passed := passed + look;
-        EXIT WHEN passed > (
-            SELECT count(*)
-              FROM (SELECT FROM generate_series(9, 0, -1) AS p (priority)
-                     CROSS JOIN LATERAL (
-                           SELECT FROM message AS m
-                            WHERE m.topic = queue AND m.priority = p.priority AND m.due <= clock_timestamp()
-                            ORDER BY m.due, m.position
-                            LIMIT passed) AS m
-                     LIMIT passed) AS due);
         look := look * 4;
     END LOOP;
+    SELECT array_agg(m.id)
+      INTO others
+      FROM message_lease AS l
+     CROSS JOIN LATERAL unnest(l.messages) AS m (id)
+     WHERE l.topic = queue
+       AND l.id <> ALL(known);
+    IF others && ids THEN
+        SELECT array_agg(c.id ORDER BY c.nth), array_agg(c.place ORDER BY c.nth)
+          INTO ids, places
+          FROM unnest(ids, places, turns) WITH ORDINALITY AS c (id, place, turn, nth)
+         WHERE c.turn NOT IN (SELECT t.turn FROM unnest(ids, turns) AS t (id, turn) WHERE t.id = ANY(others));
+    END IF;
+    IF ids IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH leased AS (
+        INSERT INTO message_lease (id, topic, leased_until, messages, places)
+        VALUES (nextval('message_lease_number'), queue, clock_timestamp() + lease_for, ids, places)
+        RETURNING id
+    )
+    SELECT leased.id, m.id, m.home, m.key, m.priority, m.created_at, m.attempts, m.lapses, m.headers, m.body
+      FROM leased
+     CROSS JOIN unnest(places) WITH ORDINALITY AS p (at, nth)
+      JOIN message AS m ON m.ctid = p.at
+     ORDER BY p.nth;
 END
 $$;
 
