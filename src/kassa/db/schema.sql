@@ -903,7 +903,7 @@ BEGIN
             SELECT unnest(l.messages) AS id FROM message_lease AS l WHERE l.topic = of_group AND l.leased_until > clock_timestamp()
         ),
         candidate AS MATERIALIZED (
-            SELECT c.place, c.key, c.position
+            SELECT c.place, c.key, c.position, row_number() OVER () AS rank
               FROM generate_series(9, 0, -1) AS p (priority)
              CROSS JOIN LATERAL (
                    SELECT m.ctid AS place, m.key, m.position
@@ -927,6 +927,7 @@ BEGIN
                        AND (earlier.returned OR earlier.due <= clock_timestamp())
                      ORDER BY earlier.position
                      LIMIT 1) IS NULL
+             ORDER BY c.rank
              LIMIT at_most
                FOR UPDATE OF m SKIP LOCKED
         )
