@@ -1,6 +1,6 @@
 """Migrations: numbered SQL files, each applied once, in order, in a transaction of its own.
 
-migrations/0001_first.sql, 0002_….sql     without gaps; a file that was ever released is never changed
+migrations/0001_first.sql, 0002_….sql     without gaps; none is changed once it was released (but see REWORDED)
 """
 
 import asyncio

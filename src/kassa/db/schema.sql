@@ -203,14 +203,13 @@ DECLARE
     known bigint[];
     others uuid[];
     found bigint;
-    enough bigint := greatest(wanted, 16);
-    look bigint := enough;
+    look bigint := greatest(wanted, 16);
     passed bigint := 0;
     lapsed uuid[];
     alone CONSTANT smallint := 3;
     ended CONSTANT text := 'whoever had it in hand ended, or held it longer than its lease';
 BEGIN
-    IF EXISTS (SELECT FROM subscription AS s WHERE s.queue = claim_messages.queue AND s.paused) THEN
+    IF wanted <= 0 OR EXISTS (SELECT FROM subscription AS s WHERE s.queue = claim_messages.queue AND s.paused) THEN
         RETURN;
     END IF;
     -- A lease that is lost only means that somebody else acts earlier, so nobody waits for the disk.
@@ -281,14 +280,26 @@ BEGIN
              WHERE f.length IS NOT NULL
              UNION ALL
             SELECT c.place, c.rank, 1 FROM candidate AS c WHERE c.key = ''
-             ORDER BY 2, 3
-             LIMIT enough
+        ),
+        -- The first of each turn before any other: what is behind one that somebody else has is not locked.
+        first AS MATERIALIZED (
+            SELECT p.turn, p.number, m.ctid AS place, m.id, m.lapses
+              FROM (SELECT * FROM picked WHERE number = 1 ORDER BY turn) AS p
+              JOIN message AS m ON m.ctid = p.place
+             WHERE m.due <= clock_timestamp()
+             LIMIT wanted
+               FOR UPDATE OF m SKIP LOCKED
+        ),
+        behind AS MATERIALIZED (
+            SELECT p.turn, p.number, m.ctid AS place, m.id, m.lapses
+              FROM (SELECT * FROM picked WHERE number > 1 AND turn IN (SELECT f.turn FROM first AS f) ORDER BY turn, number) AS p
+              JOIN message AS m ON m.ctid = p.place
+             WHERE m.due <= clock_timestamp()
+             LIMIT wanted
+               FOR UPDATE OF m SKIP LOCKED
         ),
         locked AS MATERIALIZED (
-            SELECT p.turn, p.number, m.ctid AS place, m.id, m.lapses
-              FROM picked AS p
-              JOIN message AS m ON m.ctid = p.place
-               FOR UPDATE OF m SKIP LOCKED
+            SELECT * FROM first UNION ALL SELECT * FROM behind
         ),
         in_a_row AS MATERIALIZED (
             SELECT l.turn, l.place, l.id, l.lapses, row_number() OVER () AS nth
@@ -306,22 +317,27 @@ BEGIN
                ARRAY(SELECT l.id FROM message_lease AS l WHERE l.topic = queue)
           INTO ids, places, turns, found, known
           FROM (SELECT r.* FROM in_a_row AS r, cut WHERE r.nth <= cut.last ORDER BY r.nth) AS r;
-        EXIT WHEN ids IS NOT NULL OR found < look;
+        IF ids IS NOT NULL THEN
+            SELECT array_agg(m.id)
+              INTO others
+              FROM message_lease AS l
+             CROSS JOIN LATERAL unnest(l.messages) AS m (id)
+             WHERE l.topic = queue
+               AND l.id <> ALL(known);
+            IF others && ids THEN
+                SELECT array_agg(c.id ORDER BY c.nth), array_agg(c.place ORDER BY c.nth)
+                  INTO ids, places
+                  FROM unnest(ids, places, turns) WITH ORDINALITY AS c (id, place, turn, nth)
+                 WHERE c.turn NOT IN (SELECT t.turn FROM unnest(ids, turns) AS t (id, turn) WHERE t.id = ANY(others));
+            END IF;
+            EXIT WHEN ids IS NOT NULL;
+            -- Somebody was quicker with all of it. By now that is seen, so the same window once more.
+            CONTINUE;
+        END IF;
+        EXIT WHEN found < look;
         passed := passed + look;
         look := look * 4;
     END LOOP;
-    SELECT array_agg(m.id)
-      INTO others
-      FROM message_lease AS l
-     CROSS JOIN LATERAL unnest(l.messages) AS m (id)
-     WHERE l.topic = queue
-       AND l.id <> ALL(known);
-    IF others && ids THEN
-        SELECT array_agg(c.id ORDER BY c.nth), array_agg(c.place ORDER BY c.nth)
-          INTO ids, places
-          FROM unnest(ids, places, turns) WITH ORDINALITY AS c (id, place, turn, nth)
-         WHERE c.turn NOT IN (SELECT t.turn FROM unnest(ids, turns) AS t (id, turn) WHERE t.id = ANY(others));
-    END IF;
     IF ids IS NULL THEN
         RETURN;
     END IF;
@@ -889,13 +905,19 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
     of_group text := kassa_receive.topic || ':' || kassa_receive.group_name;
-    look bigint := greatest(at_most, 16);
+    wanted bigint := COALESCE(at_most, 1000);
+    look bigint := greatest(wanted, 16);
     passed bigint := 0;
     found bigint;
     locked uuid[];
     free uuid[];
 BEGIN
-    IF EXISTS (SELECT FROM subscription AS s WHERE s.queue = of_group AND s.paused) THEN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'kassa_receive needs READ COMMITTED, and this transaction is %', upper(current_setting('transaction_isolation'))
+            USING HINT = 'Its snapshot would be older than what others have in hand by now: BEGIN ISOLATION LEVEL READ COMMITTED.',
+                  ERRCODE = 'invalid_transaction_state';
+    END IF;
+    IF wanted <= 0 OR EXISTS (SELECT FROM subscription AS s WHERE s.queue = of_group AND s.paused) THEN
         RETURN;
     END IF;
     FOR attempt IN 1..6 LOOP
@@ -920,15 +942,16 @@ BEGIN
             SELECT m.id
               FROM candidate AS c
               JOIN message AS m ON m.ctid = c.place
-             WHERE c.key = ''
-                OR (SELECT earlier.position
+             WHERE m.due <= clock_timestamp()
+               AND (c.key = '' OR (
+                    SELECT earlier.position
                       FROM message AS earlier
                      WHERE earlier.topic = of_group AND earlier.key = c.key AND earlier.position < c.position
                        AND (earlier.returned OR earlier.due <= clock_timestamp())
                      ORDER BY earlier.position
-                     LIMIT 1) IS NULL
+                     LIMIT 1) IS NULL)
              ORDER BY c.rank
-             LIMIT at_most
+             LIMIT wanted
                FOR UPDATE OF m SKIP LOCKED
         )
         SELECT array_agg(t.id), (SELECT count(*) FROM candidate) INTO locked, found FROM taken AS t;
@@ -943,11 +966,14 @@ BEGIN
                SELECT b.ctid AS place
                  FROM message AS b
                 WHERE b.topic = of_group AND b.key = k.key AND b.due <= clock_timestamp() AND b.id <> ALL(locked)
+                  AND b.id NOT IN (SELECT unnest(l.messages) FROM message_lease AS l
+                                    WHERE l.topic = of_group AND l.leased_until > clock_timestamp())
                 ORDER BY b.position
-                LIMIT at_most - cardinality(locked)) AS behind
+                LIMIT wanted - cardinality(locked)) AS behind
           JOIN message AS m ON m.ctid = behind.place
+         WHERE m.due <= clock_timestamp()
          ORDER BY m.position
-         LIMIT at_most - cardinality(locked)
+         LIMIT wanted - cardinality(locked)
            FOR UPDATE OF m SKIP LOCKED);
     free := ARRAY(
         SELECT one.id
@@ -955,14 +981,21 @@ BEGIN
          WHERE one.id NOT IN (SELECT unnest(l.messages) FROM message_lease AS l
                                WHERE l.topic = of_group AND l.leased_until > clock_timestamp()));
     RETURN QUERY
-    WITH gone AS (
+    WITH barrier AS MATERIALIZED (
+        SELECT k.key,
+               (SELECT other.position
+                  FROM message AS other
+                 WHERE other.topic = of_group AND other.key = k.key
+                   AND (other.returned OR other.due <= clock_timestamp())
+                   AND other.id <> ALL(free)
+                 ORDER BY other.position
+                 LIMIT 1) AS position
+          FROM (SELECT DISTINCT m.key FROM message AS m WHERE m.id = ANY(free) AND m.key <> '') AS k
+    ),
+    gone AS (
         DELETE FROM message AS m
          WHERE m.id = ANY(free)
-           AND (m.key = '' OR NOT EXISTS (
-               SELECT FROM message AS earlier
-                WHERE earlier.topic = of_group AND earlier.key = m.key AND earlier.position < m.position
-                  AND (earlier.returned OR earlier.due <= clock_timestamp())
-                  AND earlier.id <> ALL(free)))
+           AND NOT EXISTS (SELECT FROM barrier AS b WHERE b.key = m.key AND b.position < m.position)
         RETURNING m.position, m.headers::jsonb AS said, m.body AS raw, body_text(m.body) AS text
     )
     SELECT g.said ->> 'correlation-id', COALESCE(g.text, translate(encode(g.raw, 'base64'), E'\n', '')),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import asyncpg
 import pytest
 
 from flows.messaging.house import HOME, House, put
@@ -199,6 +200,58 @@ async def test_behind_a_message_that_a_program_has_only_other_keys_are_handed_ou
         assert await work.claim(QUEUE, limit) == []
 
     assert ids(await work.claim(QUEUE, 10)) == [sent_ids[1], sent_ids[3]]
+
+
+async def test_a_claim_finds_what_is_behind_more_than_it_wants_that_a_program_has(house: House) -> None:
+    work = MessageWork(house.pool)
+    sent_ids = await sent(house.pool, *[""] * 60)
+    async with house.pool.acquire() as connection, connection.transaction():
+        assert len(await connection.fetch("SELECT * FROM kassa_receive('post', 'office', 32)")) == 32
+
+        assert ids(await work.claim(QUEUE, 10)) == sent_ids[32:42]
+
+
+async def test_who_wants_one_leaves_the_next_one_to_others(house: House) -> None:
+    sent_ids = await sent(house.pool, *(f"key-{number}" for number in range(10)))
+    async with house.pool.acquire() as connection, connection.transaction():
+        rows = await connection.fetch("SELECT id FROM claim_messages($1, 1, interval '1 minute')", QUEUE)
+        assert [Id(row["id"].hex) for row in rows] == sent_ids[:1]
+
+        assert ids(await MessageWork(house.pool).claim(QUEUE, 10)) == sent_ids[1:]
+
+
+async def test_who_wants_nothing_gets_nothing(house: House) -> None:
+    await sent(house.pool, "k", "")
+    work = MessageWork(house.pool)
+
+    assert await work.claim(QUEUE, 0) == await work.claim(QUEUE, -1) == []
+    assert await house.pool.fetch("SELECT * FROM kassa_receive('post', 'office', 0)") == []
+    assert len(await house.pool.fetch("SELECT * FROM kassa_receive('post', 'office', NULL)")) == 2
+
+
+@pytest.mark.parametrize("isolation", ["repeatable_read", "serializable"])
+async def test_a_program_whose_snapshot_is_old_is_told_so(house: House, isolation: Any) -> None:
+    await sent(house.pool, "k")
+    async with house.pool.acquire() as connection:
+        with pytest.raises(asyncpg.InvalidTransactionStateError, match="needs READ COMMITTED") as told:
+            async with connection.transaction(isolation=isolation):
+                await connection.fetch("SELECT * FROM kassa_receive('post', 'office', 1)")
+    assert "BEGIN ISOLATION LEVEL READ COMMITTED" in str(told.value.hint)
+    assert len(await MessageWork(house.pool).claim(QUEUE, 1)) == 1
+
+
+async def test_a_program_does_not_keep_a_worker_from_settling_what_comes_later_in_its_key(house: House) -> None:
+    work = MessageWork(house.pool)
+    early, late = await sent(house.pool, "k", "k")
+    await house.pool.execute("UPDATE message SET due = due + interval '1 hour' WHERE id = $1", early)
+    claimed = await work.claim(QUEUE, 1)
+    assert ids(claimed) == [late]
+    await house.pool.execute("UPDATE message SET due = created_at WHERE id = $1", early)
+    async with house.pool.acquire() as connection, connection.transaction():
+        assert len(await connection.fetch("SELECT * FROM kassa_receive('post', 'office', 2)")) == 1
+
+        async with asyncio.timeout(30.0):
+            assert await work.acknowledge(claimed) == {late}
 
 
 async def test_a_message_is_acknowledged_though_somebody_moves_it_meanwhile(house: House) -> None:

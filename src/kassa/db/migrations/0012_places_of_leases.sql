@@ -19,14 +19,13 @@ DECLARE
     known bigint[];
     others uuid[];
     found bigint;
-    enough bigint := greatest(wanted, 16);
-    look bigint := enough;
+    look bigint := greatest(wanted, 16);
     passed bigint := 0;
     lapsed uuid[];
     alone CONSTANT smallint := 3;
     ended CONSTANT text := 'whoever had it in hand ended, or held it longer than its lease';
 BEGIN
-    IF EXISTS (SELECT FROM subscription AS s WHERE s.queue = claim_messages.queue AND s.paused) THEN
+    IF wanted <= 0 OR EXISTS (SELECT FROM subscription AS s WHERE s.queue = claim_messages.queue AND s.paused) THEN
         RETURN;
     END IF;
     -- A lease that is lost only means that somebody else acts earlier, so nobody waits for the disk.
@@ -97,14 +96,26 @@ BEGIN
              WHERE f.length IS NOT NULL
              UNION ALL
             SELECT c.place, c.rank, 1 FROM candidate AS c WHERE c.key = ''
-             ORDER BY 2, 3
-             LIMIT enough
+        ),
+        -- The first of each turn before any other: what is behind one that somebody else has is not locked.
+        first AS MATERIALIZED (
+            SELECT p.turn, p.number, m.ctid AS place, m.id, m.lapses
+              FROM (SELECT * FROM picked WHERE number = 1 ORDER BY turn) AS p
+              JOIN message AS m ON m.ctid = p.place
+             WHERE m.due <= clock_timestamp()
+             LIMIT wanted
+               FOR UPDATE OF m SKIP LOCKED
+        ),
+        behind AS MATERIALIZED (
+            SELECT p.turn, p.number, m.ctid AS place, m.id, m.lapses
+              FROM (SELECT * FROM picked WHERE number > 1 AND turn IN (SELECT f.turn FROM first AS f) ORDER BY turn, number) AS p
+              JOIN message AS m ON m.ctid = p.place
+             WHERE m.due <= clock_timestamp()
+             LIMIT wanted
+               FOR UPDATE OF m SKIP LOCKED
         ),
         locked AS MATERIALIZED (
-            SELECT p.turn, p.number, m.ctid AS place, m.id, m.lapses
-              FROM picked AS p
-              JOIN message AS m ON m.ctid = p.place
-               FOR UPDATE OF m SKIP LOCKED
+            SELECT * FROM first UNION ALL SELECT * FROM behind
         ),
         in_a_row AS MATERIALIZED (
             SELECT l.turn, l.place, l.id, l.lapses, row_number() OVER () AS nth
@@ -122,22 +133,27 @@ BEGIN
                ARRAY(SELECT l.id FROM message_lease AS l WHERE l.topic = queue)
           INTO ids, places, turns, found, known
           FROM (SELECT r.* FROM in_a_row AS r, cut WHERE r.nth <= cut.last ORDER BY r.nth) AS r;
-        EXIT WHEN ids IS NOT NULL OR found < look;
+        IF ids IS NOT NULL THEN
+            SELECT array_agg(m.id)
+              INTO others
+              FROM message_lease AS l
+             CROSS JOIN LATERAL unnest(l.messages) AS m (id)
+             WHERE l.topic = queue
+               AND l.id <> ALL(known);
+            IF others && ids THEN
+                SELECT array_agg(c.id ORDER BY c.nth), array_agg(c.place ORDER BY c.nth)
+                  INTO ids, places
+                  FROM unnest(ids, places, turns) WITH ORDINALITY AS c (id, place, turn, nth)
+                 WHERE c.turn NOT IN (SELECT t.turn FROM unnest(ids, turns) AS t (id, turn) WHERE t.id = ANY(others));
+            END IF;
+            EXIT WHEN ids IS NOT NULL;
+            -- Somebody was quicker with all of it. By now that is seen, so the same window once more.
+            CONTINUE;
+        END IF;
+        EXIT WHEN found < look;
         passed := passed + look;
         look := look * 4;
     END LOOP;
-    SELECT array_agg(m.id)
-      INTO others
-      FROM message_lease AS l
-     CROSS JOIN LATERAL unnest(l.messages) AS m (id)
-     WHERE l.topic = queue
-       AND l.id <> ALL(known);
-    IF others && ids THEN
-        SELECT array_agg(c.id ORDER BY c.nth), array_agg(c.place ORDER BY c.nth)
-          INTO ids, places
-          FROM unnest(ids, places, turns) WITH ORDINALITY AS c (id, place, turn, nth)
-         WHERE c.turn NOT IN (SELECT t.turn FROM unnest(ids, turns) AS t (id, turn) WHERE t.id = ANY(others));
-    END IF;
     IF ids IS NULL THEN
         RETURN;
     END IF;

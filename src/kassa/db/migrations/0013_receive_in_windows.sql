@@ -5,13 +5,19 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
     of_group text := kassa_receive.topic || ':' || kassa_receive.group_name;
-    look bigint := greatest(at_most, 16);
+    wanted bigint := COALESCE(at_most, 1000);
+    look bigint := greatest(wanted, 16);
     passed bigint := 0;
     found bigint;
     locked uuid[];
     free uuid[];
 BEGIN
-    IF EXISTS (SELECT FROM subscription AS s WHERE s.queue = of_group AND s.paused) THEN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'kassa_receive needs READ COMMITTED, and this transaction is %', upper(current_setting('transaction_isolation'))
+            USING HINT = 'Its snapshot would be older than what others have in hand by now: BEGIN ISOLATION LEVEL READ COMMITTED.',
+                  ERRCODE = 'invalid_transaction_state';
+    END IF;
+    IF wanted <= 0 OR EXISTS (SELECT FROM subscription AS s WHERE s.queue = of_group AND s.paused) THEN
         RETURN;
     END IF;
     FOR attempt IN 1..6 LOOP
@@ -36,15 +42,16 @@ BEGIN
             SELECT m.id
               FROM candidate AS c
               JOIN message AS m ON m.ctid = c.place
-             WHERE c.key = ''
-                OR (SELECT earlier.position
+             WHERE m.due <= clock_timestamp()
+               AND (c.key = '' OR (
+                    SELECT earlier.position
                       FROM message AS earlier
                      WHERE earlier.topic = of_group AND earlier.key = c.key AND earlier.position < c.position
                        AND (earlier.returned OR earlier.due <= clock_timestamp())
                      ORDER BY earlier.position
-                     LIMIT 1) IS NULL
+                     LIMIT 1) IS NULL)
              ORDER BY c.rank
-             LIMIT at_most
+             LIMIT wanted
                FOR UPDATE OF m SKIP LOCKED
         )
         SELECT array_agg(t.id), (SELECT count(*) FROM candidate) INTO locked, found FROM taken AS t;
@@ -59,11 +66,14 @@ BEGIN
                SELECT b.ctid AS place
                  FROM message AS b
                 WHERE b.topic = of_group AND b.key = k.key AND b.due <= clock_timestamp() AND b.id <> ALL(locked)
+                  AND b.id NOT IN (SELECT unnest(l.messages) FROM message_lease AS l
+                                    WHERE l.topic = of_group AND l.leased_until > clock_timestamp())
                 ORDER BY b.position
-                LIMIT at_most - cardinality(locked)) AS behind
+                LIMIT wanted - cardinality(locked)) AS behind
           JOIN message AS m ON m.ctid = behind.place
+         WHERE m.due <= clock_timestamp()
          ORDER BY m.position
-         LIMIT at_most - cardinality(locked)
+         LIMIT wanted - cardinality(locked)
            FOR UPDATE OF m SKIP LOCKED);
     free := ARRAY(
         SELECT one.id
@@ -71,14 +81,21 @@ BEGIN
          WHERE one.id NOT IN (SELECT unnest(l.messages) FROM message_lease AS l
                                WHERE l.topic = of_group AND l.leased_until > clock_timestamp()));
     RETURN QUERY
-    WITH gone AS (
+    WITH barrier AS MATERIALIZED (
+        SELECT k.key,
+               (SELECT other.position
+                  FROM message AS other
+                 WHERE other.topic = of_group AND other.key = k.key
+                   AND (other.returned OR other.due <= clock_timestamp())
+                   AND other.id <> ALL(free)
+                 ORDER BY other.position
+                 LIMIT 1) AS position
+          FROM (SELECT DISTINCT m.key FROM message AS m WHERE m.id = ANY(free) AND m.key <> '') AS k
+    ),
+    gone AS (
         DELETE FROM message AS m
          WHERE m.id = ANY(free)
-           AND (m.key = '' OR NOT EXISTS (
-               SELECT FROM message AS earlier
-                WHERE earlier.topic = of_group AND earlier.key = m.key AND earlier.position < m.position
-                  AND (earlier.returned OR earlier.due <= clock_timestamp())
-                  AND earlier.id <> ALL(free)))
+           AND NOT EXISTS (SELECT FROM barrier AS b WHERE b.key = m.key AND b.position < m.position)
         RETURNING m.position, m.headers::jsonb AS said, m.body AS raw, body_text(m.body) AS text
     )
     SELECT g.said ->> 'correlation-id', COALESCE(g.text, translate(encode(g.raw, 'base64'), E'\n', '')),
