@@ -18,8 +18,14 @@ _LOCK = 5_279_105_011
 """The advisory lock under which migrations run; any number will do that nothing else in the database uses."""
 _LOCK_TIMEOUT_S = 900
 """Another process may be in the middle of a long migration."""
-REWORDED = {4: "afdffb987ef02e876e8653ea4fb6876e022a1c852579e277b2a826e8bc0de24e"}
-"""What makes the same in other words, since PostgreSQL 15 refused the former ones; the digest of the file that had those."""
+REWORDED = {
+    # PostgreSQL 15 refused its words.
+    4: "afdffb987ef02e876e8653ea4fb6876e022a1c852579e277b2a826e8bc0de24e",
+    # Its function was planned worse; migration 12 replaces it.
+    9: "612791bbafa8ea37d1d00e8690d76f4dc4830afce3fd0ae4664a605906020b4d",
+}
+"""Of migrations that were put in other words: the digest of the file that had the former ones. The database that it made is the
+same, or is by a later migration."""
 _FILE = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 
 _TABLE = """
