@@ -153,8 +153,9 @@ def _fetch(name: str, place: Path) -> None:
     if fetched.returncode != 0:
         raise ServerUnavailable(
             name,
-            f"Maven could not fetch its jars: {_end(fetched.stdout + fetched.stderr)}",
-            fix="Connect this machine, or give Maven a mirror in ~/.m2/settings.xml.",
+            f"Maven could not fetch its jars: {_first_error(fetched.stdout + fetched.stderr)}",
+            fix="Connect this machine, or give Maven a mirror in ~/.m2/settings.xml. "
+            "Behind a proxy with a certificate of its own, Java has to know that one.",
         )
     project.unlink()
     for file in (unfinished, *unfinished.iterdir()):
@@ -206,6 +207,12 @@ def _apt(name: str, packages: list[str]) -> None:
 def _by_hand(name: str) -> str:
     package = versions()["debian"][name][0]
     return f"As root, with a network: apt-get install {package}."
+
+
+def _first_error(text: str) -> str:
+    """What Maven says went wrong: advice is all that it ends with."""
+    errors = (line.partition("[ERROR] ")[2].strip() for line in text.splitlines())
+    return next(filter(None, errors), _end(text))
 
 
 def _end(text: str) -> str:
