@@ -1,9 +1,9 @@
 """Claim: a backlog of any length drains at a constant rate, with flat memory, and payments over the API do not notice.
 
 Events are written while nobody relays them; then relay and consumer go through them beside a running API, which takes wallet
-payments at a steady pace before and meanwhile. All of it shares the cores of one machine, so the relay has the pace that it has by
-default while somebody writes (`relay_backlog_per_s`; docs/decisions/overlapping-pages.md). On RabbitMQ it is measured once more
-without it: then an API that waits for a processor is slower while they are all busy.
+payments at a steady pace before, meanwhile and afterwards. All of it shares the cores of one machine, so the relay has the pace
+that it has by default while somebody writes (`relay_backlog_per_s`; docs/decisions/overlapping-pages.md). On RabbitMQ it is
+measured once more without it: then an API that waits for a processor is slower while they are all busy.
 """
 
 import asyncio
@@ -33,7 +33,9 @@ SCHEMES = ("postgres", "amqp", "kafka")
 MERCHANTS = 20
 PER_SECOND = 50
 """Payments over the API: enough to tell, and not what the machine is busy with."""
-BEFORE_S, BEFORE_QUICK_S = 6.0, 2.0
+ALONE_S, ALONE_QUICK_S = 10.0, 2.0
+"""Payments by themselves, before the drain and after it: the disk has not written the backlog before it, and the machine is not
+the same from minute to minute."""
 CONNECTIONS = 32
 SLOWER_MAX = 1.2
 """Payments beside a drain, at the median, in what they take without one."""
@@ -94,19 +96,22 @@ class Payers:
 
 
 async def watched(
-    payers: Payers, before_s: float, relay: "subprocess.Popen[str]", consumer: "subprocess.Popen[str]", count: int
+    payers: Payers, alone_s: float, relay: "subprocess.Popen[str]", consumer: "subprocess.Popen[str]", count: int
 ) -> dict[str, Any]:
-    """Payments by themselves, then beside the drain; the memory of relay and consumer while it lasts."""
+    """Payments beside the drain, and by themselves before and after it; the memory of relay and consumer while it lasts."""
     await payers.open()
     # A second to warm up, which counts for nothing.
     await payers.pay(asyncio.ensure_future(asyncio.sleep(1.0)))
-    alone = await payers.pay(asyncio.ensure_future(asyncio.sleep(before_s)))
+    before = await payers.pay(asyncio.ensure_future(asyncio.sleep(alone_s)))
     begin(consumer, count)
     begin(relay)
     drained = asyncio.ensure_future(asyncio.to_thread(answer, consumer))
     watching = asyncio.create_task(_sizes(drained, relay.pid, consumer.pid))
     beside = await payers.pay(drained)
-    return {"drain": await drained, "sizes": await watching, "alone": _spread(alone), "beside": _spread(beside)}
+    after = await payers.pay(asyncio.ensure_future(asyncio.sleep(alone_s)))
+    payments = {"before": before, "beside": beside, "after": after, "alone": before + after}
+    spreads = {when: _spread(latencies) for when, latencies in payments.items()}
+    return {"drain": await drained, "sizes": await watching, **spreads}
 
 
 async def _sizes(until: "asyncio.Future[Any]", *pids: int) -> list[list[int]]:
@@ -141,7 +146,7 @@ def drained(stage: Stage, scheme: str, broker: str, count: int, *, is_paced: boo
         part("relay", url, broker, name, *options) as relay,
     ):
         payers = Payers(api.url, targets, name)
-        seen = uvloop.run(watched(payers, BEFORE_QUICK_S if stage.is_quick else BEFORE_S, relay, consumer, count))
+        seen = uvloop.run(watched(payers, ALONE_QUICK_S if stage.is_quick else ALONE_S, relay, consumer, count))
     stage.drop(DATABASE)
     seen["is_paced"] = is_paced
     return seen
@@ -176,7 +181,10 @@ def _results(name: str, seen: dict[str, Any], count: int) -> Iterator[Result]:
         asked = f"≤ {GROWTH_MAX:g} ×"
         yield Result(f"{name}: memory of the {who}", growth, "× its start", None, note, asked, growth <= GROWTH_MAX)
     alone, beside = seen["alone"], seen["beside"]
-    note = f"p50 {alone['p50_ms']:.1f} → {beside['p50_ms']:.1f}, p99 {alone['p99_ms']:.1f} → {beside['p99_ms']:.1f} ms"
+    p50, p99 = (
+        ", ".join(f"{seen[when][what]:.1f}" for when in ("before", "beside", "after")) for what in ("p50_ms", "p99_ms")
+    )
+    note = f"p50 {p50} ms before, beside and after; p99 {p99} ms"
     slower = beside["p50_ms"] / alone["p50_ms"]
     if seen["is_paced"]:
         asked = f"≤ {SLOWER_MAX:g} ×"

@@ -96,7 +96,8 @@ class Confluent:
             for message in messages:
                 if (error := message.error()) is not None:
                     raise Failure(f"confluent-kafka: {error}")
-                found += shape.ids(_headers(message), message.value() or b"")
+                key, body = (message.key() or b"").decode(), message.value() or b""
+                found += [one.id for one in shape.records_in(key, _headers(message), body)]
             consumer.commit(asynchronous=False)
         consumer.close()
         return found

@@ -20,10 +20,10 @@ from benchmarks.contenders.shape import (
     PREFETCH,
     Failure,
     Message,
-    ids,
     in_batches,
     in_envelopes,
     one_by_one,
+    records_in,
 )
 from kassa.messaging.model import Record
 from kassa.messaging.topology import LANES
@@ -85,7 +85,8 @@ class Aiormq:
                 began()
             properties = message.header.properties
             headers = {**(properties.headers or {}), "content-type": properties.content_type or ""}
-            found.extend(ids(headers, message.body))  # type: ignore[arg-type]
+            key = str(headers.get("kassa-key", ""))
+            found.extend([one.id for one in records_in(key, headers, message.body)])  # type: ignore[arg-type]
             waiting += 1
             is_last = len(found) >= count
             if waiting >= self._ack_every or is_last:

@@ -102,11 +102,11 @@ def in_envelopes(records: Iterable[Record]) -> list[Message]:
     return made
 
 
-def ids(headers: dict[str, str], body: bytes) -> list[str]:
-    """Of the records of a message."""
+def records_in(key: str, headers: dict[str, str], body: bytes) -> list[Record]:
+    """Of a message: the id, key, headers and bytes of each, as Kassa's consumers get them."""
     if headers.get("content-type") != ENVELOPE_TYPE:
-        return [headers["ce-id"]]
-    return [event["id"] for event in _decode(body)]
+        return [Record(headers["ce-id"], key, body, headers)]
+    return [_record(event) for event in _decode(body)]
 
 
 def messages_of(count: int, *, envelopes: bool) -> int:
@@ -114,15 +114,43 @@ def messages_of(count: int, *, envelopes: bool) -> int:
     return math.ceil(count / ENVELOPE_RECORDS_MAX) if envelopes else count
 
 
-def _event(record: Record) -> dict[str, object]:
-    event: dict[str, object] = {
-        name.removeprefix("ce-"): value for name, value in record.headers.items() if name.startswith("ce-")
+class _Event(msgspec.Struct, kw_only=True, gc=False):
+    """An item of an envelope, with all that these have."""
+
+    specversion: str
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: str
+    sequence: str
+    datacontenttype: str
+    data: msgspec.Raw
+    kassakey: str
+
+
+def _event(record: Record) -> _Event:
+    headers = record.headers
+    return _Event(
+        specversion=headers["ce-specversion"], id=record.id, source=headers["ce-source"], type=headers["ce-type"],
+        subject=headers["ce-subject"], time=headers["ce-time"], sequence=headers["ce-sequence"],
+        datacontenttype=headers["content-type"], data=msgspec.Raw(record.body), kassakey=record.key,
+    )  # fmt: skip
+
+
+def _record(event: _Event) -> Record:
+    headers = {
+        "ce-specversion": event.specversion,
+        "ce-id": event.id,
+        "ce-source": event.source,
+        "ce-type": event.type,
+        "ce-subject": event.subject,
+        "ce-time": event.time,
+        "ce-sequence": event.sequence,
+        "content-type": event.datacontenttype,
     }
-    event["datacontenttype"] = record.headers["content-type"]
-    event["data"] = msgspec.Raw(record.body)
-    event["kassakey"] = record.key
-    return event
+    return Record(event.id, event.kassakey, bytes(event.data), headers)
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
+_decode = msgspec.json.Decoder(list[_Event]).decode

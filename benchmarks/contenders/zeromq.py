@@ -2,7 +2,11 @@
 
 ZeroMQ keeps nothing, and Kassa's hub confirms what it has committed to PostgreSQL. So this one's does too: the ROUTER inserts
 a batch before it acknowledges it, gives out from its table, and deletes what was acknowledged. The same table as in
-`postgres.py`; hub and peers in one process, as in Kassa's row. Like that one it has no retries and no leases.
+`postgres.py`; hub and peers in one process, as in Kassa's row.
+
+Twice, as there: with a lease, so that what a peer had in hand when it was killed comes again, and several hubs may share a table;
+and with nothing but the place of the last one that was handed out in the ROUTER's memory. That one is quicker and no queue for more
+than one peer: what was handed to one that is gone is lost until the ROUTER itself starts anew, and then all of it comes again.
 """
 
 import asyncio
@@ -15,31 +19,33 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from benchmarks.contenders.postgres import TABLE, put
+from benchmarks.contenders.postgres import DONE, LEASE, TABLE, put
 from benchmarks.contenders.shape import BATCH, GROUP, SENDERS, Failure, in_batches
 from kassa.messaging.model import Record
 
 HIGH_WATER = 10_000
 """Above all that can be under way: past it a ROUTER drops."""
 NEXT = """
-SELECT seq, record, key, headers, body FROM raw_queue WHERE queue = $1 AND seq > $2 ORDER BY seq LIMIT $3
+SELECT record, key, headers, body, seq FROM raw_queue WHERE queue = $1 AND seq > $2 ORDER BY seq LIMIT $3
 """
-DONE = "DELETE FROM raw_queue WHERE seq = ANY($1::bigint[])"
 PUT, GET, ACK = b"put", b"get", b"ack"
 _encode = msgspec.msgpack.Encoder().encode
 _records = msgspec.msgpack.Decoder(list[Record]).decode
 _numbers = msgspec.msgpack.Decoder(list[int]).decode
-_handed = msgspec.msgpack.Decoder(list[tuple[int, str, str, str, bytes]]).decode
+_handed = msgspec.msgpack.Decoder(list[tuple[str, str, str, bytes, int]]).decode
 _headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
 class Router:
     """Acknowledges a batch when it is committed."""
 
-    def __init__(self, socket: Any, pool: Any, queue: str) -> None:
+    def __init__(self, socket: Any, pool: Any, quick: Any, queue: str, *, leases: bool) -> None:
+        """quick: a pool whose commits do not wait for the disk; what a crash forgets of these is done again."""
         self._socket = socket
         self._pool = pool
+        self._quick = quick
         self._queue = queue
+        self._next = self._with_lease if leases else self._by_place
         self._handed = 0
 
     async def run(self) -> None:
@@ -53,12 +59,19 @@ class Router:
         if kind == PUT:
             await put(self._pool, self._queue, _records(content))
         elif kind == ACK:
-            await self._pool.execute(DONE, _numbers(content))
+            await self._quick.execute(DONE, _numbers(content))
         else:
-            rows = await self._pool.fetch(NEXT, self._queue, self._handed, BATCH)
-            self._handed = rows[-1]["seq"] if rows else self._handed
-            answer = _encode([tuple(row) for row in rows])
+            answer = _encode([tuple(row) for row in await self._next()])
         await self._socket.send_multipart([peer, number, answer])
+
+    async def _with_lease(self) -> Sequence[Any]:
+        rows: Sequence[Any] = await self._quick.fetch(LEASE, self._queue, BATCH)
+        return rows
+
+    async def _by_place(self) -> Sequence[Any]:
+        rows: Sequence[Any] = await self._quick.fetch(NEXT, self._queue, self._handed, BATCH)
+        self._handed = rows[-1]["seq"] if rows else self._handed
+        return rows
 
 
 class Pyzmq:
@@ -88,9 +101,9 @@ class Pyzmq:
                 raise Failure(f"pyzmq: {len(found)} of {count} came")
             if not found:
                 began()
-            taken = [Record(id, key, body, _headers(headers)) for _, id, key, headers, body in handed]
+            taken = [Record(id, key, body, _headers(headers)) for id, key, headers, body, _ in handed]
             found += [one.id for one in taken]
-            await self._ask(ACK, _encode([one[0] for one in handed]))
+            await self._ask(ACK, _encode([one[4] for one in handed]))
         return found
 
     async def _ask(self, kind: bytes, content: bytes) -> bytes:
@@ -103,7 +116,7 @@ class Pyzmq:
 
 
 @asynccontextmanager
-async def by_pyzmq(database_url: str, name: str) -> AsyncIterator[Pyzmq]:
+async def by_pyzmq(database_url: str, name: str, *, leases: bool) -> AsyncIterator[Pyzmq]:
     context = zmq.asyncio.Context()
     router, dealer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
     for socket in (router, dealer):
@@ -111,11 +124,16 @@ async def by_pyzmq(database_url: str, name: str) -> AsyncIterator[Pyzmq]:
         socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     dealer.connect(f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}")
-    async with asyncpg.create_pool(database_url, min_size=1, max_size=SENDERS) as pool:
+    async with (
+        asyncpg.create_pool(database_url, min_size=1, max_size=SENDERS) as pool,
+        asyncpg.create_pool(
+            database_url, min_size=1, max_size=SENDERS, server_settings={"synchronous_commit": "off"}
+        ) as quick,
+    ):
         await pool.execute(TABLE)
         peer = Pyzmq(dealer)
         running = [
-            asyncio.create_task(Router(router, pool, f"{name}:{GROUP}").run()),
+            asyncio.create_task(Router(router, pool, quick, f"{name}:{GROUP}", leases=leases).run()),
             asyncio.create_task(peer.listen()),
         ]
         yield peer

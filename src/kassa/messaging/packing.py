@@ -102,8 +102,7 @@ def _single(packet: Packet, new_name: Callable[[], str]) -> Record:
     priority = min(_number(headers.pop(PRIORITY), _PRIORITY), PRIORITY_MAX) if PRIORITY in headers else _PRIORITY
     home = _number(headers.pop(HOME), 0) if HOME in headers else 0
     headers.pop(VIA, None)
-    said = id + key
-    if len(said) > _SHORT or not said.isascii() or "\0" in said:
+    if _is_long(id + key):
         id, key = _name(id), _name(key)
     return Record(id, key, packet.body, headers, priority, 0.0, home)
 
@@ -122,9 +121,13 @@ def _event_id(headers: dict[str, str]) -> str:
     return id if not id or source in _OUR_SOURCES else f"{source} {id}"
 
 
+def _is_long(text: str) -> bool:
+    return len(text) > _SHORT or not text.isascii() or "\0" in text
+
+
 def _name(text: str) -> str:
     """An id or a key as PostgreSQL keeps it: without zero bytes, and one that is too long as its beginning with a digest of all."""
-    if len(text) <= _SHORT and text.isascii() and "\0" not in text:
+    if not _is_long(text):
         return text
     raw = text.encode(errors="replace")
     if len(raw) > NAME_BYTES_MAX:
@@ -280,7 +283,10 @@ def _record(item: _Item) -> Record:
     priority, home = item.kassapriority, item.kassahome
     if not (0 <= priority <= PRIORITY_MAX and 0 <= home <= _HOME_MAX):
         priority, home = min(max(priority, 0), PRIORITY_MAX), min(max(home, 0), _HOME_MAX)
-    return Record(_name(item.id) or _unnamed(item), _name(item.kassakey), body, headers, priority, 0.0, home)
+    id, key = item.id, item.kassakey
+    if not id or _is_long(id + key):
+        id, key = _name(id) or _unnamed(item), _name(key)
+    return Record(id, key, body, headers, priority, 0.0, home)
 
 
 def _unnamed(item: _Item) -> str:
@@ -300,4 +306,4 @@ def _event_headers(item: _Item) -> dict[str, str]:
         "ce-sequence": item.sequence,
     }
     # Ours have them all.
-    return {name: value for name, value in headers.items() if value} if "" in headers.values() else headers
+    return headers if all(headers.values()) else {name: value for name, value in headers.items() if value}

@@ -52,8 +52,8 @@ BURST_BYTES = 128 * 1024
 """Written at once; then the socket is given the time to take it."""
 FRAMES_AHEAD = 300
 """Frames that a channel takes from the connection before it has handled them: a batch's."""
-PIECE = 64 * 1024
-"""Read at once."""
+PIECE = 256 * 1024
+"""Read at once: several frames, also of envelopes; what does not fit is copied once more."""
 LOST = (refused.AMQPError, OSError, TimeoutError, RuntimeError)
 """What aiormq raises when a connection or channel ends or is over."""
 DIRECT_REPLY = "amq.rabbitmq.reply-to."
@@ -353,7 +353,7 @@ class Wire(TransportFactory):
         self.is_cut = False
 
     async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, self._writer = await asyncio.open_connection(url.host, url.port, ssl=self._tls)
+        reader, self._writer = await asyncio.open_connection(url.host, url.port, ssl=self._tls, limit=PIECE)
         return (_Mended(reader) if self._mends else _Reader(reader)), self._writer
 
     @property
