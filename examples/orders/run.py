@@ -12,8 +12,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import asyncpg
@@ -27,26 +28,24 @@ WAIT_S = 60.0
 
 
 @contextmanager
-def started(*command: str) -> Iterator["subprocess.Popen[str]"]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+def started(*command: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A process, and the line by which it says that it is ready."""
+    with (
+        TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
         try:
-            yield process
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                said.seek(0)
+                raise SystemExit(f"{' '.join(command)} did not start:\n{said.read()}")
+            yield process, line
         finally:
             process.terminate()
 
 
-def first_line(process: "subprocess.Popen[str]") -> str:
-    line = process.stdout.readline() if process.stdout else ""
-    if not line:
-        raise SystemExit(f"{process.args!r} did not start")
-    return line
-
-
-@contextmanager
-def order_service(broker: str, database_url: str) -> Iterator["subprocess.Popen[str]"]:
-    with started(sys.executable, str(HERE / "service.py"), broker, database_url) as service:
-        first_line(service)
-        yield service
+def order_service(broker: str, database_url: str) -> AbstractContextManager[tuple["subprocess.Popen[str]", str]]:
+    return started(sys.executable, str(HERE / "service.py"), broker, database_url)
 
 
 async def shop_database(kassa_database: str) -> str:
@@ -93,13 +92,16 @@ async def paid(up: dict[str, Any], number: str, amount: int) -> None:
 
 async def tell(up: dict[str, Any], broker: str) -> None:
     database_url = await shop_database(up["database"])
+    if broker == "postgres":
+        # Its queues are in Kassa's database, and the service finds them there.
+        broker = up["database"]
     print(f"Kassa is at {up['api']}, its events go over {broker}.")
     with order_service(broker, database_url):
         await order(database_url, "1001", 2500)
         await paid(up, "1001", 2500)
         await until_packed(database_url, "1001")
         print("Order 1001: paid, told by an event, packed.")
-    with order_service(broker, database_url) as service:
+    with order_service(broker, database_url) as (service, _):
         await order(database_url, "1002", 900)
         service.kill()
         await paid(up, "1002", 900)
@@ -114,9 +116,9 @@ def main() -> None:
     kassa = str(Path(sys.executable).with_name("kassa"))
     with (
         temporary_directory("kassa-orders-") as directory,
-        started(kassa, "up", "--dir", str(directory), "--port", "0", "--broker", broker, "--json") as up,
+        started(kassa, "up", "--dir", str(directory), "--port", "0", "--broker", broker, "--json") as (_, up),
     ):
-        asyncio.run(tell(json.loads(first_line(up)), broker))
+        asyncio.run(tell(json.loads(up), broker))
 
 
 def free_port() -> int:

@@ -4,13 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_order_service_packs_each_paid_order_once_though_it_is_killed() -> None:
-    told = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "orders" / "run.py")], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("broker", [[], ["postgres"]], ids=["zeromq", "postgres"])
+def test_order_service_packs_each_paid_order_once_though_it_is_killed(broker: list[str]) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "orders" / "run.py"), *broker]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert told.returncode == 0, told.stderr
     assert "Order 1002: the service is back, heard of it, and packed it." in told.stdout

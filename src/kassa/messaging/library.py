@@ -20,19 +20,21 @@ priorities are those of Kassa, whatever the broker.
 import asyncio
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
 
+from kassa.db.migrate import require_current
 from kassa.db.pool import close_pool, connect, open_pool
-from kassa.errors import InvariantBroken, KassaError, Retry, SettingInvalid
+from kassa.errors import InvariantBroken, KassaError, QueueNotFound, Retry, SettingInvalid
 from kassa.ids import Id, new_id
 from kassa.messaging import outbox
 from kassa.messaging.binder import Binder, Resources, Subscription
@@ -58,17 +60,18 @@ BATCH = 100
 WAIT_S = 5.0
 INBOX_KEEP_MAX = timedelta(days=3650)
 TIDY_S = 3600.0
-CONNECTIONS = 8
-"""Of the pool, at most, for one consumer, and one more for each other; unless somebody says another number."""
-SPARE = 2
-"""Connections that no handler keeps: what is sent, claimed, settled and answered meanwhile has one for a moment, and waits for
-nothing with it. One would do; with two, a slow statement does not hold up the rest."""
+CONNECTIONS = 10
+"""At most, for one consumer, and one more for each other; unless somebody says another number."""
+OWN, OWN_MIN = 4, 2
+"""Of these the library's own: what is sent, claimed, settled and answered has one for a moment, and waits for nothing with it. One
+would do; with two, a slow statement does not hold up the rest. Handlers have the others, which know nothing of Kassa's tables."""
 ASKER = "asker"
 """The group that receives a service's answers."""
 NEEDS_MAX = 10_000
 """Messages of which is known whom they wait for; of others it is learnt again with one try each."""
 SPREAD = 0.2
 """What waits for one destination comes back so much apart, so that the first ones tell for the others."""
+_DATABASES = ("postgres", "postgresql")
 _handled: ContextVar[Any] = ContextVar("kassa_handled", default=None)
 """The connection of the handler that runs. Its end wakes the relay, so what it sends needs no NOTIFY."""
 
@@ -183,13 +186,15 @@ class Messaging:
         transaction: Transaction | None = None, provision: bool = True, inbox_keep: timedelta = outbox.INBOX_KEEP,
         notify: bool = True, connections: int | None = None,
     ) -> None:  # fmt: skip
-        """broker: as for `kassa up --broker`, or `memory`. topics: those of the service, beside Kassa's own. name: of the
-        service; its replies come to a queue of that name. transaction: opens the service's own transactions, e.g.
-        `engine.begin` of SQLAlchemy; else asyncpg's. provision: whether topics are made when they are missing. inbox_keep: how
-        long it is remembered what was handled, 8 days or more: longer than the broker may bring it again. notify: whether a
+        """broker: as for `kassa up --broker`, or `memory`; or the URL of the database of a Kassa whose broker is `postgres`. Bare
+        `postgres` is the service's own database, where Kassa's topics never come. topics: those of the service, beside Kassa's
+        own. name: of the service; its replies come to a queue of that name. transaction: opens the service's own transactions,
+        e.g. `engine.begin` of SQLAlchemy; else asyncpg's. provision: whether topics are made when they are missing. inbox_keep:
+        how long it is remembered what was handled, 8 days or more: longer than the broker may bring it again. notify: whether a
         commit wakes the relay; False where transactions are prepared (PREPARE TRANSACTION), which PostgreSQL then refuses.
-        connections: of the library's pool, at most, beside one that listens: all but 2 are for handlers, one each while it runs,
-        and each consumer that has no `transaction` of its own needs one. None: 8, and one more for each consumer but the first.
+        connections: at most, beside one that listens: 4 are the library's own, or as few as 2 where consumers need the others;
+        each that has no `transaction` of its own needs one, and each handler has one while it runs. None: 10, and one more for
+        each consumer but the first.
         Raises SettingInvalid."""
         if not outbox.INBOX_KEEP <= inbox_keep <= INBOX_KEEP_MAX:
             raise SettingInvalid(
@@ -198,6 +203,7 @@ class Messaging:
                 name="inbox_keep",
             )
         self._broker_url = broker
+        self._is_database = urlsplit(broker).scheme in _DATABASES and "://" in broker
         self._database_url = database_url
         own = tuple(topics)
         self._own = {topic.name for topic in own}
@@ -221,6 +227,11 @@ class Messaging:
         self._asking: asyncio.Task[None] | None = None
         """Makes the queue of the answers, or has made it."""
         self._pool: Any = None
+        """Finds the library's tables by their bare names."""
+        self._handlers: Any = None
+        """The pool of the handlers' connections, which are as the service's URL and role make them."""
+        self._queues: Any = None
+        """The pool of the database that is the broker, if one is."""
         self._seats = _Seats(0, ())
         self._binder: Binder | None = None
         self._wakeups: Wakeups | None = None
@@ -231,10 +242,25 @@ class Messaging:
     def consumer(
         self, topic: str, *, group: str, types: Iterable[str] = (), transaction: Transaction | None = None
     ) -> Callable[[Handler], Handler]:
-        """Registers a handler: it gets each message of the topic once, in its key's order. types: only these events."""
+        """Registers a handler: it gets each message of the topic once, in its key's order. types: only these events.
+
+        Consumers of one group share its messages by their types; what none of them wants is done without an effect. So all
+        processes of a group have the same consumers. Raises SettingInvalid where two want the same message.
+        """
+        wanted = frozenset((types,) if isinstance(types, str) else types)
 
         def register(handler: Handler) -> Handler:
-            self._consumers.append(_Consumer(topic, group, frozenset(types), handler, transaction or self._transaction))
+            for other in self._consumers:
+                if (other.topic, other.group) == (topic, group) and (
+                    both := (wanted & other.types) or not (wanted and other.types)
+                ):
+                    what = ", ".join(sorted(both)) if isinstance(both, frozenset) else "the same messages"
+                    raise SettingInvalid(
+                        f"Two consumers of the group {group} want {what} of {topic}, which go to one of them: give one of the two "
+                        "another group, or each its own types.",
+                        name="group",
+                    )
+            self._consumers.append(_Consumer(topic, group, wanted, handler, transaction or self._transaction))
             return handler
 
         return register
@@ -252,24 +278,30 @@ class Messaging:
     async def _start(self) -> None:
         url = with_schema(self._database_url)
         keeping = {consumer for consumer in self._consumers if consumer.transaction is None}
-        connections = self._size(len(keeping))
-        self._seats = _Seats(connections - SPARE, keeping)
-        self._pool = await open_pool(url, application=f"{self._name} messaging", size_max=connections)
+        own, seats = self._sizes(len(keeping))
+        self._seats = _Seats(seats, keeping)
+        self._pool = await open_pool(url, application=f"{self._name} messaging", size_max=own)
+        self._handlers = await open_pool(
+            self._database_url, application=f"{self._name} handlers", size_min=0, size_max=seats
+        )
         async with self._pool.acquire() as connection:
             await make_tables(connection)
         self._wakeups = Wakeups(lambda: connect(url, application=f"{self._name} wake"))
-        self._binder = make_binder(
-            self._broker_url, Resources(self._pool, self._wakeups, self._declared(), self.meters)
-        )
+        loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._wakeups.run, self._tidy]
+        if self._is_database:
+            self._queues = await self._kassas_database()
+            wakeups = Wakeups(lambda: connect(self._broker_url, application=f"{self._name} queues wake"))
+            loops.append(wakeups.run)
+            self._binder = self._made("postgres", self._queues, wakeups)
+        else:
+            self._binder = self._made(self._broker_url, self._pool, self._wakeups)
         await self._binder.open()
         consumed = {consumer.topic for consumer in self._consumers}
         needed = [topic for topic in self._declared() if topic.name in self._own or topic.name in consumed]
-        await self._binder.provision(needed, verify_only=not self._provision)
+        await self._make_sure(needed)
         work = MessageWork(self._pool, meters=self.meters)
         way = _Way(self._name, self._binder)
-        loops = [
-            self._wakeups.run,
-            self._tidy,
+        loops += [
             ReplyRelay(work, way, _never_owed, self._wakeups, meters=self.meters).run,
         ]
         loops += [
@@ -288,9 +320,10 @@ class Messaging:
         if self._binder is not None:
             await self._binder.close()
             self._binder = None
-        if self._pool is not None:
-            await close_pool(self._pool)
-            self._pool = None
+        for pool in (self._handlers, self._queues, self._pool):
+            if pool is not None:
+                await close_pool(pool)
+        self._handlers = self._queues = self._pool = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -375,35 +408,47 @@ class Messaging:
     # Receiving
 
     async def run(self) -> None:
-        """Handles messages until it is cancelled."""
+        """Handles messages until it is cancelled; a service that only sends may run it, too."""
         self._started_pool()
-        running = [asyncio.create_task(Worker(one.topic, partial(self._consume, one)).run()) for one in self._consumers]
+        groups: dict[tuple[str, str], list[_Consumer]] = {}
+        for one in self._consumers:
+            groups.setdefault((one.topic, one.group), []).append(one)
+        running = [
+            asyncio.create_task(Worker(topic, partial(self._consume, topic, group, consumers)).run())
+            for (topic, group), consumers in groups.items()
+        ]
         try:
-            await asyncio.gather(*running)
+            await asyncio.gather(*running, asyncio.Event().wait())
         finally:
             await end_tasks(*running)
 
     @property
     def dead_letters(self) -> DeadLetters:
-        """What was given up, in queues named `topic:group`: browse, replay, purge."""
+        """What was received and given up, in queues named `topic:group`: browse, replay, purge."""
+        return DeadLetters(self._queues or self._started_pool())
+
+    @property
+    def unsent(self) -> DeadLetters:
+        """What was sent and taken by no broker, in queues named `outbox:topic`."""
         return DeadLetters(self._started_pool())
 
-    async def _consume(self, consumer: _Consumer) -> None:
-        subscription = await self._started_binder().subscribe(consumer.topic, consumer.group)
+    async def _consume(self, topic: str, group: str, consumers: Sequence[_Consumer]) -> None:
+        """consumers: all of the group that are here."""
+        subscription = await self._started_binder().subscribe(topic, group)
         try:
             while True:
-                await self._step(subscription, consumer)
+                await self._step(subscription, consumers)
         finally:
             await asyncio.shield(subscription.close(0.0))
 
-    async def _step(self, subscription: Subscription, consumer: _Consumer) -> None:
+    async def _step(self, subscription: Subscription, consumers: Sequence[_Consumer]) -> None:
         deliveries = await subscription.receive(BATCH, WAIT_S)
         ends: list[tuple[Delivery, Settlement]] = []
         stopped: dict[str, RetryAfter] = {}
         for wave in in_waves(deliveries, _key):
             ready = [delivery for delivery in wave if delivery.record.key not in stopped]
             ends += [(delivery, stopped[delivery.record.key]) for delivery in wave if delivery.record.key in stopped]
-            answers = await asyncio.gather(*(self._handle(delivery, consumer) for delivery in ready))
+            answers = await asyncio.gather(*(self._handle(delivery, consumers) for delivery in ready))
             for delivery, end in zip(ready, answers, strict=True):
                 ends.append((delivery, end))
                 if isinstance(end, RetryAfter) and delivery.record.key:
@@ -411,9 +456,10 @@ class Messaging:
         if ends:
             await subscription.settle(ends)
 
-    async def _handle(self, delivery: Delivery, consumer: _Consumer) -> Settlement:
-        message = _message(delivery, consumer.topic)
-        if consumer.types and message.type not in consumer.types:
+    async def _handle(self, delivery: Delivery, consumers: Sequence[_Consumer]) -> Settlement:
+        message = _message(delivery, consumers[0].topic)
+        consumer = next((one for one in consumers if not one.types or message.type in one.types), None)
+        if consumer is None:
             return Ack()
         waits_for = self._needs.get((consumer.group, message.id))
         if waits_for is not None and (wait_s := self._breaker.wait_s(waits_for, _now())):
@@ -455,7 +501,7 @@ class Messaging:
 
     @asynccontextmanager
     async def _own_transaction(self, consumer: _Consumer) -> AsyncIterator[Any]:
-        async with self._seats.one(consumer), self._started_pool().acquire() as connection, connection.transaction():
+        async with self._seats.one(consumer), self._handlers.acquire() as connection, connection.transaction():
             yield connection
 
     # Answers to what was asked here
@@ -474,7 +520,7 @@ class Messaging:
 
     async def _listen(self) -> None:
         try:
-            await self._started_binder().provision([self._replies], verify_only=not self._provision)
+            await self._make_sure([self._replies])
         except BaseException:
             # Raised again, to all who wait.
             self._asking = None
@@ -498,18 +544,44 @@ class Messaging:
 
     # Parts
 
-    def _size(self, consumers: int) -> int:
-        """Connections of the pool, for so many consumers that keep one. Raises SettingInvalid."""
-        needed = consumers + SPARE
-        if self._connections is None:
-            return max(CONNECTIONS, CONNECTIONS + consumers - 1)
-        if self._connections < needed:
+    def _made(self, broker: str, pool: Any, wakeups: Wakeups) -> Binder:
+        return make_binder(broker, Resources(pool, wakeups, self._declared(), self.meters))
+
+    async def _kassas_database(self) -> Any:
+        """A pool of the database that is the broker. Raises SettingInvalid, DatabaseUnreachable, DatabaseRefused."""
+        pool = await open_pool(self._broker_url, application=f"{self._name} queues", size_max=OWN)
+        try:
+            async with pool.acquire() as connection:
+                await require_current(connection)
+        except BaseException:
+            # Raised again.
+            await close_pool(pool)
+            raise
+        return pool
+
+    async def _make_sure(self, topics: Sequence[Topic]) -> None:
+        """Makes what is missing, or where others do that, raises QueueNotFound."""
+        missing = await self._started_binder().provision(topics, verify_only=not self._provision)
+        if missing and not self._provision:
+            raise QueueNotFound(
+                f"{self._name} makes no topics (provision=False), and these are not there: {'; '.join(missing)}.",
+            )
+
+    def _sizes(self, consumers: int) -> tuple[int, int]:
+        """Connections of the library's own, and those for handlers, where so many consumers keep one. Raises SettingInvalid."""
+        connections = self._connections
+        if connections is None:
+            connections = max(CONNECTIONS, CONNECTIONS + consumers - 1)
+        needed = consumers + OWN_MIN
+        if connections < needed:
             raise SettingInvalid(
-                f"{self._connections} connections are too few for {consumers} consumers: give {needed} or more, one for each "
-                f"and {SPARE} for what is sent and received meanwhile.",
+                f"{connections} connections are too few for {consumers} consumers: give {needed} or more, one for each "
+                f"and {OWN_MIN} for what is sent and received meanwhile.",
                 name="connections",
             )
-        return self._connections
+        own = max(OWN_MIN, min(OWN, connections - consumers))
+        # One is for whoever is registered later.
+        return own, max(1, connections - own)
 
     def _declared(self) -> tuple[Topic, ...]:
         """The topics with the groups that consume here."""
@@ -519,6 +591,8 @@ class Messaging:
         unknown = sorted(set(groups) - set(self._topics))
         if unknown:
             raise SettingInvalid(f"There is no topic {unknown[0]}: give it to Messaging(topics=…).", name="topics")
+        for topic in groups:
+            self._require_reachable(topic)
         return tuple(
             topic._replace(groups=(*topic.groups, *sorted(groups.get(topic.name, set()) - set(topic.groups))))
             for topic in self._topics.values()
@@ -529,7 +603,17 @@ class Messaging:
     ) -> outbox.Outgoing:
         if topic not in self._topics:
             raise SettingInvalid(f"There is no topic {topic}: give it to Messaging(topics=…).", name="topics")
+        self._require_reachable(topic)
         return outbox.outgoing(topic, body, key=key, type=type, headers=headers, priority=priority, delay_s=delay_s)
+
+    def _require_reachable(self, topic: str) -> None:
+        """Refuses Kassa's topics where Kassa cannot be."""
+        if self._broker_url == "postgres" and topic not in self._own:
+            raise SettingInvalid(
+                f"Over `postgres` messages stay in this service's own database, and {topic} is Kassa's: give the URL of Kassa's "
+                "database as the broker.",
+                name="broker",
+            )
 
     def _wake(self) -> None:
         if self._wakeups is not None:

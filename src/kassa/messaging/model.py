@@ -161,8 +161,8 @@ class Depth(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What a broker does by itself. What it lacks Kassa supplies from its own tables (`supplied.py`), so behaviour is the
-    same everywhere."""
+    """What Kassa leaves to a broker. The rest it supplies from its own tables (`supplied.py`), also where the broker could do it,
+    so behaviour is the same everywhere."""
 
     durable: bool
     """Confirmed records survive the death of the broker."""

@@ -63,14 +63,14 @@ async def shop_at(broker: str, database_url: str) -> AsyncIterator[Shop]:
 
 
 @asynccontextmanager
-async def running(*services: Messaging) -> AsyncIterator[None]:
+async def running(*services: Messaging) -> AsyncIterator[list[asyncio.Task[None]]]:
     """Started, and handling what comes."""
     async with AsyncExitStack() as stack:
         for service in services:
             await stack.enter_async_context(service)
         tasks = [asyncio.create_task(service.run()) for service in services]
         try:
-            yield
+            yield tasks
         finally:
             for task in tasks:
                 task.cancel()

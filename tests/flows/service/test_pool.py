@@ -9,7 +9,7 @@ import pytest
 from flows.service.conftest import Shop, running, shop_at, until
 from kassa.errors import SettingInvalid
 from kassa.messaging import Message, Messaging, NoReply, Topic
-from kassa.messaging.library import CONNECTIONS, SPARE
+from kassa.messaging.library import CONNECTIONS, OWN, OWN_MIN
 
 NUMBERS = [str(number) for number in range(20)]
 """More than the pool has connections."""
@@ -84,7 +84,7 @@ async def test_handlers_that_send_without_a_connection_all_end(shop: Shop) -> No
         await note(connection, number)
         # As many as can be under way at once send together.
         begun.add(number)
-        if len(begun) >= CONNECTIONS - SPARE - 1:
+        if len(begun) >= CONNECTIONS - OWN - 1:
             are_many.set()
         await are_many.wait()
         await messaging.send(sent.name, {"number": f"sent-{number}"})
@@ -116,7 +116,7 @@ async def test_busy_consumer_leaves_a_connection_to_each_other_one(shop: Shop) -
         await note(connection, message.json()["number"])
 
     async def are_all_that_can() -> bool:
-        return under_way == CONNECTIONS - SPARE
+        return under_way == CONNECTIONS - OWN
 
     async with asyncio.timeout(PATIENCE_S), running(messaging):
         async with shop.pool.acquire() as connection:
@@ -142,18 +142,19 @@ async def test_pool_grows_with_the_consumers_unless_it_is_told_its_size(shop: Sh
 
         return messaging
 
-    with pytest.raises(SettingInvalid, match=f"{CONNECTIONS + SPARE} or more"):
-        await consuming(connections=CONNECTIONS + SPARE - 1).start()
-    with pytest.raises(SettingInvalid, match=f"{SPARE} or more"):
+    with pytest.raises(SettingInvalid, match=f"{CONNECTIONS + OWN_MIN} or more"):
+        await consuming(connections=CONNECTIONS + OWN_MIN - 1).start()
+    with pytest.raises(SettingInvalid, match=f"{OWN_MIN} or more"):
         await service(shop, "none", connections=0).start()
-    async with consuming() as messaging:
-        assert messaging._started_pool().get_max_size() == 2 * CONNECTIONS - 1
-    async with consuming(connections=30) as messaging:
-        assert messaging._started_pool().get_max_size() == 30
+    for given, size in ((None, 2 * CONNECTIONS - 1), (30, 30), (CONNECTIONS + OWN_MIN, CONNECTIONS + OWN_MIN)):
+        async with consuming(connections=given) as messaging:
+            own, handlers = messaging._started_pool(), messaging._handlers
+            assert own.get_max_size() + handlers.get_max_size() == size
+            assert handlers.get_max_size() >= CONNECTIONS
 
 
 async def test_consumer_that_is_registered_after_the_start_holds_up_nobody(shop: Shop) -> None:
-    names = [f"t{number}" for number in range(CONNECTIONS - SPARE)]
+    names = [f"t{number}" for number in range(CONNECTIONS - OWN)]
     messaging, earlier = service(shop, "shop", *names), service(shop, "earlier", *names)
 
     async def take(message: Message, connection: Any) -> None:
@@ -200,7 +201,7 @@ async def test_handler_that_is_cancelled_while_it_waits_for_a_connection_takes_n
         await is_over.wait()
 
     async def are_all_that_can() -> bool:
-        return under_way == CONNECTIONS - SPARE
+        return under_way == CONNECTIONS - OWN
 
     async with asyncio.timeout(PATIENCE_S), messaging:
         consuming = asyncio.create_task(messaging.run())
