@@ -2,10 +2,14 @@
 
 import asyncio
 import json
+import re
+import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -18,6 +22,7 @@ from structlog.testing import capture_logs
 from brokers.rabbit_house import (
     Load,
     assert_once_and_in_order,
+    at_once,
     consuming,
     new_topic,
     open_bench,
@@ -43,8 +48,8 @@ from kassa.messaging.binders.rabbitmq import (
 from kassa.messaging.members import GONE_S, Member, share
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, Packet, Receipt, Unknown
 from kassa.messaging.relay import send_surely
-from kassa.messaging.supplied import CREDIT
-from kassa.messaging.topology import Topic, lane
+from kassa.messaging.supplied import CRASHES_MAX, CREDIT
+from kassa.messaging.topology import EVENT_BATCHES, Topic, lane
 from servers import RabbitMQ
 
 pytestmark = pytest.mark.needs("rabbitmq")
@@ -201,6 +206,46 @@ async def test_foreign_message_is_received_with_whatever_it_has(transport: Rabbi
     expected = {"n": "7", "on": "true", "list": '["a",1]', "raw": "�", "ce-type": "shop.made"}
     assert arrival.packet == Packet(arrival.packet.id, "", b"hello", expected)
     assert arrival.sent_at is None
+
+
+async def test_program_that_publishes_as_the_reference_says_is_received(rabbitmq: RabbitMQ, database_url: str) -> None:
+    """The program of docs/reference/queues.md, as it is written there."""
+    place = await asyncio.to_thread(rabbitmq.virtual_host, f"place-{new_id()[-12:]}")
+    topic = Topic("shop.mails", ("mailer",), "Mails of a shop.")
+    async with open_bench(at_once(place), database_url, topic) as bench:
+        await run_program(program_of_the_reference(), place)
+        await run_program(program_of_the_reference(), place)
+        subscription = await bench.binder.subscribe(topic.name, "mailer")
+        one, again = [delivery.record for delivery in await collect(subscription, 2)]
+        await subscription.close(1)
+
+        assert (one.key, json.loads(one.body)) == ("order-17", {"to": "ann@example.com"})
+        assert one.headers["content-type"] == "application/json"
+        assert one.id == again.id and one.id.startswith("mail-17")
+
+
+async def test_program_of_the_reference_is_told_that_nobody_receives(rabbitmq: RabbitMQ) -> None:
+    place = await asyncio.to_thread(rabbitmq.virtual_host, f"place-{new_id()[-12:]}")
+    async with stranger(place) as channel:
+        await channel.exchange_declare("shop.mails", exchange_type="topic", durable=True)
+
+    with pytest.raises(AssertionError, match="UnroutableError"):
+        await run_program(program_of_the_reference(), place)
+
+
+def program_of_the_reference() -> str:
+    page = (Path(__file__).parents[2] / "docs/reference/queues.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    return str(program)
+
+
+async def run_program(program: str, *arguments: str) -> None:
+    """Fails with what it says when it fails."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, *arguments, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 0, said.decode()
 
 
 @pytest.mark.parametrize("first", range(5))
@@ -534,6 +579,126 @@ async def test_slow_consumer_fetches_no_more_than_its_window(transport: RabbitTr
     assert await transport.depth(topic, "shop") == 2000
 
 
+def held_bytes(stream: RabbitStream) -> int:
+    """In bodies that nobody has asked for yet."""
+    return sum(len(parcel.body) for one in stream._lanes.values() for parcel in one.waiting)
+
+
+async def publish(url: str, topic: Topic, sizes: Iterable[int]) -> list[str]:
+    """A stranger's messages, all to the first lane; their names."""
+    names = []
+    async with stranger(url) as channel:
+        routing_key = lane_key(0) if topic.declaration == "kassa" else topic.name
+        for number, size in enumerate(sizes):
+            names.append(f"r-{number}")
+            properties = spec.Basic.Properties(message_id=names[-1])
+            await channel.basic_publish(
+                bytes(size), exchange=exchange_of(topic), routing_key=routing_key, properties=properties
+            )
+    return names
+
+
+@pytest.mark.parametrize("declaration", ["kassa", "durable"])
+async def test_strangers_large_messages_are_held_by_their_bytes(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch, declaration: str
+) -> None:
+    """RabbitMQ would send as many as the window says. Those that are handed out meanwhile are settled as ever."""
+    monkeypatch.setattr(ours, "HELD_BYTES", 1_000_000)
+    topic = new_topic()._replace(lanes=1) if declaration == "kassa" else SINGLE._replace(name=new_id())
+    await transport.provision([topic], verify_only=False)
+    names = await publish(rabbitmq.url, topic, [300_000] * 60)
+
+    with capture_logs() as logs:
+        stream = await transport.subscribe(topic, topic.groups[0])
+        arrivals = await take(stream, 1)
+        most = 0
+        for _ in range(200):
+            most = max(most, held_bytes(stream))
+            await asyncio.sleep(0.01)
+        assert most <= 1_300_000
+        settled = await settled_in_order(stream, arrivals, len(names))
+
+    assert [arrival.packet.id for arrival in settled] == names
+    assert max(arrival.redeliveries for arrival in settled) <= 2
+    assert len([one for one in logs if one["event"] == "rabbitmq.window"]) <= 2
+
+
+async def settled_in_order(stream: RabbitStream, arrivals: list[Arrival], count: int) -> list[Arrival]:
+    """Takes and settles until so many were, beginning with these; those that were settled, each once."""
+    settled: list[Arrival] = []
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            results = await stream.settle(arrivals)
+            settled += [one for one, is_settled in zip(arrivals, results, strict=True) if is_settled]
+            if len(settled) >= count:
+                return settled
+            arrivals = await stream.receive(20, DEADLINE_S)
+
+
+async def test_what_is_in_hand_when_a_lane_is_given_back_is_settled_as_ever(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "HELD_BYTES", 1_000_000)
+    monkeypatch.setattr(ours, "HANDOVER_S", DEADLINE_S)
+    topic = new_topic()._replace(lanes=1)
+    await transport.provision([topic], verify_only=False)
+    stream = await transport.subscribe(topic, "shop")
+    first = [(await publish(rabbitmq.url, topic, [10]))[0]]
+    arrivals = await take(stream, 1)
+
+    names = await publish(rabbitmq.url, topic, [300_000] * 20)
+    await until(partial(is_given_back, stream))
+    await until_depth(transport, topic, 1 + len(names))
+    assert await stream.settle(arrivals) == [True]
+
+    settled = await settled_in_order(stream, [], len(names))
+    assert [arrival.packet.id for arrival in arrivals + settled] == first + names
+
+
+async def is_given_back(stream: RabbitStream) -> bool:
+    return held_bytes(stream) == 0 and stream.in_hand() > 1
+
+
+async def test_messages_larger_than_all_that_may_be_held_come_one_by_one(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are given back once, not each time."""
+    monkeypatch.setattr(ours, "HELD_BYTES", 100_000)
+    topic = await ready(transport)
+    names = await publish(rabbitmq.url, topic, [200_000] * 30)
+
+    with capture_logs() as logs:
+        stream = await transport.subscribe(topic, "shop")
+        await asyncio.sleep(1)
+        assert held_bytes(stream) == 200_000
+        settled = await settled_in_order(stream, [], len(names))
+
+    assert [arrival.packet.id for arrival in settled] == names
+    assert [one["packets"] for one in logs if one["event"] == "rabbitmq.window"] == [1]
+
+
+async def test_lane_that_was_narrow_is_wide_again_once_its_messages_are_small(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bursts of large ones among small ones: nothing is given back so often that it would look as if it ended its consumers."""
+    monkeypatch.setattr(ours, "HELD_BYTES", 1_000_000)
+    topic = new_topic()._replace(lanes=1)
+    await transport.provision([topic], verify_only=False)
+    random = Random(20261130)
+    sizes = [size for _ in range(4) for size in [400_000] * 5 + [10] * random.randint(1, 400)] + [10] * 600
+    names = await publish(rabbitmq.url, topic, sizes)
+
+    with capture_logs() as logs:
+        stream = await transport.subscribe(topic, "shop")
+        settled = await settled_in_order(stream, [], len(names))
+        (one,) = stream._lanes.values()
+
+    assert [arrival.packet.id for arrival in settled] == names
+    assert max(arrival.redeliveries for arrival in settled) < CRASHES_MAX
+    assert one.window == one.window_full == 2 * CREDIT
+    assert 2 <= len([one for one in logs if one["event"] == "rabbitmq.window"]) <= 20
+
+
 async def test_settling_out_of_order_settles_no_more_than_that(transport: RabbitTransport) -> None:
     topic = await ready(transport)
     key = key_of(2)
@@ -634,6 +799,81 @@ async def test_consumer_goes_on_after_its_queues_were_deleted(transport: RabbitT
     await see(stream, *(f"r-{number}" for number in range(8)))
 
 
+async def test_queues_of_a_group_that_nobody_consumes_are_made_again_while_others_get_everything(
+    rabbitmq: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message is confirmed, since the other group has it; whoever sends hears nothing of those that are missing."""
+    monkeypatch.setattr(ours, "MISSING_S", 0.5)
+    topic = new_topic()._replace(groups=("shop", "books"))
+    deleted = queues_of(topic, "books")[:3]
+    async with open_transport(rabbitmq.url, database_url) as transport, stranger(rabbitmq.url) as channel:
+        await transport.provision([topic], verify_only=False)
+        await transport.subscribe(topic, "shop")
+        with capture_logs() as logs:
+            for queue in deleted:
+                await channel.queue_delete(queue)
+            sent = await send(transport, topic, packet("r-1", key=key_of(0)))
+            await until(partial(is_told, logs, "rabbitmq.queue_made_again"))
+
+        assert sent == [Confirmed()]
+        (said,) = [one for one in logs if one["event"] == "rabbitmq.queue_made_again"]
+        assert (said["log_level"], said["queue"]) == ("warning", deleted)
+        assert datetime.now(UTC) - timedelta(minutes=5) < since_in(said["missing"]) < datetime.now(UTC)
+        await send(transport, topic, packet("r-2", key=key_of(0)))
+        await see(await transport.subscribe(topic, "books"), "r-2")
+
+
+async def is_told(logs: Sequence[Mapping[str, Any]], event: str, times: int = 1) -> bool:
+    return len([one for one in logs if one["event"] == event]) >= times
+
+
+def since_in(text: str) -> datetime:
+    """Since when something is missing."""
+    return datetime.fromisoformat(text.rpartition(" ")[2])
+
+
+async def test_missing_queue_of_events_is_told_with_the_command_that_sends_them_again(
+    rabbitmq: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "MISSING_S", 0.5)
+    place = await asyncio.to_thread(rabbitmq.virtual_host, f"place-{new_id()[-12:]}")
+    topic = EVENT_BATCHES._replace(groups=("books",))
+    async with open_transport(place, database_url) as transport, stranger(place) as channel:
+        await transport.provision([topic], verify_only=False)
+        with capture_logs() as logs:
+            await channel.queue_delete(queues_of(topic, "books")[0])
+            await until(partial(is_told, logs, "rabbitmq.queue_made_again"))
+
+    (said,) = [one for one in logs if one["event"] == "rabbitmq.queue_made_again"]
+    since = said["missing"].rpartition(" ")[2]
+    assert said["remedy"].startswith(f"kassa queue replay relay:BROKER:kassa.events.batch --since {since}")
+
+
+async def test_queue_that_others_made_and_that_nobody_consumes_is_only_missed(
+    transport: RabbitTransport, rabbitmq: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said once, and again when it is deleted again."""
+    monkeypatch.setattr(ours, "MISSING_S", 0.2)
+    topic = await ready(transport)
+    (deleted, *_) = queues_of(topic, "shop")
+    async with open_transport(rabbitmq.url, database_url) as looking, stranger(rabbitmq.url) as channel:
+        assert await looking.provision([topic], verify_only=True) == []
+        with capture_logs() as logs:
+            for times in (1, 2):
+                await channel.queue_delete(deleted)
+                await until(partial(is_told, logs, "rabbitmq.queue_missing", times))
+                # Long enough for some more looks.
+                await asyncio.sleep(1.5)
+                said = [one for one in logs if one["event"].startswith("rabbitmq.queue_")]
+                assert [(one["event"], one["queue"]) for one in said] == [("rabbitmq.queue_missing", [deleted])] * times
+                await transport.provision([topic], verify_only=False)
+                await until(partial(is_whole, looking))
+
+
+async def is_whole(transport: RabbitTransport) -> bool:
+    return not transport._missing
+
+
 async def test_lane_that_the_broker_ends_is_told_with_its_reason(
     transport: RabbitTransport, rabbitmq: RabbitMQ
 ) -> None:
@@ -649,10 +889,7 @@ async def test_lane_that_the_broker_ends_is_told_with_its_reason(
         async with stranger(rabbitmq.url) as channel:
             await channel.queue_delete(deleted)
 
-        async def is_told() -> bool:
-            return len([one for one in logs if one["event"] == "rabbitmq.lane_ended"]) >= 2
-
-        await until(is_told)
+        await until(partial(is_told, logs, "rabbitmq.lane_ended", 2))
         await stream.close()
 
     told_ = {one["queue"]: one["reason"] for one in logs if one["event"] == "rabbitmq.lane_ended"}

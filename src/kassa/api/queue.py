@@ -27,7 +27,6 @@ from kassa.api.rest.refunds import CreateRefund, RefundRoutes
 from kassa.app import App
 from kassa.errors import (
     KassaError,
-    MerchantNotFound,
     PaymentNotFound,
     RefundNotFound,
     RequestTooLarge,
@@ -40,6 +39,8 @@ from kassa.journal.journal import Journal, Written, tell
 from kassa.journal.replies import FirstStatuses
 from kassa.journal.table import Tables
 from kassa.merchants.model import ALL_SCOPES, Caller
+from kassa.merchants.orders import merchant_of_orders
+from kassa.merchants.store import MerchantStore
 from kassa.messaging import replies
 from kassa.messaging.model import Record
 from kassa.messaging.packing import UNREADABLE
@@ -213,6 +214,10 @@ class AnsweringJournal:
 # The door
 
 
+class MerchantUnclear(Exception):
+    """Nobody can say at the moment whose payments the requests are. Nothing is wrong with them, and none of them is done."""
+
+
 class Handled(NamedTuple):
     """What has become of a request, once that is durable."""
 
@@ -238,6 +243,7 @@ class QueueDoor:
     def __init__(self, app: App) -> None:
         settings = app.settings
         self._app = app
+        self._merchants = MerchantStore(app.pool)
         self._journal = AnsweringJournal(app.journal)
         self._payments = Payments(
             self._journal, app.payments_store, app.directory, app.runner, app.clock, settings.base_url,
@@ -261,10 +267,14 @@ class QueueDoor:
         """Waits for the conversations with channels that are under way."""
         await self._payments.stop()
 
+    async def look(self) -> None:
+        """Whether requests can be done. Raises MerchantUnclear."""
+        await self._caller()
+
     async def handle(self, record: Record, broker: str) -> Handled:
         """Does what a record asks for, and commits the answer. May be given it again: each key has its effect once.
 
-        Whatever it raises is a fault of ours.
+        Raises MerchantUnclear; whatever else it raises is a fault of ours.
         """
         try:
             address = replies.read_address(broker, record)
@@ -410,37 +420,15 @@ class QueueDoor:
                 del self._last_of[order_id]
 
     async def _caller(self) -> Caller:
-        """The merchant of the queue. Raises SettingInvalid."""
+        """The merchant of the queue. Raises MerchantUnclear."""
         if self._known is None or monotonic() - self._known_at > MERCHANT_S:
-            merchant = await self._merchant()
-            if merchant.state != "active":
-                raise SettingInvalid(
-                    f"The merchant of the queue, mch_{merchant.id}, is {merchant.state}.", name="order_merchant"
-                )
+            try:
+                merchant = await merchant_of_orders(self._merchants, self._app.order_merchant)
+            except SettingInvalid as error:
+                raise MerchantUnclear(error.detail) from error
             self._known = Caller(merchant, Id(""), int(ALL_SCOPES))
             self._known_at = monotonic()
         return self._known
-
-    async def _merchant(self) -> Any:
-        name = self._app.order_merchant
-        if name is not None:
-            inner = read_id("mch_", name)
-            if inner is None:
-                raise SettingInvalid(f"order_merchant is not a merchant's id: {name}.", name="order_merchant")
-            try:
-                return await self._app.merchants.get(inner)
-            except MerchantNotFound:
-                raise SettingInvalid(
-                    f"order_merchant names {name}, which does not exist.", name="order_merchant"
-                ) from None
-        found = await self._app.merchants.all(limit=2)
-        if len(found) != 1:
-            raise SettingInvalid(
-                "There is not exactly one merchant: say in order_merchant (KASSA_ORDER_MERCHANT) whose payments the queue "
-                "payment_order makes.",
-                name="order_merchant",
-            )
-        return found[0]
 
 
 def _completed(order: PayOrder, defaults: Defaults) -> PayOrder:

@@ -17,13 +17,16 @@ NAMES = {
 NO_SERVER_MORE = ("postgres", "zeromq")
 """What needs no other server than the PostgreSQL that Kassa has anyway."""
 KEEPS: dict[str, tuple[float, str]] = {
-    "postgres": (36_500.0, "Kassa's event log keeps every event for good, and a new reader may begin at the first."),
     "kafka": (3_650.0, "Kafka keeps a topic as long as its `retention.ms` says (7 days unless told)."),
     "rocketmq": (365.0, "RocketMQ keeps what was handled as long as `fileReservedTime` says (3 days unless told)."),
 }
 """How long a broker can keep what was handled already: days at most that make sense, and why. The others forget it when it is
 acknowledged; Traits says nothing of it, as Kassa's own event log does not need it."""
-FORGETS = "forgets what was acknowledged (Kassa's own event log in PostgreSQL still has every event)"
+FORGETS = (
+    "It forgets what was acknowledged, and a new reader begins from now. If Kassa's own events are all that you want to read "
+    "again: its log in PostgreSQL keeps them for good behind every broker, and `GET /v1/events` goes back to the first."
+)
+BEGINS = "A consumer of your own may begin at the first that it keeps; new groups of Kassa's begin from now."
 
 RECOMMENDED, FITS, PARTLY, NOT, UNMEASURED = (
     "recommended", "fits", "fits, as far as measured", "does not fit", "not measured",
@@ -97,11 +100,9 @@ def _retention(needs: Needs, broker: Measured, reasons: list[str], against: list
         return
     days, words = KEEPS.get(broker.kind, (0.0, ""))
     if days < max(needs.retention_days, 0.001):
-        against.append(
-            f"It {FORGETS}." if not days else f"{_days(needs.retention_days)} is longer than it is made for. {words}"
-        )
+        against.append(FORGETS if not days else f"{_days(needs.retention_days)} is longer than it is made for. {words}")
     else:
-        reasons.append(words)
+        reasons.append(f"{words} {BEGINS}" if needs.replay else words)
 
 
 def _rate(needs: Needs, broker: Measured, reasons: list[str], against: list[str], open_: list[str]) -> None:

@@ -23,8 +23,9 @@ from kassa.cli.options import place_options, run
 from kassa.cli.output import json_option, note, show, table
 from kassa.db.migrate import pending
 from kassa.db.pool import connect, without_password
-from kassa.errors import BrokerUnreachable, KassaError, QueueNotFound
+from kassa.errors import BrokerUnreachable, KassaError, QueueNotFound, SettingInvalid
 from kassa.ledger.store import LedgerStore
+from kassa.merchants.orders import MEND, merchant_of_orders
 from kassa.merchants.store import MerchantStore
 from kassa.merchants.vault import Vault
 from kassa.messaging.broker_names import read_brokers
@@ -235,6 +236,19 @@ async def _brokers(url: str, settings: Settings) -> AsyncIterator[Finding]:
                 one, pool, Wakeups(lambda: connect(url, application="kassa doctor")), orders, topology="verify"
             )
             yield await _broker(broker)
+        if any(PAYMENT_ORDERS.name in one.topics for one in named):
+            yield await _orders(MerchantStore(pool), settings.order_merchant or remembered.merchant)
+
+
+async def _orders(merchants: MerchantStore, name: str | None) -> Finding:
+    """Whether requests over the queue are done, or wait. name: `order_merchant`; `kassa up` takes its own without."""
+    part = f"queue {PAYMENT_ORDERS.name}"
+    try:
+        merchant = await merchant_of_orders(merchants, name)
+    except SettingInvalid as error:
+        # Every broker carries this topic unless told otherwise, so who names no merchant may not use it at all.
+        return Finding(part, "warning" if name is None else "failure", error.detail, MEND)
+    return Finding(part, "ok", f"It makes payments of mch_{merchant.id}.")
 
 
 async def _broker(broker: Broker) -> Finding:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Literal
 
@@ -11,6 +11,11 @@ import click
 
 from kassa.api.server import Api
 from kassa.app import App
+from kassa.cli.output import note
+from kassa.errors import SettingInvalid
+from kassa.merchants.orders import MEND, merchant_of_orders
+from kassa.merchants.store import MerchantStore
+from kassa.messaging.topology import PAYMENT_ORDERS
 from kassa.observability.log import configure_logging
 from kassa.settings import Settings
 from kassa.workers import loops
@@ -19,10 +24,11 @@ READY_TIMEOUT_S = 30.0
 
 
 @asynccontextmanager
-async def api_of(app: App, workers: Iterable[str]) -> AsyncIterator[Api]:
+async def api_of(app: App, workers: Collection[str]) -> AsyncIterator[Api]:
     """The API of a started App, with these workers beside it; ready to take a payment inside the block."""
     beside = loops.supervisor(app, workers)
     await loops.prepare_brokers(app)
+    await warn_of_orders(app, workers)
     api = Api(app, idle_workers=lambda: loops.idle_workers(beside))
     async with AsyncExitStack() as stack:
         try:
@@ -36,6 +42,17 @@ async def api_of(app: App, workers: Iterable[str]) -> AsyncIterator[Api]:
         beside.start()
         await _until_ready(api)
         yield api
+
+
+async def warn_of_orders(app: App, workers: Collection[str]) -> None:
+    """Says at the start, where somebody looks, that the requests of the queue will only wait; later the log does."""
+    if "orders" not in workers or not app.brokers.of_topic(PAYMENT_ORDERS.name):
+        return
+    try:
+        await merchant_of_orders(MerchantStore(app.pool), app.order_merchant)
+    except SettingInvalid as error:
+        note(f"! {error.detail}")
+        note(MEND)
 
 
 async def _until_ready(api: Api) -> None:

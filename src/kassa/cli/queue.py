@@ -202,9 +202,10 @@ def replay(
     async def work(queues: Queues, app: Any) -> int:
         if since is not None:
             return await queues.send_again(name, since.replace(tzinfo=UTC), beyond_inboxes=beyond_inboxes)
-        return await queues.replay(
+        found = await queues.replay(
             name, ids=names or None, died_from=_utc(died_from), died_to=_utc(died_to), per_second=rate
         )
+        return found.replayed
 
     replayed = at_queues(Place(directory, database_url, brokers), work)
     says = "put back" if since is None else "events are sent again; whoever remembers one drops it"
@@ -426,9 +427,8 @@ def subscribe(
 
 
 @queue.command("asyncapi")
-@broker_option
-@place_options
-def print_asyncapi(brokers: tuple[str, ...], directory: str | None, database_url: str | None) -> None:
+@queue_options
+def print_asyncapi(brokers: tuple[str, ...], directory: str | None, database_url: str | None, as_json: bool) -> None:
     """The AsyncAPI 3 document of what travels over the brokers, as GET /asyncapi.json has it."""
     from kassa.api import asyncapi
     from kassa.api.server import RAW
@@ -438,7 +438,7 @@ def print_asyncapi(brokers: tuple[str, ...], directory: str | None, database_url
     orders = cast(Declaration, settings.order_queue or remembered.order_queue or "durable")
     named = read_brokers(settings.brokers or remembered.brokers)
     document = asyncapi.document(named, version=version("kassa"), raw=RAW, orders=orders)
-    print(msgspec.json.format(msgspec.json.encode(document)).decode())
+    show(document, as_json, lambda: print(msgspec.json.format(msgspec.json.encode(document)).decode()))
 
 
 def _brokers(directory: str | None, database_url: str | None, given: tuple[str, ...]) -> list[Named]:

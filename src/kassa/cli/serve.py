@@ -12,7 +12,7 @@ import msgspec
 from kassa.api.measure import numbers_server
 from kassa.app import App
 from kassa.cli.database import database
-from kassa.cli.node import api_of, log_to_stderr, stop_signal
+from kassa.cli.node import api_of, log_to_stderr, stop_signal, warn_of_orders
 from kassa.cli.options import broker_option, place_options, run, settings_of
 from kassa.cli.output import encoded, json_option, note, show
 from kassa.db.migrate import Migration, require_current
@@ -58,6 +58,7 @@ def serve(
     "--metrics-host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address for --metrics-port."
 )
 @place_options
+@json_option
 def worker(
     names: tuple[str, ...],
     brokers: tuple[str, ...],
@@ -65,12 +66,13 @@ def worker(
     metrics_host: str,
     directory: str | None,
     database_url: str | None,
+    as_json: bool,
 ) -> None:
     """The workers of these names, or all of them, until they are told to stop. Any number of processes may run them."""
     settings = settings_of(directory, database_url, brokers=brokers or None).settings
     log_to_stderr(settings, "json")
     page = None if metrics_port is None else (metrics_host, metrics_port)
-    run(_work(settings, names or loops.NAMES, page))
+    run(_work(settings, names or loops.NAMES, page, as_json))
 
 
 @click.command()
@@ -147,20 +149,22 @@ async def _open_brokers(app: App, names: tuple[str, ...]) -> None:
         note("The other workers go on; what travels over it waits until it is back.")
 
 
-async def _work(settings: Settings, names: tuple[str, ...], page: tuple[str, int] | None) -> None:
+async def _work(settings: Settings, names: tuple[str, ...], page: tuple[str, int] | None, as_json: bool) -> None:
     """page: host and port of the numbers."""
-    told = stop_signal()
+    told, numbers = stop_signal(), None
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(_app(settings))
         supervisor = loops.supervisor(app, names)
         if page is not None:
             url = await stack.enter_async_context(_numbers(app, supervisor, *page))
-            note(f"numbers at {url}/metrics")
+            numbers = f"{url}/metrics"
+            note(f"numbers at {numbers}")
         if set(names) & set(loops.BROKER_WORKERS):
             await _open_brokers(app, names)
             await loops.prepare_brokers(app)
+            await warn_of_orders(app, names)
         supervisor.start()
-        note(f"working: {', '.join(names)}")
+        show({"working": names, "numbers": numbers}, as_json, lambda: note(f"working: {', '.join(names)}"))
         try:
             await told.wait()
         finally:

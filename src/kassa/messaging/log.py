@@ -390,13 +390,18 @@ class LogGroup:
         self, root: Id | None = None, limit: int = 1000, *, places: Sequence[Place] | None = None
     ) -> int:
         """Tries again what was given up, of one root, of some places, or all, each root's in order; says how many."""
-        columns = (None, None, None) if places is None else [[place[part] for place in places] for part in range(3)]
+        columns = _columns(places)
         async with self._pool.acquire() as connection, connection.transaction():
             # Whoever settles what is before them meanwhile would not see that these wait for it.
             await connection.execute(_SQL.lock_group, self.name)
             rows = await connection.fetch(_SQL.replay_parked, self.name, root, limit, *columns)
             await self._line_up(connection, {(row["home"], Id(row["root"].hex)) for row in rows})
         return len(rows)
+
+    async def count_dead(self, died_to: datetime, *, places: Sequence[Place] | None = None) -> int:
+        """How many were given up before a time, of some places, or all."""
+        found: int = await self._pool.fetchval(_SQL.count_dead_parked, self.name, died_to, *_columns(places))
+        return found
 
     async def rewind(self, since: datetime) -> int:
         """Reads again what was committed since then; says how many events that are, with those that it had not read yet.
@@ -430,6 +435,11 @@ class LogGroup:
     async def _fence(self, connection: "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]") -> None:
         if await connection.fetchval(_SQL.fence_group, self.name, self._holder) is None:
             raise LostGroup(group=self.name)
+
+
+def _columns(places: Sequence[Place] | None) -> Sequence[list[int] | None]:
+    """Places as a query has them; None: all."""
+    return (None, None, None) if places is None else [[place[part] for place in places] for part in range(3)]
 
 
 class GroupReader:

@@ -235,6 +235,19 @@ SELECT held.id FROM unhurried, let_go($1, $2, $3) AS held;
 -- `claim_messages` deletes what ran out, and counts it.
 UPDATE message_lease SET leased_until = clock_timestamp() WHERE id = ANY($1::bigint[]);
 
+-- name: extend_leases
+-- Those of these leases that are not over last so long ($2) from now on. What somebody settles from at this moment is left out and
+-- asked for again: who holds several of these rows waits for none, so nobody waits in a circle.
+UPDATE message_lease
+   SET leased_until = clock_timestamp() + $2
+ WHERE id = ANY(ARRAY(
+       SELECT id
+         FROM message_lease
+        WHERE id = ANY($1::bigint[])
+          AND leased_until > clock_timestamp()
+          FOR NO KEY UPDATE SKIP LOCKED))
+RETURNING id;
+
 -- name: bury_messages
 -- To the dead letters, with reason and history; what waited behind them in their key goes on. Only under the lease given.
 WITH dead AS (
@@ -361,6 +374,16 @@ sent AS (
     ON CONFLICT (id) DO NOTHING
 )
 SELECT count(*) FROM marked;
+
+-- name: count_dead_letters
+-- How many `replay_dead_letters` would still take.
+SELECT count(*)
+  FROM dead_letter
+ WHERE topic = $1
+   AND replayed_at IS NULL
+   AND ($2::uuid[] IS NULL OR id = ANY($2))
+   AND ($3::timestamptz IS NULL OR died_at >= $3)
+   AND ($4::timestamptz IS NULL OR died_at < $4);
 
 -- name: purge_dead_letters
 -- Forgets a topic's dead letters that died before a time.
@@ -678,6 +701,16 @@ UPDATE parked
    AND parked.root = chosen.root
    AND parked.sequence = chosen.sequence
 RETURNING parked.home, parked.root;
+
+-- name: count_dead_parked
+-- How many `replay_parked` would still take, of those that were given up before a time ($2): some events, or all.
+SELECT count(*)
+  FROM parked
+ WHERE group_name = $1
+   AND state = 'dead'
+   AND due < $2
+   AND ($3::bigint[] IS NULL
+        OR (writer, seq, ord) IN (SELECT * FROM unnest($3::bigint[], $4::bigint[], $5::bigint[])));
 
 -- name: group_names
 -- Every group of readers of the event log.

@@ -116,6 +116,13 @@ class Peeked(NamedTuple):
     elsewhere: int | None
 
 
+class Replayed(NamedTuple):
+    """How many were put back, and how many of the same were dead before and still are, because of a limit."""
+
+    replayed: int
+    left: int
+
+
 class Purged(NamedTuple):
     """What was thrown away, and what could not be."""
 
@@ -219,23 +226,27 @@ class Queues:
         died_to: datetime | None = None,
         per_second: int = 1000,
         limit: int | None = None,
-    ) -> int:
-        """Puts dead records back: some, those of a time, or all, at most so many a second, and so many at all; says how many.
-        What was handled
+    ) -> Replayed:
+        """Puts dead records back: some, those of a time, or all, at most so many a second, and so many at all. What was handled
         already is refused, so a replay changes nothing twice. Raises QueueNotFound, RequestInvalid."""
         queue = await self.one(name)
+        # What dies while it runs is not replayed by it, and is not left either.
+        now: datetime = await self._pool.fetchval(_SQL.database_time)
         if queue.kind == "log":
             if died_from or died_to:
                 raise _invalid("died_from", "a log group is replayed by id or as a whole")
-            replayed = await self._replay_log(name, ids, per_second, queue.dead if limit is None else limit)
+            group, places = LogGroup(self._pool, name), None if ids is None else [_place(id) for id in ids]
+            replayed = await _replay_log(group, places, per_second, queue.dead if limit is None else limit)
             self._wakeups.touch(NEW_EVENTS)
-            return replayed
-        messages = None if ids is None else [_message(id) for id in ids]
+            return Replayed(replayed, await group.count_dead(now, places=places) if replayed == limit else 0)
+        messages, until = None if ids is None else [_message(id) for id in ids], min(died_to or now, now)
         replayed = await self._letters.replay(
-            name, ids=messages, died_from=died_from, died_to=died_to, per_second=per_second, limit=limit
+            name, ids=messages, died_from=died_from, died_to=until, per_second=per_second, limit=limit
         )
         self._wakeups.touch(MESSAGES)
-        return replayed
+        is_at_limit = replayed == limit
+        left = await self._letters.count(name, ids=messages, died_from=died_from, died_to=until) if is_at_limit else 0
+        return Replayed(replayed, left)
 
     async def send_again(self, name: str, since: datetime, *, beyond_inboxes: bool = False) -> int:
         """Sends every event since then to a broker again, out of the event log and under the same ids: for what the broker has
@@ -427,19 +438,18 @@ class Queues:
         row = await self._pool.fetchrow(_SQL.event_data, *place)
         return b"" if row is None else bytes(row["data"])
 
-    async def _replay_log(self, name: str, ids: Sequence[str] | None, per_second: int, most: int) -> int:
-        group = LogGroup(self._pool, name)
-        places = None if ids is None else [_place(id) for id in ids]
-        step = max(1, per_second // 10)
-        total = 0
-        # No more than were dead when it began: those that die while it runs are not replayed again by it.
-        while total < most:
-            moved = await group.replay_dead(limit=min(step, most - total), places=places)
-            total += moved
-            if moved < step:
-                break
-            await asyncio.sleep(moved / per_second)
-        return total
+
+async def _replay_log(group: LogGroup, places: Sequence[Place] | None, per_second: int, most: int) -> int:
+    step = max(1, per_second // 10)
+    total = 0
+    # No more than were dead when it began: those that die while it runs are not replayed again by it.
+    while total < most:
+        moved = await group.replay_dead(limit=min(step, most - total), places=places)
+        total += moved
+        if moved < step:
+            break
+        await asyncio.sleep(moved / per_second)
+    return total
 
 
 def _group(

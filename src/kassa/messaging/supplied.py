@@ -22,7 +22,7 @@ from kassa.clock import Clock, SystemClock
 from kassa.errors import BrokerUnreachable, InvariantBroken
 from kassa.ids import new_id
 from kassa.messaging.binder import Resources, Subscription
-from kassa.messaging.binders.postgres import Parked, PostgresBinder, queue_name
+from kassa.messaging.binders.postgres import Parked, PostgresBinder, PostgresSubscription, queue_name
 from kassa.messaging.model import (
     Ack,
     Arrival,
@@ -96,15 +96,14 @@ class SuppliedBinder:
 
     async def provision(self, topics: Sequence[Topic], *, verify_only: bool = False) -> list[str]:
         """The broker's part first: a group that is in our tables is there as a whole. Others may make that part; nobody else writes
-        into our tables that its groups are received, so that is done also where the broker's part is only looked at."""
+        into our tables that its groups are received, so that is done also where the broker's part is only looked at, and is all
+        there. Priority classes are topics of the broker's, each told by its own name."""
         self._topics.update((topic.name, topic) for topic in topics)
         expanded = [one for topic in topics for one in travelling(topic)]
         word = "missing" if verify_only else "created"
-        ours = {topic.name for topic in topics}
         said = [
             f"{word}: {queue_name(topic, group) if group else topic}"
             for topic, group in await self.transport.provision(expanded, verify_only=verify_only)
-            if topic in ours
         ]
         if verify_only:
             if not said:
@@ -113,11 +112,11 @@ class SuppliedBinder:
         return said + [line for line in await self._memory.provision(topics) if line not in said]
 
     async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
-        """What is delayed waits in our own queues, the rest goes to the broker."""
+        """What is delayed waits in our own queues, the rest goes to the broker. These and the classes go side by side: none takes
+        another one's time, and they have no order among each other."""
         known = self._topic(topic)
         if not known.classes and not any([record.delay_s > 0 for record in records]):
             return await self._send(known, records, deadline_s)
-        receipts: dict[int, Receipt] = {}
         at_once: dict[Topic, list[int]] = {}
         delayed: list[int] = []
         for place, record in enumerate(records):
@@ -127,12 +126,14 @@ class SuppliedBinder:
                 at_once.setdefault(of_class(known, class_of(record.priority)), []).append(place)
             else:
                 at_once.setdefault(known, []).append(place)
+        parts = list(at_once.values())
+        sending = [self._send(raw, [records[place] for place in places], deadline_s) for raw, places in at_once.items()]
         if delayed:
-            kept = await self._memory.send(topic, [records[place] for place in delayed], deadline_s=deadline_s)
-            receipts.update(zip(delayed, kept, strict=True))
-        for raw, places in at_once.items():
-            sent = await self._send(raw, [records[place] for place in places], deadline_s)
-            receipts.update(zip(places, sent, strict=True))
+            parts.append(delayed)
+            sending.append(self._memory.send(topic, [records[place] for place in delayed], deadline_s=deadline_s))
+        receipts: dict[int, Receipt] = {}
+        for places, answers in zip(parts, await asyncio.gather(*sending), strict=True):
+            receipts.update(zip(places, answers, strict=True))
         return [receipts[place] for place in range(len(records))]
 
     async def reply(self, address: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
@@ -264,7 +265,7 @@ class SuppliedSubscription:
         group: str,
         streams: Sequence[Stream],
         tables: PostgresBinder,
-        memory: Subscription,
+        memory: PostgresSubscription,
         watch: Watch,
         passage: Passage,
     ) -> None:
@@ -317,6 +318,10 @@ class SuppliedSubscription:
                     # What was taken from our own queue does not wait for the broker; who asks again is told.
                     if not found:
                         raise
+                except BaseException:
+                    # Raised again. Also when it is cancelled: nobody would get these.
+                    self._memory.forgo(found)
+                    raise
             if found:
                 return found
             left_s = deadline - clock()

@@ -8,7 +8,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol
@@ -30,7 +30,8 @@ log = structlog.get_logger("kassa.messaging.work")
 _SQL = load("kassa.messaging")
 
 LEASE_S = 60.0
-"""Longer than any handler may take; a worker that dies gives its work back after that."""
+"""A worker that dies gives its work back after that. Longer than a timer's work may take; a message that takes longer is kept by
+`MessageWork.extend`."""
 LAPSES_ALONE, LAPSES_MAX = 3, 8
 """A message that so many leases ran out with is handed out alone (`claim_messages` of db/schema.sql), and then given up: it ends
 whoever has it in hand."""
@@ -278,9 +279,12 @@ class DeadLetter(NamedTuple):
 
 
 class _InHand(NamedTuple):
-    """What is left of a lease, and since when we have it, by the monotonic clock."""
+    """What is left of a lease; times are by the monotonic clock."""
 
+    claimed_at: float
+    """When we got it."""
     since: float
+    """When it began at the latest, or began anew."""
     messages: set[Id]
 
 
@@ -296,7 +300,7 @@ class MessageWork:
         self._lease = timedelta(seconds=lease_s)
         self._meters = meters or Meters()
         self._in_hand: dict[int, _InHand] = {}
-        """What was claimed here and not given back yet, by lease, oldest first."""
+        """What was claimed here and not given back yet, by lease, that which began first before the others."""
         self._over: list[int] = []
         """Leases of which nothing is in hand any more; they end with the next statement."""
 
@@ -309,7 +313,7 @@ class MessageWork:
         claimed = [_claimed(row) for row in rows]
         if claimed:
             self._forget(started - self._lease.total_seconds())
-            self._in_hand[claimed[0].lease] = _InHand(started, {message.id for message in claimed})
+            self._in_hand[claimed[0].lease] = _InHand(time.monotonic(), started, {message.id for message in claimed})
         if claimed and claimed[0].lapses >= LAPSES_MAX:
             log.error("work.given_up", queue=topic, message=claimed[0].id, lapses=claimed[0].lapses)
             reason = f"whoever had it in hand ended, or held it longer than its lease, {claimed[0].lapses} times"
@@ -347,6 +351,25 @@ class MessageWork:
                 ended,
             )
         self._let_go(given, ended)
+
+    async def extend(self, leases: Collection[int], held_max_s: float) -> None:
+        """Those of these leases of which a third is over begin anew, if they are ours, not over, and were claimed less than
+        `held_max_s` ago. Asks nobody where there are none. To be called often: a lease that somebody settles from at the moment
+        is left to the next time. Raises as asyncpg does."""
+        now = time.monotonic()
+        old = [
+            lease
+            for lease in leases
+            if (held := self._in_hand.get(lease)) is not None
+            and held.since < now - self.lease_s / 3
+            and held.claimed_at > now - held_max_s
+        ]
+        if not old:
+            return
+        for row in await self._pool.fetch(_SQL.extend_leases, old, self._lease):
+            if (held := self._in_hand.pop(row["id"], None)) is not None:
+                # Behind all that began before.
+                self._in_hand[row["id"]] = held._replace(since=now)
 
     async def lapse(self, leases: Iterable[int]) -> None:
         """As if these had run out just now: the next claim counts that for each message that is still in one."""
@@ -502,8 +525,11 @@ class MessageWork:
 
     def _forget(self, since: float) -> None:
         """Leases that ran out, because what was claimed was never given back."""
-        while (oldest := next(iter(self._in_hand.items()), None)) is not None and oldest[1].since < since:
-            del self._in_hand[oldest[0]]
+        while self._in_hand:
+            lease, oldest = next(iter(self._in_hand.items()))
+            if max(oldest.claimed_at, oldest.since) >= since:
+                break
+            del self._in_hand[lease]
 
 
 def _by_lease(messages: Iterable[Leased]) -> dict[int, set[Id]]:
@@ -551,6 +577,13 @@ class DeadLetters:
             if moved < step or total == limit:
                 return total
             await asyncio.sleep(moved / per_second)
+
+    async def count(
+        self, topic: str, *, ids: Sequence[Id] | None = None, died_from: datetime | None = None, died_to: datetime
+    ) -> int:
+        """How many a replay of these would put back."""
+        found: int = await self._pool.fetchval(_SQL.count_dead_letters, topic, ids, died_from, died_to)
+        return found
 
     async def purge(self, topic: str, died_before: datetime) -> int:
         """Forgets what died before a time; says how many."""

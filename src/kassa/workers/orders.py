@@ -1,15 +1,17 @@
 """Takes requests from the queue payment_order of a broker: many at once, each settled when its effect and answer are durable."""
 
 import asyncio
+import math
 import random
 
 import structlog
 from msgspec.structs import replace
 
-from kassa.api.queue import Handled, QueueDoor
+from kassa.api.queue import Handled, MerchantUnclear, QueueDoor
 from kassa.db.away import AWAY
 from kassa.errors import BrokerUnreachable, KassaError, Retry
-from kassa.messaging.binder import Subscription
+from kassa.merchants.orders import MEND, SETTING
+from kassa.messaging.binder import Binder, Subscription
 from kassa.messaging.brokers import Broker
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, RetryAfter, Settlement
@@ -25,6 +27,8 @@ WAIT_S = 5.0
 PAUSE_S = 1.0
 """While the broker is away, and before a request that could not be taken now is tried again."""
 DRAIN_S = 5.0
+WARN_S = 300.0
+"""While nobody can say whose payments the requests are, the log says so this often."""
 
 log = structlog.get_logger("kassa.workers.orders")
 
@@ -38,17 +42,46 @@ class OrderWorker:
         self._running: set[asyncio.Task[None]] = set()
         self._ended: list[tuple[Delivery, Settlement]] = []
         self._has_ended = asyncio.Event()
+        self._is_unclear = False
+        """Whether somebody met MerchantUnclear since the subscription was made."""
 
     async def run(self) -> None:
         """For ever. What is in hand when it is cancelled and does not end soon comes again elsewhere."""
-        (group,) = PAYMENT_ORDERS.groups
         binder = await opened(self._broker)
+        while True:
+            await self._merchant()
+            await self._take(binder)
+
+    async def _merchant(self) -> None:
+        """Returns when it is clear whose payments the requests are. Until then nobody is subscribed: they stay where they are, in
+        their order, however many and however long, and no try is counted."""
+        clock = asyncio.get_running_loop().time
+        warned_at = -math.inf
+        while True:
+            try:
+                await self._door.look()
+            except MerchantUnclear as error:
+                if clock() - warned_at >= WARN_S:
+                    log.warning("orders.wait", broker=self._broker.name, setting=SETTING, reason=str(error), do=MEND)
+                    warned_at = clock()
+                await asyncio.sleep(PAUSE_S)
+            else:
+                if warned_at > -math.inf:
+                    log.info("orders.go_on", broker=self._broker.name)
+                return
+
+    async def _take(self, binder: Binder) -> None:
+        """Until it is unclear whose payments the requests are; what is in hand then comes again."""
+        (group,) = PAYMENT_ORDERS.groups
         subscription = await binder.subscribe(PAYMENT_ORDERS.name, group)
+        self._is_unclear = False
         # What ended without being settled in an earlier run comes again.
         self._ended.clear()
         settling = asyncio.create_task(self._settle_for_ever(subscription), name="settle orders")
         try:
             while not settling.done():
+                if self._is_unclear:
+                    return
                 await self._step(subscription)
             await settling
         finally:
@@ -88,6 +121,10 @@ class OrderWorker:
         via = delivery.record.headers.get(VIA, self._broker.name)
         try:
             handled = await self._door.handle(delivery.record, via)
+        except MerchantUnclear:
+            # Not settled, so that it is neither a try nor put behind those that nobody has taken yet.
+            self._is_unclear = True
+            return
         except AWAY as error:
             handled = Handled(retry=f"the database is away ({type(error).__name__})")
         except KassaError as error:

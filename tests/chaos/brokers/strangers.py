@@ -6,12 +6,14 @@ from typing import Any
 
 import aiormq
 import asyncpg
+import zmq
+import zmq.asyncio
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from brokers import kafka_house, rocketmq_client, rocketmq_house
 from chaos.brokers.chain import Chain
-from chaos.brokers.posts import KafkaPost, Post, Rabbit, Rocket
+from chaos.brokers.posts import HubPost, KafkaPost, Post, Rabbit, Rocket
 from kassa.messaging.binders.kafka import AGAIN
 from kassa.messaging.binders.rabbitmq import exchange_of, lane_key, queues_of
 from kassa.messaging.binders.rocketmq import topic_name
@@ -105,6 +107,7 @@ async def flood(post: Post, database_url: str, count: int) -> None:
 
 async def litter(post: Post, database_url: str) -> int:
     """Garbage among the events and the requests; says how many pieces of it."""
+    pieces = 2 * len(GARBAGE)
     match post:
         case Rabbit() as rabbit:
             async with aiormq.connect(rabbit.url) as connection:
@@ -118,14 +121,38 @@ async def litter(post: Post, database_url: str) -> int:
                 await asyncio.to_thread(kafka_house.publish, kafka.server.bootstrap, topic, *messages)
         case Rocket() as rocket:
             # It takes no message that is empty.
+            pieces -= 2
             for piece in GARBAGE[1:]:
                 endpoint = rocket.server.endpoint
                 await rocketmq_client.send(endpoint, topic_name("payment_order"), piece)
                 await rocketmq_client.send(endpoint, topic_name(EVENTS.name), piece, message_group="somebody")
+        case HubPost() as hub:
+            pieces = await _into_queues(database_url) + await _at_the_hub(hub)
         case _:
-            connection_: Any = await asyncpg.connect(database_url)
-            for text in ("[[[[", '{"order_id": 1}', '"text"'):
-                for topic in (EVENTS.name, "payment_order"):
-                    await connection_.execute("SELECT kassa_send($1, $2)", topic, text)
-            await connection_.close()
-    return len(GARBAGE)
+            pieces = await _into_queues(database_url)
+    return pieces
+
+
+async def _into_queues(database_url: str) -> int:
+    """As a program does that knows SQL alone; bytes that are no text it cannot send."""
+    texts, topics = ("[[[[", '{"order_id": 1}', '"text"'), (EVENTS.name, "payment_order")
+    connection: Any = await asyncpg.connect(database_url)
+    for text in texts:
+        for topic in topics:
+            await connection.execute("SELECT kassa_send($1, $2)", topic, text)
+    await connection.close()
+    return len(texts) * len(topics)
+
+
+async def _at_the_hub(hub: HubPost) -> int:
+    """Frames that are no calls, from somebody who connects as a peer does."""
+    context = zmq.asyncio.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(f"tcp://127.0.0.1:{hub.port}")
+    for piece in GARBAGE:
+        await socket.send_multipart([piece, piece])
+        await socket.send(piece)
+    # Closing waits until they are gone.
+    socket.close(linger=5000)
+    await asyncio.to_thread(context.term)
+    return 2 * len(GARBAGE)

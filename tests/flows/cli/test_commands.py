@@ -16,6 +16,7 @@ from flows.cli.house import ANSWER_S, PROGRAM, Up, environment, kassa, kassa_pro
 from kassa.cli.main import COMMANDS
 from kassa.client import Kassa
 from kassa.errors import AuthInvalid
+from kassa.workers.loops import NAMES
 
 
 def read(*arguments: str, **how: Any) -> Any:
@@ -182,8 +183,16 @@ def test_the_parts_work_on_a_database_of_ones_own(empty_database_url: str, tmp_p
             stderr=subprocess.DEVNULL,
             env=environment(),
         )
-        work = subprocess.Popen([*PROGRAM, "worker", *place], stderr=subprocess.DEVNULL, env=environment())
-        assert api.stdout is not None
+        work = subprocess.Popen(
+            [*PROGRAM, "worker", *place, "--metrics-port", "0", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment(),
+        )
+        assert api.stdout is not None and work.stdout is not None
+        ready = json.loads(work.stdout.readline())
+        assert set(ready["working"]) == set(NAMES)
+        assert httpx.get(ready["numbers"], trust_env=False, timeout=ANSWER_S).status_code == 200
         url = json.loads(api.stdout.readline())["api"]
         with Kassa(key, url, timeout_s=ANSWER_S) as client:
             made = client.payments.create(order_id="1", amount=100, currency="CNY", channel="wechat", method="native")

@@ -1,6 +1,7 @@
 """What an operator does with queues, over each broker: look, pause, throw away, try again. And who may."""
 
 import asyncio
+import json
 from typing import Any
 
 import httpx
@@ -14,9 +15,10 @@ from kassa.ids import new_id
 from kassa.messaging.binder import Elsewhere
 from kassa.messaging.metered import MeteredBinder
 from kassa.messaging.model import Ack, Record
-from kassa.messaging.queues import Queue
+from kassa.messaging.queues import Purged, Queue, Replayed
 from kassa.messaging.topology import EVENTS
 from kassa.messaging.work import MessageWork, OutgoingMessage
+from kassa.workers.relay import listen
 
 QUEUE = "payment_order:kassa"
 HOUR_S = 3600.0
@@ -89,13 +91,54 @@ async def test_what_died_is_browsed_and_replayed_over_the_api(till: Till) -> Non
     (dead,) = (await operator.get(f"/v1/queues/{QUEUE}/dead"))["data"]
     assert "order_id" in dead["reason"] and "amount" in dead["body"]
 
-    assert await operator.post(f"/v1/queues/{QUEUE}/replay", {"ids": [dead["id"]]}) == {"replayed": 1}
+    assert await operator.post(f"/v1/queues/{QUEUE}/replay", {"ids": [dead["id"]]}) == {
+        "replayed": 1, "left": 0,
+    }  # fmt: skip
     await until(died, "it died again, for the same reason")
     refused = await operator.post(f"/v1/queues/{QUEUE}/replay", {}, expect=400)
     assert refused["errors"][0]["field"] == "all"
+    both = await operator.post(f"/v1/queues/{QUEUE}/replay", {"ids": [dead["id"]], "all": True}, expect=400)
+    assert "not both" in both["errors"][0]["message"]
 
     assert await operator.post(f"/v1/queues/{QUEUE}/purge", {"dead": True}) == {"gone": 1, "left": 0}
     assert (await operator.get(f"/v1/queues/{QUEUE}/dead"))["data"] == []
+    await operator.close()
+
+
+async def test_what_died_is_replayed_by_time_and_as_a_whole_and_what_a_limit_leaves_is_told(till: Till) -> None:
+    """Each dies again for the same reason, and is younger then; so times tell them apart."""
+    operator = await operator_of(till.house)
+
+    async def are_dead(count: int) -> None:
+        async def died() -> bool:
+            return (await queue_of(till)).dead == count
+
+        await until(died, f"{count} are dead")
+
+    async def replay(**which: Any) -> tuple[int, int]:
+        answer = await operator.post(f"/v1/queues/{QUEUE}/replay", which)
+        return answer["replayed"], answer["left"]
+
+    for number in range(3):
+        await till.client.send({"order_id": "", "amount": number}, reply_to=None)
+        await are_dead(number + 1)
+    newest, *older = (await operator.get(f"/v1/queues/{QUEUE}/dead"))["data"]
+    since = newest["died_at"]
+
+    assert await replay(died_to=since, limit=1) == (1, 1)
+    await are_dead(3)
+    assert await replay(died_to=since) == (1, 0)
+    await are_dead(3)
+    assert await replay(died_to=since) == (0, 0)
+    assert await replay(died_from=since, limit=2) == (2, 1)
+    await are_dead(3)
+    assert await replay(all=True, limit=2) == (2, 1)
+    await are_dead(3)
+    assert await replay(all=True) == (3, 0)
+    await are_dead(3)
+    left = (await operator.get(f"/v1/queues/{QUEUE}/dead"))["data"]
+    assert {one["id"] for one in left} == {newest["id"], *(one["id"] for one in older)}
+    assert all(one["died_at"] > since for one in left)
     await operator.close()
 
 
@@ -119,8 +162,32 @@ async def test_purge_takes_what_nobody_holds_and_the_rest_stays(till: Till) -> N
 
     await queues.resume(QUEUE)
     answers = await till.client.answers(purged.left) if purged.left else []
-    assert len(answers) == purged.left
+    answered = {one.body["order_id"] for one in answers}
+    assert len(answered) == purged.left
     assert await till.client.hears_nothing()
+    for number in range(5):
+        assert bool(await till.payments(f"purged-{number}")) is (f"purged-{number}" in answered)
+
+
+async def test_purge_of_a_queue_without_consumers_takes_all_of_it_wherever_it_waits(till: Till) -> None:
+    queues, group = till.house.app.queues, f"purged-{new_id()[-12:]}"
+    name = f"{EVENTS.name}:{group}"
+    await listen(till.house.app, till.broker, EVENTS.name, group)
+
+    async def waits() -> bool:
+        return (await queue_of(till, name)).waiting == 3
+
+    for number in range(3):
+        await till.client.ask({"order_id": f"{group}-{number}", "amount": 100})
+    await until(waits, "three events wait, one of each payment")
+
+    assert await queues.purge(name) == Purged(3, 0)
+
+    subscription = await (await till.broker.binder()).subscribe(EVENTS.name, group)
+    assert await subscription.receive(10, 2.0) == []
+    await till.client.ask({"order_id": f"{group}-last", "amount": 100})
+    (event,) = await subscription.receive(10, 60.0)
+    assert json.loads(event.record.body)["order_id"] == f"{group}-last"
 
 
 async def test_forgetting_the_dead_counts_those_that_were_not_replayed(till: Till) -> None:
@@ -211,26 +278,29 @@ async def _behind(till: Till, name: str) -> Queue | None:
 
 async def test_what_died_in_a_group_of_the_log_is_replayed_by_the_same_command(till: Till) -> None:
     queues, name = till.house.app.queues, f"relay:{till.broker.name}:kassa.events"
-    await till.client.ask({"order_id": "dead-1", "amount": 100})
+    for number in range(2):
+        await till.client.ask({"order_id": f"dead-{number}", "amount": 100})
 
     async def is_sent() -> bool:
         found = await queue_of(till, name)
         return found.waiting == 0 and bool(found.is_read)
 
     await until(is_sent, "the relay has sent the events")
-    row = await till.pool.fetchrow("SELECT home, root, writer, seq, ord, sequence FROM event ORDER BY at DESC LIMIT 1")
-    await till.pool.execute(
+    rows = await till.pool.fetch("SELECT home, root, writer, seq, ord, sequence FROM event ORDER BY at DESC LIMIT 2")
+    await till.pool.executemany(
         "INSERT INTO parked (group_name, home, root, writer, seq, ord, sequence, attempts, due, parked_at, first_reason,"
-        " reason, state) VALUES ($1, $2, $3, $4, $5, $6, $7, 6, now(), now(), 'first', 'too large', 'dead')", name, *row,
+        " reason, state) VALUES ($1, $2, $3, $4, $5, $6, $7, 6, now(), now(), 'first', 'too large', 'dead')",
+        [(name, *row) for row in rows],
     )  # fmt: skip
 
-    (dead,) = await queues.dead(name, 10)
-    assert (dead.reason, dead.first_error, dead.attempts) == ("too large", "first", 6)
-    assert (await queue_of(till, name)).dead == 1
+    dead = await queues.dead(name, 10)
+    assert [(one.reason, one.first_error, one.attempts) for one in dead] == [("too large", "first", 6)] * 2
+    assert (await queue_of(till, name)).dead == 2
     with pytest.raises(RequestInvalid, match="evt_"):
         await queues.replay(name, ids=["msg_1"])
 
-    assert await queues.replay(name, ids=[dead.id]) == 1
+    assert await queues.replay(name, ids=[one.id for one in dead], limit=1) == Replayed(1, 1)
+    assert await queues.replay(name, limit=1) == Replayed(1, 0)
 
     async def is_over() -> bool:
         found = await queue_of(till, name)

@@ -127,7 +127,7 @@ def test_order_is_a_hard_need() -> None:
 @pytest.mark.parametrize(
     ("kind", "days", "fits"),
     [
-        ("kafka", 7, True), ("rocketmq", 3, True), ("postgres", 3650, True), ("rabbitmq", 1, False), ("zeromq", 1, False),
+        ("kafka", 7, True), ("rocketmq", 3, True), ("postgres", 1, False), ("rabbitmq", 1, False), ("zeromq", 1, False),
         ("rocketmq", 3650, False),
     ],
 )  # fmt: skip
@@ -138,8 +138,23 @@ def test_retention_is_a_hard_need(kind: str, days: float, fits: bool) -> None:
     assert (found[kind] == NOT) is not fits
 
 
-def test_replay_from_the_broker_is_a_hard_need() -> None:
-    assert verdicts(Needs(replay=True), broker("rabbitmq"), broker("kafka")) == {"kafka": RECOMMENDED, "rabbitmq": NOT}
+@pytest.mark.parametrize("kind", ["postgres", "rabbitmq", "zeromq"])
+def test_replay_from_the_broker_is_a_hard_need(kind: str) -> None:
+    """Theirs too that is taken first else: readers of PostgreSQL's queue and new relays begin from now."""
+    assert verdicts(Needs(replay=True), broker(kind), broker("kafka")) == {"kafka": RECOMMENDED, kind: NOT}
+
+
+def test_who_has_no_replay_is_told_what_reads_the_log_from_its_first_event() -> None:
+    said = recommend(Needs(replay=True), [broker("postgres")])
+
+    assert said.headline == "Nothing that was measured fits"
+    assert "`GET /v1/events` goes back to the first" in " ".join(said.words)
+
+
+def test_replay_is_said_to_be_of_ones_own_consumers() -> None:
+    (kafka,) = recommend(Needs(replay=True), [broker("kafka")]).ranking
+
+    assert any("new groups of Kassa's begin from now" in words for words in kafka.reasons)
 
 
 def test_a_lost_message_rules_out_unless_it_may_be_lost() -> None:

@@ -79,10 +79,16 @@ class DeadRecords(msgspec.Struct, frozen=True):
     data: list[DeadRecord]
 
 
-class Replayed(msgspec.Struct, frozen=True):
-    """How many were put back."""
+class ReplayAnswer(msgspec.Struct, frozen=True):
+    """How many were put back, or are sent again."""
 
     replayed: int
+    left: Annotated[
+        int,
+        Meta(
+            description="Of the same, how many `limit` left dead: the same request takes the next. 0: it was all of them"
+        ),
+    ]
 
 
 class PurgeAnswer(msgspec.Struct, frozen=True):
@@ -99,7 +105,8 @@ class HowMany(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ReplayBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which dead records: by name, of a time, or all; or, of a relay, which events to send to its broker again."""
+    """Which dead records: by name, of a time, or all (not with `ids`); or, of a relay, which events to send to its broker
+    again."""
 
     ids: Annotated[list[Annotated[str, Meta(max_length=40)]], Meta(min_length=1, max_length=1000)] | None = None
     all: bool = False
@@ -109,7 +116,9 @@ class ReplayBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     beyond_inboxes: Annotated[
         bool, Meta(description="With `since`: also events that services may have forgotten, and then handle twice")
     ] = False
-    limit: Annotated[int, Meta(ge=1, le=REPLAY_MAX)] = 1000
+    limit: Annotated[
+        int, Meta(ge=1, le=REPLAY_MAX, description="At most so many dead records; `left` says how many more there are")
+    ] = 1000
     per_second: Annotated[int, Meta(ge=100, le=100_000, description="At most so many a second")] = 1000
 
 
@@ -177,17 +186,22 @@ class QueueRoutes:
         which = body.ids is not None or body.all or body.died_from is not None or body.died_to is not None
         if which == (body.since is not None):
             raise refused("all", "say which: ids, died_from, died_to, or all; or since, of a relay")
+        if body.ids is not None and body.all:
+            raise refused("all", "say ids or all, not both")
         if body.beyond_inboxes and body.since is None:
             raise refused("beyond_inboxes", "it goes with since")
         if body.since is not None:
-            replayed = await self._queues.send_again(name, body.since, beyond_inboxes=body.beyond_inboxes)
+            answer = ReplayAnswer(
+                await self._queues.send_again(name, body.since, beyond_inboxes=body.beyond_inboxes), 0
+            )
         else:
-            replayed = await self._queues.replay(
+            found = await self._queues.replay(
                 name, ids=body.ids, died_from=body.died_from, died_to=body.died_to, per_second=body.per_second,
                 limit=body.limit,
             )  # fmt: skip
-        _tell("replay", name, caller, replayed=replayed, since=body.since and body.since.isoformat())
-        return Response(200, _encode(Replayed(replayed)))
+            answer = ReplayAnswer(*found)
+        _tell("replay", name, caller, replayed=answer.replayed, since=body.since and body.since.isoformat())
+        return Response(200, _encode(answer))
 
     def routes(self) -> list[Route]:
         """All routes of the noun."""
@@ -210,7 +224,7 @@ class QueueRoutes:
                   {200: Answer(PurgeAnswer, "What is gone, and what is left")}, scope, body=PurgeBody,
                   problems=(*missing, QueueNotPurgeable, BrokerUnreachable), example={"dead": True}),
             Route("POST", path + "/{name}/replay", "Put back what was given up.", self.replay,
-                  {200: Answer(Replayed, "What was handled already is not handled twice")}, scope, body=ReplayBody,
+                  {200: Answer(ReplayAnswer, "What was handled already is not handled twice")}, scope, body=ReplayBody,
                   problems=missing, example={"all": True}),
         ]  # fmt: skip
 

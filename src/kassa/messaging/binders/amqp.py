@@ -203,6 +203,12 @@ class Parcel(NamedTuple):
     redelivered: bool
     properties: spec.Basic.Properties
     body: bytes
+    head_size: int = 0
+    """Bytes of its headers."""
+
+    @property
+    def size(self) -> int:
+        return self.head_size + len(self.body)
 
 
 def packet_of(parcel: Parcel) -> tuple[Packet, int, datetime | None]:
@@ -776,6 +782,7 @@ class Deliveries(asyncio.Queue[Any]):
         self._properties = spec.Basic.Properties()
         self._parts: list[bytes] = []
         self._missing = 0
+        self._head_size = 0
 
     async def put(self, item: Any) -> None:
         frame = item[1]
@@ -783,6 +790,7 @@ class Deliveries(asyncio.Queue[Any]):
             self._announced = frame
         elif self._announced is not None and isinstance(frame, ContentHeader):
             self._properties, self._missing = frame.properties, frame.body_size
+            self._head_size = item[0]
             self._look()
         elif self._announced is not None and isinstance(frame, ContentBody):
             self._parts.append(frame.value)
@@ -798,7 +806,9 @@ class Deliveries(asyncio.Queue[Any]):
         announced, self._announced = self._announced, None
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
-        self._arrived(Parcel(announced.delivery_tag or 0, bool(announced.redelivered), self._properties, body))
+        self._arrived(
+            Parcel(announced.delivery_tag or 0, bool(announced.redelivered), self._properties, body, self._head_size)
+        )
 
 
 class Publisher:

@@ -7,13 +7,14 @@ priorities, attempts, dead letters, pausing, depth; and the commit of the effect
 import asyncio
 import hashlib
 import math
-from collections.abc import Container, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import asyncpg
+import structlog
 from msgspec.structs import replace
 
 from kassa.db.away import AWAY
@@ -54,6 +55,13 @@ T = TypeVar("T")
 
 _SQL = load("kassa.messaging")
 
+log = structlog.get_logger("kassa.messaging.postgres")
+
+HELD_MAX_S = 1800.0
+"""What is in hand longer than this is extended no more, so that a handler that hangs for ever does not keep its key for ever.
+RabbitMQ lets a consumer have a message as long (`consumer_timeout`)."""
+LOOKS = 6
+"""How often in a lease it is looked which ones have to begin anew: what a third is over of has three looks more until its end."""
 CLAIM_S = 5.0
 """A claim that is under way when a consumer closes takes milliseconds, unless the database is away."""
 AHEAD_S, AHEAD_MIN = POLL_S, 50
@@ -128,16 +136,19 @@ class PostgresBinder:
         wakeups: Wakeups,
         *,
         lease_s: float = 60.0,
+        held_max_s: float = HELD_MAX_S,
         topics: Sequence[Topic] = (),
         meters: Meters | None = None,
     ) -> None:
-        """topics: those without groups are for whoever is interested, so that nobody is may be. meters: where what is given up
-        for its lapses is counted; all else is counted at the port."""
+        """lease_s: after how long what somebody had who ended comes again. held_max_s: how long who lives keeps what he has,
+        and up to a lease more. topics: those without groups are for whoever is interested, so that nobody is may be. meters:
+        where what is given up for its lapses is counted; all else is counted at the port."""
         self._pool = pool
         self._open = {topic.name for topic in topics if not topic.groups}
         self._wakeups = wakeups
         self._queues: dict[str, list[str]] = {}
         """Of each topic that was sent to, as they were then."""
+        self._held_max_s = held_max_s
         self._work = MessageWork(pool, lease_s=lease_s, meters=meters)
         self._lookout = Lookout(self._work, wakeups)
 
@@ -184,10 +195,14 @@ class PostgresBinder:
         """An address is a topic here."""
         return await self.send(address, records, deadline_s=deadline_s)
 
-    async def subscribe(self, topic: str, group: str) -> "PostgresSubscription":
-        """A consumer of the group's queue."""
+    async def subscribe(
+        self, topic: str, group: str, *, is_in_hand: Callable[[int], bool] | None = None
+    ) -> "PostgresSubscription":
+        """A consumer of the group's queue. is_in_hand: as of `PostgresSubscription`."""
         await self._require(topic, group)
-        return PostgresSubscription(self._work, self._lookout, queue_name(topic, group))
+        return PostgresSubscription(
+            self._work, self._lookout, queue_name(topic, group), held_max_s=self._held_max_s, is_in_hand=is_in_hand
+        )
 
     async def pause(self, topic: str, group: str) -> None:
         """Kept in the database, so it holds for every process and over restarts."""
@@ -330,16 +345,32 @@ class PostgresSubscription:
 
     A consumer that waits, and gets full batches and handles them quickly, has the next one claimed meanwhile: handler and database
     work side by side. Nothing is handed out that was claimed long before.
+
+    What was handed out stays the consumer's while this process lives, however long its handlers take, up to a bound.
     """
 
-    def __init__(self, work: MessageWork, lookout: Lookout, queue: str) -> None:
+    def __init__(
+        self,
+        work: MessageWork,
+        lookout: Lookout,
+        queue: str,
+        *,
+        held_max_s: float = HELD_MAX_S,
+        is_in_hand: Callable[[int], bool] | None = None,
+    ) -> None:
+        """held_max_s: a lease that was claimed longer ago is extended no more. is_in_hand: whether whoever was handed something
+        under a lease is known to have it; None: he is in this process, and has."""
         self._work = work
+        self._held_max_s = held_max_s
+        self._is_in_hand = is_in_hand
         self._lookout = lookout
         self._queue = queue
         self._waits: set[Watch] = set()
         self._is_closed = False
         self._held: dict[Id, ClaimedMessage] = {}
         self._drained = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+        """Extends what is held; only while something is, or was a moment ago."""
         self._claims: set[asyncio.Task[Any]] = set()
         """Claims under way, and what gives back those that nobody waits for any more."""
         self._ahead: _Ahead | None = None
@@ -424,11 +455,16 @@ class PostgresSubscription:
         self._leave_ahead()
         if self._claims:
             await asyncio.wait(self._claims, timeout=CLAIM_S)
-        if self._held:
-            self._drained.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(drain_s):
-                    await self._drained.wait()
+        try:
+            if self._held:
+                self._drained.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(drain_s):
+                        await self._drained.wait()
+        finally:
+            # Also when it is cancelled: nobody would end it any more.
+            if self._keeping is not None:
+                self._keeping.cancel()
         if self._held:
             await self._work.give_back(self._held.values())
             self._held.clear()
@@ -444,6 +480,10 @@ class PostgresSubscription:
             self._lookout.wake(self._queue)
         if not self._held:
             self._drained.set()
+
+    def forgo(self, deliveries: Sequence[Delivery]) -> None:
+        """Whoever should get these was cancelled: they are released in the background."""
+        self._follow(self.release([_message(delivery) for delivery in deliveries]))
 
     def let_go(self, *, but: Container[Id]) -> None:
         """All but these are settled somewhere else, under the lease that they have: `close` does not give them back."""
@@ -470,8 +510,33 @@ class PostgresSubscription:
         if claimed and self._is_closed:
             await self.release(claimed)
             return []
-        self._held.update((message.id, message) for message in claimed)
+        self._hold(claimed)
         return claimed
+
+    def _hold(self, claimed: Sequence[ClaimedMessage]) -> None:
+        self._held.update((message.id, message) for message in claimed)
+        if claimed and self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep(), name="extend leases")
+
+    async def _keep(self) -> None:
+        try:
+            while self._held:
+                await asyncio.sleep(self._work.lease_s / LOOKS)
+                await self._extend()
+        finally:
+            self._keeping = None
+
+    async def _extend(self) -> None:
+        leases = {message.lease for message in self._held.values()}
+        if self._is_in_hand is not None:
+            leases = set(filter(self._is_in_hand, leases))
+        try:
+            await self._work.extend(leases, self._held_max_s)
+        except AWAY as error:
+            log.info("postgres.not_extended", queue=self._queue, reason=type(error).__name__)
+        except Exception:
+            # The outermost loop: without it nothing would be extended any more.
+            log.exception("postgres.not_extended", queue=self._queue)
 
     async def _forgo(self, claiming: asyncio.Task[list[ClaimedMessage]]) -> None:
         try:
@@ -530,7 +595,7 @@ class PostgresSubscription:
             self._leave_ahead()
             return []
         self._end_ahead(is_in_vain=min(limit, len(claimed)) < ahead.limit)
-        self._held.update((message.id, message) for message in claimed[:limit])
+        self._hold(claimed[:limit])
         self._lookout.found(self._queue)
         if len(claimed) > limit:
             self._follow(self.release(claimed[limit:]))

@@ -31,6 +31,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ from aiormq.connection import Connection
 from pamqp import commands as spec
 from pamqp.frame import marshal
 
-from kassa.clock import Clock, SystemClock
+from kassa.clock import Clock, SystemClock, rfc3339
 from kassa.errors import BrokerUnreachable, InvariantBroken, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import new_id
 from kassa.messaging.binder import Resources
@@ -73,7 +74,7 @@ from kassa.messaging.binders.amqp import (
 from kassa.messaging.members import BEAT_S, Member, Members, share
 from kassa.messaging.model import Arrival, Failed, Packet, Receipt, Traits
 from kassa.messaging.supplied import CREDIT, SuppliedBinder
-from kassa.messaging.topology import Topic, lane
+from kassa.messaging.topology import EVENT_BATCHES, EVENTS, Topic, lane
 from kassa.supervisor import end_tasks
 
 log = structlog.get_logger("kassa.messaging.rabbitmq")
@@ -95,12 +96,23 @@ WINDOW_MIN = 100
 """What a lane may bring without being asked again, so that a consumer is not idle while its batch is settled."""
 WINDOW_ENVELOPES = 8
 """The same where packets are envelopes of up to a hundred records: some megabytes of all lanes together."""
+HELD_BYTES = 32 * 1024 * 1024
+"""What a stream holds that nobody has asked for yet, about. RabbitMQ knows windows of packets only, and a stranger's may have
+megabytes each. Two of the largest that we send fit; of lanes that hold more each has a packet, however large."""
 HANDOVER_S = 5.0
-"""A lane that goes to another consumer is kept as long as packets of it are in hand, at most this long."""
+"""A lane that goes to another consumer, or on with another window, is kept as long as packets of it are in hand, at most this
+long."""
+MISSING_S = 30.0
+"""Between two looks whether all queues that we made or found are there, with jitter: as long may be lost what is sent to a group
+whose consumers are down. A look is a question for each queue."""
 ORPHANS_EVERY = 5
 """Beats between two looks for lanes that nobody consumes, and for bindings that are gone."""
 BINDING_S = 4 * ORPHANS_EVERY * BEAT_S
 """An exchange that had to be made again gets nothing for so long: its consumers bind their queues again meanwhile."""
+
+
+_IN_THE_LOG = frozenset({EVENTS.name, EVENT_BATCHES.name})
+"""Topics that can be sent again from here."""
 
 
 def make_binder(url: str, resources: Resources) -> SuppliedBinder:
@@ -154,9 +166,20 @@ class _Lane:
     """One queue that we consume, on a channel of its own, until the channel ends. Closing it gives back what is unsettled, in
     order and at once, and only then does the next consumer get anything; so order holds when a lane changes hands."""
 
-    def __init__(self, queue: str, epoch: int, stream: "RabbitStream") -> None:
+    def __init__(self, queue: str, epoch: int, stream: "RabbitStream", window: int, window_full: int) -> None:
+        """window: packets that it may bring unsettled; window_full: that of a lane whose packets are small."""
         self.queue = queue
         self.epoch = epoch
+        self.window = window
+        self.window_full = window_full
+        self.is_resized = False
+        """It brings nothing more: once nothing of it is in hand it goes on with another window."""
+        self.bytes = 0
+        """Of what is waiting."""
+        self.given_back = 0
+        """Packets that are the broker's again once the channel is closed, and that we have forgotten."""
+        self.seen = self.largest = 0
+        """Packets that came, and the size of the largest, since it was thought about another window last."""
         self.waiting: deque[Parcel] = deque()
         """Here, and not handed out yet."""
         self.handed: dict[int, Parcel] = {}
@@ -168,26 +191,61 @@ class _Lane:
         self.channel: _LaneChannel | None = None
 
     def arrived(self, parcel: Parcel) -> None:
+        if self.is_over:
+            return
+        if self.is_resized:
+            self.given_back += 1
+            return
+        size = parcel.size
         self.waiting.append(parcel)
+        self._weigh(size)
+        self.seen += 1
+        self.largest = max(self.largest, size)
         self.stream.news.set()
+        if self.stream.bytes > HELD_BYTES:
+            self.stream.narrow()
+        elif self.seen >= self.window_full > self.window:
+            self.stream.widen(self)
+
+    def _weigh(self, size: int) -> None:
+        self.bytes += size
+        self.stream.bytes += size
 
     def end(self, *_: object) -> None:
         """What is unsettled comes again to whoever has the lane next."""
         self.is_over = True
-        self.waiting.clear()
+        self._forget_waiting()
+        self.given_back = 0
         self.handed.clear()
         self.stream.changed.set()
 
+    def _forget_waiting(self) -> None:
+        self.given_back += len(self.waiting)
+        self.waiting.clear()
+        self._weigh(-self.bytes)
+
+    def resize(self) -> None:
+        """What is in hand may still be settled; all that is behind it comes again, over a new channel. RabbitMQ changes no window
+        of a consumer that has begun, and to cancel it would let the next one begin before what is in hand is settled."""
+        self.is_resized = True
+        self._forget_waiting()
+        self.stream.changed.set()
+
+    def largest_unsettled(self) -> int:
+        return max([one.size for one in (*self.handed.values(), *self.waiting)], default=0)
+
     def take(self) -> Parcel | None:
-        if not self.waiting or self.leaves_at is not None or self.is_over:
+        if not self.waiting or self.leaves_at is not None or self.is_resized or self.is_over:
             return None
         parcel = self.waiting.popleft()
+        self._weigh(-parcel.size)
         self.handed[parcel.tag] = parcel
         return parcel
 
     def start_again(self, epoch: int) -> None:
         """What was handed out is handed out again, in order. The broker need not know."""
         self.waiting.extendleft(reversed(self.handed.values()))
+        self._weigh(sum([one.size for one in self.handed.values()]))
         self.handed.clear()
         self.epoch = epoch
         if self.leaves_at is not None:
@@ -282,6 +340,8 @@ class RabbitStream:
         """Something to do for the keeper."""
         self.is_up = False
         """Whether it can consume; one that cannot leaves its lanes to others."""
+        self.bytes = 0
+        """Of what waits in all lanes."""
         self._transport = transport
         self._queues = queues_of(topic, group)
         self._wanted = set(range(len(self._queues)))
@@ -291,6 +351,8 @@ class RabbitStream:
         self._orphans: set[int] = set()
         """Those that nobody consumed when we looked last."""
         self._lanes: dict[int, _Lane] = {}
+        self._windows: dict[str, int] = {}
+        """Of queues that have held too much. They outlive their lanes, which would learn the same again."""
         self._lost = ""
         """Why nothing comes; '' while there is a connection."""
         self._complaint = ""
@@ -361,7 +423,33 @@ class RabbitStream:
 
     def in_hand(self) -> int:
         """Packets that the broker has given us and that are not settled."""
-        return sum(len(one.waiting) + len(one.handed) for one in self._lanes.values())
+        return sum(len(one.waiting) + len(one.handed) + one.given_back for one in self._lanes.values())
+
+    def narrow(self) -> None:
+        """Too much waits: the fullest lane gives it back, and goes on with a window that fits what it brought.
+
+        A lane with a window of one packet never does, and one that did is not widened before as many packets came as its full
+        window holds. So a packet is given back once or twice on its way, which no limit of deliveries minds, and all get on."""
+        share = self._share_bytes()
+        too_full = [one for one in self._lanes.values() if one.window > 1 and one.bytes > share]
+        if too_full:
+            fullest = max(too_full, key=lambda one: one.bytes)
+            self._resize(fullest, min(fullest.window // 2, share // fullest.largest_unsettled()))
+
+    def widen(self, one: _Lane) -> None:
+        """A narrow lane has brought a full window of packets: it goes on with a wider one if they would all have fitted."""
+        fitting = min(one.window_full, self._share_bytes() // max(1, one.largest))
+        one.seen = one.largest = 0
+        if fitting >= 2 * one.window:
+            self._resize(one, fitting)
+
+    def _share_bytes(self) -> int:
+        return HELD_BYTES // max(1, len(self._wanted | self._adopted))
+
+    def _resize(self, one: _Lane, window: int) -> None:
+        self._windows[one.queue] = max(1, window)
+        log.info("rabbitmq.window", queue=one.queue, packets=max(1, window), before=one.window)
+        one.resize()
 
     def share_out(self, members: Mapping[str, int]) -> None:
         """These consumers are there. Of a queue without lanes everybody takes."""
@@ -455,7 +543,7 @@ class RabbitStream:
                 return RETRY_S
             try:
                 await self._transport.make_queues(live, self.topic, self.group)
-                log.warning("rabbitmq.queue_made_again", queue=self.place)
+                self._transport.say_made_again(self.topic, self.group, [self.place])
                 return 0.0
             except (*LOST, QueueMismatch, QueueNotFound) as error:
                 self._complain("rabbitmq.queue_missing", error)
@@ -475,14 +563,15 @@ class RabbitStream:
             log.warning(what, queue=self.place, reason=reason)
 
     async def _set_up(self, live: Live) -> None:
-        """Lets go of the lanes that are another's or ended, and takes those that are ours. Raises what the broker says."""
+        """Lets go of the lanes that are another's or ended, or need another window, and takes those that are ours. Raises what the
+        broker says."""
         now = asyncio.get_running_loop().time()
         going: dict[int, _Lane] = {}
         mine = self._wanted | self._adopted
         for number, one in self._lanes.items():
             if one.is_over:
                 going[number] = one
-            elif number in mine:
+            elif number in mine and not one.is_resized:
                 one.leaves_at = None
                 self.news.set()
             else:
@@ -499,8 +588,10 @@ class RabbitStream:
             if result is not None:
                 raise result
 
-    async def _take_lane(self, live: Live, number: int, window: int) -> None:
-        one = _Lane(self._queues[number], self._transport.next_epoch(), self)
+    async def _take_lane(self, live: Live, number: int, window_full: int) -> None:
+        queue = self._queues[number]
+        window = min(window_full, self._windows.get(queue, window_full))
+        one = _Lane(queue, self._transport.next_epoch(), self, window, window_full)
         one.channel = live.add(lambda connection, free: _LaneChannel(connection, free, live.wire, one))
         try:
             async with asyncio.timeout(ASK_S):
@@ -540,7 +631,8 @@ class RabbitTransport:
         self.receiving = Link(server, "consumer")
         """Also for declarations."""
         self._sending = Link(server, "publisher")
-        self._publisher = Publisher(self._sending, clock or SystemClock())
+        self._clock = clock or SystemClock()
+        self._publisher = Publisher(self._sending, self._clock)
         self._server = server
         self._members = members
         self._streams: list[RabbitStream] = []
@@ -548,10 +640,17 @@ class RabbitTransport:
         self._lanes = count()
         self._made: dict[str, Topic] = {}
         """What this process declared, and may declare again, by topic: with all groups that it ever declared there."""
+        self._found: dict[str, Topic] = {}
+        """What was there when this process was told only to look, by topic: never made again from here."""
+        self._seen_at: dict[tuple[str, str], datetime] = {}
+        """When the queues of a topic and group were all there last."""
+        self._missing: dict[tuple[str, str], str] = {}
+        """What was said of those that are not, so that it is said once."""
         self._making: set[str] = set()
         """Topics that a send declares again just now."""
         self._cluster = ""
         self._heart: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         # It says on its own what we say with more knowledge, as errors with their tracebacks.
@@ -559,10 +658,11 @@ class RabbitTransport:
         live = await self.receiving.live()
         self._cluster = text_of(live.connection.server_properties.get("cluster_name", self._server.url.host))
         self._heart = asyncio.create_task(self._beat(), name="heart of rabbitmq")
+        # Apart from the heart, which must not wait for a slow answer.
+        self._watch = asyncio.create_task(self._watch_queues(), name="watch over the queues of rabbitmq")
 
     async def close(self) -> None:
-        if self._heart is not None:
-            await end_tasks(self._heart)
+        await end_tasks(*(task for task in (self._heart, self._watch) if task is not None))
         for stream in list(self._streams):
             await stream.close()
         await self._sending.close()
@@ -773,6 +873,71 @@ class RabbitTransport:
         with suppress(refused.ChannelNotFoundEntity):
             await ask(live, lambda channel: _bind(channel, topic, group))
 
+    # What somebody deleted while nobody receives it
+
+    async def _watch_queues(self) -> None:
+        """Who sends is told nothing of a group whose queues are gone while another's are bound."""
+        while True:
+            await asyncio.sleep(MISSING_S * (0.5 + random.random()))
+            for topic, group in self._watched():
+                try:
+                    await self._look_after(topic, group)
+                except (*LOST, BrokerUnreachable, SettingInvalid):
+                    # Whoever sends or receives says so.
+                    continue
+                except Exception as error:
+                    # The outermost loop: whatever is wrong with this one, the others have their turn.
+                    log.exception("rabbitmq.watch", topic=topic.name, group=group, reason=why(error))
+
+    def _watched(self) -> list[tuple[Topic, str]]:
+        """Topics with each of their groups, whoever receives it."""
+        known = [*self._found.values(), *self._made.values()]
+        return list({(topic.name, group): (topic, group) for topic in known for group in topic.groups}.values())
+
+    async def _look_after(self, topic: Topic, group: str) -> None:
+        """Makes again what is gone, or says that it is. Raises what aiormq raises, BrokerUnreachable, SettingInvalid."""
+        began = self._clock.now()
+        live = await self.receiving.live()
+        gone = await _gone(live, topic, group)
+        if not gone:
+            self._is_whole(topic, group, began)
+        elif topic.name in self._made and group in self._made[topic.name].groups:
+            await self._make_again_or_say(live, topic, group, gone)
+        else:
+            self._say_missing(topic, group, gone, "others make it, and this process only looks")
+
+    async def _make_again_or_say(self, live: Live, topic: Topic, group: str, gone: Sequence[str]) -> None:
+        try:
+            await self.make_queues(live, topic, group)
+        except (*LOST, QueueMismatch, QueueNotFound) as error:
+            self._say_missing(topic, group, gone, why(error))
+        else:
+            self.say_made_again(topic, group, gone)
+
+    def _is_whole(self, topic: Topic, group: str, at: datetime) -> None:
+        self._seen_at[topic.name, group] = at
+        self._missing.pop((topic.name, group), None)
+
+    def _say_missing(self, topic: Topic, group: str, gone: Sequence[str], reason: str) -> None:
+        if self._missing.get((topic.name, group)) != reason:
+            self._missing[topic.name, group] = reason
+            log.warning("rabbitmq.queue_missing", queue=gone, reason=reason, **self._what_to_do(topic, group))
+
+    def say_made_again(self, topic: Topic, group: str, gone: Sequence[str]) -> None:
+        """Once they are there: what is to be known of the time without them."""
+        log.warning("rabbitmq.queue_made_again", queue=gone, **self._what_to_do(topic, group))
+        self._is_whole(topic, group, self._clock.now())
+
+    def _what_to_do(self, topic: Topic, group: str) -> dict[str, str]:
+        seen_at = self._seen_at.get((topic.name, group))
+        since = rfc3339(seen_at) if seen_at else "TIME"
+        return {
+            "missing": f"what waited there, and what was sent there since {since}",
+            "remedy": f"kassa queue replay relay:BROKER:{topic.name} --since {since}, or earlier where much waited"
+            if topic.name in _IN_THE_LOG
+            else "whoever sent it sends it again: it is in no log of ours",
+        }
+
     # Topology
 
     async def provision(self, topics: Sequence[Topic], *, verify_only: bool) -> list[tuple[str, str]]:
@@ -784,22 +949,27 @@ class RabbitTransport:
                 if not topic.groups and not is_there:
                     said.append((topic.name, ""))
                 for group in topic.groups:
-                    if not is_there or not await _has_queues(live, topic, group):
+                    if not is_there or not await _has(live, queues_of(topic, group)):
                         said.append((topic.name, group))
-            if not verify_only:
+            if verify_only:
+                self._remember(self._found, topics, set(said))
+            else:
                 await self._make(live, topics, {name for name, _ in said})
-                self._remember(topics)
+                self._remember(self._made, topics, set())
         except refused.ChannelAccessRefused as error:
             raise SettingInvalid(f"{why(error)}. Provision with an account that may, or only verify.") from None
         except LOST as error:
             raise BrokerUnreachable(why(error), broker=self.shown) from error
         return said
 
-    def _remember(self, made: Sequence[Topic]) -> None:
+    def _remember(self, known: dict[str, Topic], topics: Sequence[Topic], missing: Set[tuple[str, str]]) -> None:
         """A topic may be declared with some of its groups today and with others tomorrow."""
-        for topic in made:
-            known = self._made.get(topic.name, topic).groups
-            self._made[topic.name] = topic._replace(groups=tuple(dict.fromkeys(known + topic.groups)))
+        for topic in topics:
+            before = known[topic.name].groups if topic.name in known else ()
+            there = [group for group in topic.groups if (topic.name, group) not in missing]
+            known[topic.name] = topic._replace(groups=tuple(dict.fromkeys((*before, *there))))
+            for group in there:
+                self._is_whole(topic, group, self._clock.now())
 
     def has_made(self, topic: Topic) -> bool:
         """Whether this process declared it. What others made is theirs to make again."""
@@ -857,12 +1027,20 @@ async def _is_there(live: Live, topic: Topic) -> bool:
     return True
 
 
-async def _has_queues(live: Live, topic: Topic, group: str) -> bool:
+async def _has(live: Live, queues: Sequence[str]) -> bool:
     try:
-        await ask(live, lambda channel: _ready(channel, queues_of(topic, group)))
+        await ask(live, lambda channel: _ready(channel, queues))
     except refused.ChannelNotFoundEntity:
         return False
     return True
+
+
+async def _gone(live: Live, topic: Topic, group: str) -> list[str]:
+    """The group's queues that are not there; mostly that is one look."""
+    queues = queues_of(topic, group)
+    if await _has(live, queues):
+        return []
+    return [queue for queue in queues if not await _has(live, [queue])]
 
 
 async def _bind(channel: Channel, topic: Topic, group: str) -> None:

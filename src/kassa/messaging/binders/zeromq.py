@@ -10,7 +10,8 @@ by a call that the hub answers when there is something, so what is asked for is 
     zeromq://host:port?role=peer            never the hub: a service on another machine (role=hub: it must be the hub)
     …?secret=FILE&peers=DIR                 the hub's CURVE key, and the public keys of those who may call (*.key)
     …?secret=FILE&server=FILE               a peer's CURVE key, and the hub's public key
-    …?lease_s=30                            after how long comes again what was on its way when the hub was killed
+    …?lease_s=30                            after how long comes again what was in hand when the hub was killed, if nobody has
+                                            settled it by then
 
 Outside loopback CURVE is required; `plain=yes` says that the network itself is trusted. `make_keys` makes key files.
 Source: ZeroMQ RFC 28 (REQ-REP), 26 (CurveZMQ); https://rfc.zeromq.org, read 2026-11.
@@ -20,7 +21,7 @@ import asyncio
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import accumulate, islice, takewhile
@@ -28,6 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
+from weakref import WeakSet
 
 import msgspec
 import structlog
@@ -67,7 +69,8 @@ TRAITS = Traits(
 
 """Of ZeroMQ itself; the hub's PostgreSQL supplies the rest."""
 LEASE_S = 30.0
-"""What was on its way to a peer when the hub was killed comes again after so long; peers settle what they hold at any hub."""
+"""What was on its way to a peer, or in its hands, when the hub was killed comes again after so long; peers settle what they hold at
+any hub until then. What a peer holds of the hub that there is stays its own: it says with each sign of life what that is."""
 CALL_S = 5.0
 RESEND_S = 1.0
 """An answer that did not come by then, and the time that the call takes on the wire, was lost with a connection."""
@@ -228,7 +231,8 @@ class _End(msgspec.Struct, array_like=True):
 
     id: Id
     lease: int
-    kind: Literal["ack", "retry", "dead"]
+    kind: Literal["ack", "retry", "dead", "release"]
+    """release: nobody was given it, so it is as if it had never been claimed."""
     delay_s: float
     reason: str | None
     counts: bool
@@ -380,6 +384,10 @@ class _Session:
         """What a subscription was given and did not fit into its answer: the next one begins with it."""
         self.in_hand: dict[str, set[tuple[Id, int]]] = {}
         """What a subscription was handed out and has not settled, each with its lease."""
+        self.said: set[int] = set()
+        """The leases of which the peer has something in hand, as it said last."""
+        self.handed_at: dict[int, float] = {}
+        """When something of a lease was last handed out, of those that the peer may not have spoken of yet."""
         self.heard_at = 0.0
 
     @property
@@ -395,6 +403,10 @@ class _Session:
         """Whether all the places for such a call are taken."""
         places = SUBSCRIPTIONS_MAX if method == "receive" else CALLS_MAX
         return method not in ALWAYS and len(self.beside(method)) >= places
+
+    def is_in_hand(self, lease: int) -> bool:
+        """Whether the peer has something of it, or may be about to: an answer that never came is in nobody's hands."""
+        return lease in self.said or lease in self.handed_at
 
     def keep(self, number: int, answer: bytes, *, now: float) -> None:
         """For when it was lost. What a peer still waits for is its own word, so that alone must not bound it."""
@@ -500,8 +512,8 @@ class Hub:
             return _Answer(call.number, _NOTHING, "system.unexpected", type(error).__name__)
 
     async def _watch(self) -> None:
-        """Ends the sessions of peers that fell silent. While this process stood still it heard nobody, so that time does not
-        count."""
+        """Ends the sessions of peers that fell silent, and gives back what was left too long. While this process stood still it
+        heard nobody, so that time does not count."""
         clock = asyncio.get_running_loop().time
         looked_at = clock()
         while True:
@@ -514,6 +526,9 @@ class Hub:
                 if session.is_idle and now - session.heard_at > SILENCE_S:
                     del self._sessions[name]
                     await self._lapse(session)
+                else:
+                    session.handed_at = {lease: at for lease, at in session.handed_at.items() if now - at <= SILENCE_S}
+                    await self._release_left(session)
 
     async def _lapse(self, session: _Session) -> None:
         """What it had in hand may be what ended it, so that is not given back: its leases are over, and the next claim counts
@@ -526,6 +541,17 @@ class Hub:
             except Exception:
                 # Whatever it is: these leases run out by themselves, and the watch goes on with the next session.
                 log.exception("zeromq.not_lapsed")
+
+    async def _release_left(self, session: _Session) -> None:
+        """What its peer did not come for. It is in one lease with what it has in hand, and would stay as long as that."""
+        old = [name for name, left in session.left.items() if not self._is_fresh(left)]
+        for left, subscription in [(session.left.pop(name), session.subscriptions.get(name)) for name in old]:
+            try:
+                if subscription is not None:
+                    await subscription.release(left.handed)
+            except Exception:
+                # Whatever it is: the watch goes on with the next one.
+                log.exception("zeromq.not_released")
 
     async def _end_but_in_hand(self, session: _Session) -> None:
         for name, subscription in session.subscriptions.items():
@@ -549,7 +575,8 @@ class Hub:
     # Calls
 
     async def _ping(self, session: _Session, raw: msgspec.Raw) -> None:
-        """Only shows that the peer lives."""
+        """Shows that the peer lives, and says what it has in hand (nothing: a peer of an earlier version)."""
+        session.said = _decode(raw, set[int] | None) or set()
 
     async def _send(self, session: _Session, raw: msgspec.Raw) -> list[_Receipt]:
         sent: _Sent = _decode(raw, _Sent)
@@ -571,7 +598,8 @@ class Hub:
         if found is None:
             if len(session.subscriptions) >= SUBSCRIPTIONS_MAX:
                 raise TooMany(f"A peer has at most {SUBSCRIPTIONS_MAX} subscriptions.")
-            found = session.subscriptions[name] = await self._memory.subscribe(topic, group)
+            found = await self._memory.subscribe(topic, group, is_in_hand=session.is_in_hand)
+            session.subscriptions[name] = found
         return found
 
     async def _receive(self, session: _Session, raw: msgspec.Raw) -> list[_Handed]:
@@ -587,6 +615,7 @@ class Hub:
         self._leave(session, wanted.subscription, found._replace(handed=found.handed[count:]))
         handed = found.handed[:count]
         session.in_hand.setdefault(wanted.subscription, set()).update((one.id, one.lease) for one in handed)
+        session.handed_at.update(dict.fromkeys({one.lease for one in handed}, asyncio.get_running_loop().time()))
         return handed
 
     def _is_fresh(self, left: _Left) -> bool:
@@ -613,6 +642,7 @@ class Hub:
         acked = [end for end in wanted.ends if end.kind == "ack"]
         failed = [(end, end.delay_s, end.reason, end.counts) for end in wanted.ends if end.kind == "retry"]
         dead = [(end, end.reason or "") for end in wanted.ends if end.kind == "dead"]
+        await subscription.release([end for end in wanted.ends if end.kind == "release"])
         done = await subscription.end(acked, failed, dead)
         return [end.id in done for end in wanted.ends]
 
@@ -674,6 +704,8 @@ class ZeroMQBinder:
         self._session = new_id()
         self._number = 0
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
+        self._subscriptions: WeakSet[ZeroMQSubscription] = WeakSet()
+        """Those that somebody has, for what is in their hands."""
         self._places = asyncio.Semaphore(CALLS_MAX)
         self._receiving = asyncio.Semaphore(SUBSCRIPTIONS_MAX)
 
@@ -763,6 +795,7 @@ class ZeroMQBinder:
     async def subscribe(self, topic: str, group: str) -> Subscription:
         subscription = ZeroMQSubscription(self, topic, group)
         await subscription.open()
+        self._subscriptions.add(subscription)
         return subscription
 
     async def pause(self, topic: str, group: str) -> None:
@@ -846,7 +879,8 @@ class ZeroMQBinder:
 
     async def _ping(self) -> None:
         try:
-            await self.call("ping", None, CALL_S)
+            in_hand = set[int]().union(*(subscription.leases for subscription in self._subscriptions))
+            await self.call("ping", in_hand, CALL_S)
         except BrokerUnreachable:
             self._take_over()
 
@@ -969,8 +1003,18 @@ class ZeroMQSubscription:
         self._topic = topic
         self._group = group
         self._is_closed = False
-        self._held: set[Id] = set()
+        self._has_left = False
+        """The hub knows, or is being told, that this one is closed."""
+        self._held: dict[Id, int] = {}
+        """What was handed out, with its lease."""
         self._drained = asyncio.Event()
+        self._forgoing: set[asyncio.Task[None]] = set()
+        """Each gives back what somebody asked for who was cancelled."""
+
+    @property
+    def leases(self) -> set[int]:
+        """Under which something is in hand."""
+        return set(self._held.values())
 
     async def open(self) -> None:
         """Raises QueueNotFound, BrokerUnreachable."""
@@ -981,10 +1025,14 @@ class ZeroMQSubscription:
         deadline = clock() + wait_s
         while not self._is_closed:
             wait = max(0.0, min(deadline - clock(), RECEIVE_MAX_S))
-            raw = await self._binder.call("receive", self._wanted(limit, wait), wait + CALL_S, wait + RESEND_S)
-            handed: list[_Handed] = _decode(raw, list[_Handed])
+            asking = asyncio.create_task(self._ask(limit, wait))
+            try:
+                handed = await asyncio.shield(asking)
+            except asyncio.CancelledError:
+                self._follow(self._forgo(asking))
+                raise
             if handed:
-                self._held.update(one.id for one in handed)
+                self._held.update((one.id, one.lease) for one in handed)
                 return [
                     Delivery(one.record, one.attempts, one.sent_at, one, one.lease, alone=one.alone) for one in handed
                 ]
@@ -994,13 +1042,13 @@ class ZeroMQSubscription:
 
     async def settle(self, settled: Sequence[tuple[Delivery, Settlement]]) -> list[bool]:
         ends = [_end(delivery, end) for delivery, end in settled]
-        wanted = _Settle(self._name, self._topic, self._group, ends)
         try:
-            raw = await self._binder.call("settle", wanted, CALL_S)
+            raw = await self._settle(ends)
         except (BrokerUnreachable, QueueNotFound):
             return [False] * len(settled)
         finally:
-            self._held.difference_update(end.id for end in ends)
+            for end in ends:
+                self._held.pop(end.id, None)
             if not self._held:
                 self._drained.set()
         results: list[bool] = _decode(raw, list[bool])
@@ -1013,8 +1061,36 @@ class ZeroMQSubscription:
             with suppress(TimeoutError):
                 async with asyncio.timeout(drain_s):
                     await self._drained.wait()
-        with suppress(BrokerUnreachable):
-            await self._binder.call("close", self._wanted(0, 0.0), CALL_S)
+        self._has_left = True
+        try:
+            with suppress(BrokerUnreachable):
+                await self._binder.call("close", self._wanted(0, 0.0), CALL_S)
+        finally:
+            # The hub has answered what they wait for, and taken back what it had handed out.
+            for task in self._forgoing:
+                task.cancel()
+            self._held.clear()
+
+    async def _ask(self, limit: int, wait_s: float) -> list[_Handed]:
+        """Goes on when who asks is cancelled: the hub would take for his what the answer brings."""
+        raw = await self._binder.call("receive", self._wanted(limit, wait_s), wait_s + CALL_S, wait_s + RESEND_S)
+        handed: list[_Handed] = _decode(raw, list[_Handed])
+        return handed
+
+    async def _forgo(self, asking: asyncio.Task[list[_Handed]]) -> None:
+        """What cannot be given back, its lease gives back."""
+        with suppress(BrokerUnreachable, QueueNotFound):
+            handed = await asking
+            if handed and not self._has_left:
+                await self._settle([_End(one.id, one.lease, "release", 0.0, None, False) for one in handed])
+
+    async def _settle(self, ends: list[_End]) -> msgspec.Raw:
+        return await self._binder.call("settle", _Settle(self._name, self._topic, self._group, ends), CALL_S)
+
+    def _follow(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._forgoing.add(task)
+        task.add_done_callback(self._forgoing.discard)
 
     def _wanted(self, limit: int, wait_s: float) -> _Receive:
         return _Receive(self._name, self._topic, self._group, limit, wait_s)
