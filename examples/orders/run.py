@@ -92,10 +92,10 @@ async def paid(up: dict[str, Any], number: str, amount: int) -> None:
 
 async def tell(up: dict[str, Any], broker: str) -> None:
     database_url = await shop_database(up["database"])
+    print(f"Kassa is at {up['api']}, its events go over {broker}.")
     if broker == "postgres":
         # Its queues are in Kassa's database, and the service finds them there.
         broker = up["database"]
-    print(f"Kassa is at {up['api']}, its events go over {broker}.")
     with order_service(broker, database_url):
         await order(database_url, "1001", 2500)
         await paid(up, "1001", 2500)
