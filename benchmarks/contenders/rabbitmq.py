@@ -84,9 +84,8 @@ class Aiormq:
             if not found:
                 began()
             properties = message.header.properties
-            headers = {**(properties.headers or {}), "content-type": properties.content_type or ""}
-            key = str(headers.get("kassa-key", ""))
-            found.extend([one.id for one in records_in(key, headers, message.body)])  # type: ignore[arg-type]
+            headers: dict[str, Any] = {**(properties.headers or {}), "content-type": properties.content_type or ""}
+            found.extend([one.id for one in records_in(headers.get("kassa-key", ""), headers, message.body)])
             waiting += 1
             is_last = len(found) >= count
             if waiting >= self._ack_every or is_last:

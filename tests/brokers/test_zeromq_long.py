@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ import pytest
 from brokers.test_zeromq import DEADLINE_S, hub_process, parts
 from brokers.test_zeromq_loops import leave_too_much
 from brokers.test_zeromq_places import ORDERS, hub_with
-from conformance.messaging.house import collect, record
-from kassa.messaging.binder import Resources, Subscription
+from conformance.messaging.house import collect, record, tries_of
+from kassa.messaging.binder import Resources
 from kassa.messaging.binders.zeromq import RECEIVE_MAX_S, SILENCE_S, ZeroMQBinder, ZeroMQSubscription, read_url
-from kassa.messaging.model import Ack, Confirmed, RetryAfter
+from kassa.messaging.model import Confirmed
 from kassa.messaging.wake import Wakeups
 
 __all__ = ["parts"]
@@ -41,30 +42,10 @@ async def send(binder: ZeroMQBinder, *ids: str) -> None:
 
 async def test_a_record_is_tried_by_one_at_a_time_however_long_that_takes(parts: tuple[Any, Wakeups]) -> None:
     """Longer than its lease, and than what was just handed out is believed to be in hand."""
-    in_hand: list[str] = []
-    tries: list[int] = []
-    is_done = asyncio.Event()
-
-    async def consume(subscription: Subscription) -> None:
-        while not is_done.is_set():
-            for delivery in await subscription.receive(10, 0.5):
-                in_hand.append(delivery.record.id)
-                assert len(in_hand) == 1
-                await asyncio.sleep(SILENCE_S + 2.5 * LEASE_S)
-                in_hand.remove(delivery.record.id)
-                tries.append(delivery.attempts)
-                assert await lapses(parts) == [0]
-                end = Ack() if delivery.attempts else RetryAfter(0.0, "not now")
-                assert await subscription.settle([(delivery, end)]) == [True]
-                if delivery.attempts:
-                    is_done.set()
-
-    async with hub_with(parts, ORDERS, lease_s=LEASE_S) as hub, peers_of(hub.url, parts, 2) as (one, two):
+    async with hub_with(parts, ORDERS, lease_s=LEASE_S) as hub, peers_of(hub.url, parts, 2) as peers:
         await send(hub, "r-1")
-        async with asyncio.timeout(DEADLINE_S):
-            await asyncio.gather(*[consume(await peer.subscribe(ORDERS.name, "shop")) for peer in (one, two)])
-
-    assert tries == [0, 1]
+        consumers = [await peer.subscribe(ORDERS.name, "shop") for peer in peers]
+        assert await tries_of(consumers, SILENCE_S + 2.5 * LEASE_S, partial(lapses, parts)) == [0, 1]
 
 
 async def test_a_hub_that_is_killed_keeps_nothing_longer_than_its_lease(

@@ -72,6 +72,7 @@ NEEDS_MAX = 10_000
 SPREAD = 0.2
 """What waits for one destination comes back so much apart, so that the first ones tell for the others."""
 _DATABASES = ("postgres", "postgresql")
+"""Schemes of a broker's URL that is a database's. The bare word has none."""
 _handled: ContextVar[Any] = ContextVar("kassa_handled", default=None)
 """The connection of the handler that runs. Its end wakes the relay, so what it sends needs no NOTIFY."""
 
@@ -203,7 +204,7 @@ class Messaging:
                 name="inbox_keep",
             )
         self._broker_url = broker
-        self._is_database = urlsplit(broker).scheme in _DATABASES and "://" in broker
+        self._is_database = urlsplit(broker).scheme in _DATABASES
         self._database_url = database_url
         own = tuple(topics)
         self._own = {topic.name for topic in own}
@@ -251,15 +252,8 @@ class Messaging:
 
         def register(handler: Handler) -> Handler:
             for other in self._consumers:
-                if (other.topic, other.group) == (topic, group) and (
-                    both := (wanted & other.types) or not (wanted and other.types)
-                ):
-                    what = ", ".join(sorted(both)) if isinstance(both, frozenset) else "the same messages"
-                    raise SettingInvalid(
-                        f"Two consumers of the group {group} want {what} of {topic}, which go to one of them: give one of the two "
-                        "another group, or each its own types.",
-                        name="group",
-                    )
+                if (other.topic, other.group) == (topic, group):
+                    _require_apart(topic, group, wanted, other.types)
             self._consumers.append(_Consumer(topic, group, wanted, handler, transaction or self._transaction))
             return handler
 
@@ -289,7 +283,9 @@ class Messaging:
         self._wakeups = Wakeups(lambda: connect(url, application=f"{self._name} wake"))
         loops: list[Callable[[], Coroutine[Any, Any, None]]] = [self._wakeups.run, self._tidy]
         if self._is_database:
-            self._queues = await self._kassas_database()
+            self._queues = await open_pool(self._broker_url, application=f"{self._name} queues", size_max=OWN)
+            async with self._queues.acquire() as connection:
+                await require_current(connection)
             wakeups = Wakeups(lambda: connect(self._broker_url, application=f"{self._name} queues wake"))
             loops.append(wakeups.run)
             self._binder = self._made("postgres", self._queues, wakeups)
@@ -301,9 +297,7 @@ class Messaging:
         await self._make_sure(needed)
         work = MessageWork(self._pool, meters=self.meters)
         way = _Way(self._name, self._binder)
-        loops += [
-            ReplyRelay(work, way, _never_owed, self._wakeups, meters=self.meters).run,
-        ]
+        loops.append(ReplyRelay(work, way, _never_owed, self._wakeups, meters=self.meters).run)
         loops += [
             MessageRelay(work, self._binder, outbox.PREFIX + name, name, self._wakeups, meters=self.meters).run
             for name in self._topics
@@ -547,24 +541,12 @@ class Messaging:
     def _made(self, broker: str, pool: Any, wakeups: Wakeups) -> Binder:
         return make_binder(broker, Resources(pool, wakeups, self._declared(), self.meters))
 
-    async def _kassas_database(self) -> Any:
-        """A pool of the database that is the broker. Raises SettingInvalid, DatabaseUnreachable, DatabaseRefused."""
-        pool = await open_pool(self._broker_url, application=f"{self._name} queues", size_max=OWN)
-        try:
-            async with pool.acquire() as connection:
-                await require_current(connection)
-        except BaseException:
-            # Raised again.
-            await close_pool(pool)
-            raise
-        return pool
-
     async def _make_sure(self, topics: Sequence[Topic]) -> None:
         """Makes what is missing, or where others do that, raises QueueNotFound."""
         missing = await self._started_binder().provision(topics, verify_only=not self._provision)
         if missing and not self._provision:
             raise QueueNotFound(
-                f"{self._name} makes no topics (provision=False), and these are not there: {'; '.join(missing)}.",
+                f"{self._name} makes no topics (provision=False), and these are not there: {'; '.join(missing)}."
             )
 
     def _sizes(self, consumers: int) -> tuple[int, int]:
@@ -637,6 +619,19 @@ class Messaging:
                 "DELETE FROM inbox WHERE group_name = ANY($2) AND at < now() - $1::interval", self._inbox_keep, groups
             )
             await asyncio.sleep(TIDY_S)
+
+
+def _require_apart(topic: str, group: str, some: frozenset[str], others: frozenset[str]) -> None:
+    """Two consumers of a group want different types. Raises SettingInvalid."""
+    both = some & others
+    if some and others and not both:
+        return
+    what = ", ".join(sorted(both)) or "the same messages"
+    raise SettingInvalid(
+        f"Two consumers of the group {group} want {what} of {topic}, which go to one of them: give one of the two another group, "
+        "or each its own types.",
+        name="group",
+    )
 
 
 def _now() -> float:

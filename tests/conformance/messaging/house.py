@@ -1,7 +1,7 @@
 """What the suite of the binders shares: a binder with what is beside it, and records."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from kassa.journal.change import Change, Event
 from kassa.journal.writer import PostgresJournal
 from kassa.messaging.binder import Binder, Subscription
 from kassa.messaging.log import EventLog
-from kassa.messaging.model import Delivery, Record
+from kassa.messaging.model import Ack, Delivery, Record, RetryAfter
 from kassa.messaging.topology import Topic, lane
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import DeadLetters
@@ -75,6 +75,34 @@ async def collect(subscription: Subscription, count: int, wait_s: float = PATIEN
         while len(found) < count:
             found += await subscription.receive(max(count, 10), wait_s)
     return found
+
+
+async def tries_of(
+    subscriptions: Sequence[Subscription], each_s: float, lapses: Callable[[], Awaitable[list[int]]]
+) -> list[int]:
+    """The failed attempts with which the only record comes, to a handler that takes so long and fails the first time. Meanwhile
+    nobody else has it, though all ask for it, and it does not lapse."""
+    in_hand: list[str] = []
+    tries: list[int] = []
+    is_done = asyncio.Event()
+
+    async def consume(subscription: Subscription) -> None:
+        while not is_done.is_set():
+            for delivery in await subscription.receive(10, 0.5):
+                in_hand.append(delivery.record.id)
+                assert len(in_hand) == 1
+                await asyncio.sleep(each_s)
+                in_hand.remove(delivery.record.id)
+                tries.append(delivery.attempts)
+                assert await lapses() == [0]
+                end = Ack() if delivery.attempts else RetryAfter(0.0, "not now")
+                assert await subscription.settle([(delivery, end)]) == [True]
+                if delivery.attempts:
+                    is_done.set()
+
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(*map(consume, subscriptions))
+    return tries
 
 
 def key_of_another_lane(key: str, lanes: int) -> str:

@@ -4,13 +4,15 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, cast
 
+from conformance.messaging.house import tries_of, until
 from flows.messaging.counting import CountingPool
 from flows.messaging.house import HOME, House
 from flows.messaging.test_leases import QUEUE, ids, sent
 from kassa.messaging.binders.postgres import HELD_MAX_S, PostgresBinder, PostgresSubscription
-from kassa.messaging.model import Ack, Confirmed, Delivery, Record, RetryAfter
+from kassa.messaging.model import Ack, Confirmed, Delivery, Record
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import MessageWork
@@ -58,30 +60,10 @@ async def lapses(house: House) -> list[int]:
 
 async def test_a_message_is_tried_by_one_at_a_time_however_long_that_takes(house: House) -> None:
     """And its tries are counted, not the time."""
-    in_hand: list[str] = []
-    tries: list[int] = []
-    is_done = asyncio.Event()
-
-    async def consume(subscription: PostgresSubscription) -> None:
-        while not is_done.is_set():
-            for delivery in await subscription.receive(10, 0.5):
-                in_hand.append(delivery.record.id)
-                assert len(in_hand) == 1
-                await asyncio.sleep(2.5 * LEASE_S)
-                in_hand.remove(delivery.record.id)
-                tries.append(delivery.attempts)
-                assert await lapses(house) == [0]
-                end = Ack() if delivery.attempts else RetryAfter(0.0, "not now")
-                assert await subscription.settle([(delivery, end)]) == [True]
-                if delivery.attempts:
-                    is_done.set()
-
     await post(house, "k")
     async with subscribed(house, lease_s=LEASE_S) as one, subscribed(house, lease_s=LEASE_S) as two:
-        async with asyncio.timeout(PATIENCE_S):
-            await asyncio.gather(consume(one), consume(two))
+        assert await tries_of((one, two), 2.5 * LEASE_S, partial(lapses, house)) == [0, 1]
 
-    assert tries == [0, 1]
     assert await house.pool.fetchval("SELECT count(*) FROM message") == 0
 
 
@@ -214,3 +196,26 @@ async def test_extending_waits_for_nobody_who_settles(house: House) -> None:
 
     after = [await until_of(house, each.lease) for each in (one, two)]
     assert after[0] == before[0] and after[1] > before[1]
+
+
+async def is_claiming(subscription: PostgresSubscription) -> bool:
+    return bool(subscription._claims)
+
+
+async def test_who_was_cancelled_while_he_closed_keeps_nothing_any_more(house: House) -> None:
+    """Also if a claim was under way, for which closing waits first."""
+    await post(house, "k")
+    async with subscribed(house, lease_s=LEASE_S) as subscription:
+        await next_of(subscription)
+        async with house.pool.acquire() as connection, connection.transaction():
+            await connection.execute("LOCK TABLE message IN ACCESS EXCLUSIVE MODE")
+            receiving = asyncio.create_task(subscription.receive(10, 0.0))
+            await until(partial(is_claiming, subscription))
+            closing = asyncio.create_task(subscription.close(PATIENCE_S))
+            # Until it waits.
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            await asyncio.sleep(0)
+            assert subscription._keeping is None
+        assert await receiving == []

@@ -453,9 +453,9 @@ class PostgresSubscription:
         for watch in self._waits:
             watch.set()
         self._leave_ahead()
-        if self._claims:
-            await asyncio.wait(self._claims, timeout=CLAIM_S)
         try:
+            if self._claims:
+                await asyncio.wait(self._claims, timeout=CLAIM_S)
             if self._held:
                 self._drained.clear()
                 with suppress(TimeoutError):
