@@ -15,6 +15,10 @@ Id = NewType("Id", str)
 
 _VARIANTS = "89ab"
 _DIGITS = re.compile(r"[0-9a-f]{32}").fullmatch
+_TIMED = re.compile(
+    r"([0-9a-f]{12})[0-9a-f]{20}|evt_[0-9a-f]{2}([0-9a-f]{2})[0-9a-f]{6}([0-9a-f]{10})[0-9a-f]{4}"
+).fullmatch
+"""An id begins with its time. An event's name has its writer and the number of its change, of which the lower digits do."""
 
 
 class _Noise:
@@ -66,6 +70,12 @@ def require_id(prefix: str, text: str) -> Id:
     if inner is None:
         raise InvariantBroken("A name that Kassa made itself cannot be read.", prefix=prefix, text=text)
     return inner
+
+
+def time_digits(name: str) -> str | None:
+    """Twelve digits that grow with the time at which an id (without prefix) or an event's name was made; None for other names."""
+    match = _TIMED(name)
+    return None if match is None else match[1] or f"{match[2]}{match[3]}"
 
 
 def event_name(writer: int, seq: int, ord: int) -> str:

@@ -855,12 +855,16 @@ DECLARE
     record_id text := COALESCE(kassa_send.id, gen_random_uuid()::text);
     receiver record;
     digits text;
+    time_digits text;
 BEGIN
     FOR receiver IN SELECT queue FROM subscription AS s WHERE s.topic = kassa_send.topic LOOP
         digits := encode(
             sha256(convert_to(receiver.queue, 'UTF8') || '\x00'::bytea || convert_to(record_id, 'UTF8')), 'hex');
+        time_digits := CASE WHEN record_id ~ '^[0-9a-f]{32}$' THEN substr(record_id, 1, 12)
+                            WHEN record_id ~ '^evt_[0-9a-f]{24}$' THEN substr(record_id, 7, 2) || substr(record_id, 15, 10)
+                            ELSE substr(digits, 1, 12) END;
         INSERT INTO message (id, home, topic, key, priority, due, created_at, headers, body)
-        VALUES ((substr(digits, 1, 12) || '8' || substr(digits, 14, 3) || '8' || substr(digits, 18, 15))::uuid, 0,
+        VALUES ((time_digits || '8' || substr(digits, 14, 3) || '8' || substr(digits, 18, 15))::uuid, 0,
                 receiver.queue, '', 4, clock_timestamp(), clock_timestamp(),
                 jsonb_strip_nulls(jsonb_build_object(
                     'kassa-record', record_id, 'content-type', 'application/json', 'reply-to', reply_to,

@@ -5,13 +5,15 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from flows.api.support import House, running
 from flows.queues.house import until
-from kassa.ids import new_id
+from kassa.ids import event_name, new_id
+from kassa.messaging.binders.postgres import message_ids
 from kassa.messaging.model import Confirmed, Record
 
 
@@ -51,6 +53,17 @@ async def test_a_request_and_its_answer(house: House, program: Any) -> None:
     assert await program.fetch("SELECT * FROM kassa_receive('my.answers')") == []
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await program.fetch("SELECT * FROM message")
+
+
+async def test_row_of_a_record_is_the_same_whoever_sends_it(house: House, program: Any) -> None:
+    await program.execute("SELECT kassa_listen('my.topic')")
+    names = [new_id(), event_name(3, 77, 1), "id-1", str(uuid4()), "evt_1"]
+
+    for name in names:
+        await program.execute("SELECT kassa_send('my.topic', '{}', id => $1)", name)
+    rows = await house.app.pool.fetch("SELECT id FROM message WHERE topic = 'my.topic:client' ORDER BY position")
+
+    assert [row["id"].hex for row in rows] == message_ids("my.topic:client", names)
 
 
 async def test_a_request_is_part_of_the_program_s_own_transaction(house: House, program: Any) -> None:

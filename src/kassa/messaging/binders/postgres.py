@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from kassa.db.away import AWAY
 from kassa.db.queries import load
 from kassa.errors import BrokerUnreachable, InvariantBroken, QueueNotFound
-from kassa.ids import Id
+from kassa.ids import Id, time_digits
 from kassa.messaging.binder import Resources
 from kassa.messaging.lookout import Lookout
 from kassa.messaging.model import (
@@ -634,7 +634,8 @@ def _id(of_queue: "hashlib._Hash", record: str) -> Id:
     hash = of_queue.copy()
     hash.update(record.encode())
     digits = hash.hexdigest()
-    return Id(f"{digits[:12]}8{digits[13:16]}8{digits[17:32]}")
+    # Where the record's id says when it was made, so does the row's: new rows then lie side by side in the index.
+    return Id(f"{time_digits(record) or digits[:12]}8{digits[13:16]}8{digits[17:32]}")
 
 
 def _columns(queues: Sequence[str], records: Sequence[Record]) -> Columns:
