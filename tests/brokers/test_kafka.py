@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from itertools import compress
@@ -997,3 +997,35 @@ def forbid(server: OwnKafka, topic: Topic, operation: str) -> None:
     for future in admin.delete_acls([one]).values():
         for binding in future.result():
             until_heard(admin, binding, is_given=False)
+
+
+async def test_packets_that_somebody_deleted_before_the_group_had_them_are_told_and_counted(
+    transport: KafkaTransport, kafka: Kafka
+) -> None:
+    """Also to a consumer that was away meanwhile, as soon as the next packet comes."""
+    topic = await provision(transport, new_topic(lanes=1))
+    stream = await transport.subscribe(topic, "shop")
+    await send(transport, topic, packet("r-0"))
+    await stream.settle(await take(stream, 1))
+    await stream.close()
+    await send(transport, topic, *(packet(f"r-{number}") for number in range(1, 31)))
+    end = TopicPartition(topic.name, 0, -1)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    await asyncio.to_thread(lambda: admin.delete_records([end])[end].result(WAIT_S))
+    await send(transport, topic, packet("r-31"))
+
+    with capture_logs() as logs:
+        (came,) = await take(await transport.subscribe(topic, "shop"), 1)
+        await until(partial(is_told, logs))
+
+    assert came.packet.id == "r-31"
+    assert [(one["log_level"], one["packets"], one["group"]) for one in said(logs)] == [("warning", 30, "shop")]
+    assert transport.meters.passage(topic.name, "shop").vanished == 30
+
+
+def said(logs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [one for one in logs if one["event"] == "kafka.packets_vanished"]
+
+
+async def is_told(logs: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(said(logs))

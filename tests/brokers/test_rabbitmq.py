@@ -49,7 +49,7 @@ from kassa.messaging.members import GONE_S, Member, share
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, Packet, Receipt, Unknown
 from kassa.messaging.relay import send_surely
 from kassa.messaging.supplied import CRASHES_MAX, CREDIT
-from kassa.messaging.topology import EVENT_BATCHES, Topic, lane
+from kassa.messaging.topology import EVENT_BATCHES, EVENTS, Topic, lane
 from servers import RabbitMQ
 
 pytestmark = pytest.mark.needs("rabbitmq")
@@ -874,6 +874,60 @@ async def test_queue_that_others_made_and_that_nobody_consumes_is_only_missed(
                 assert [(one["event"], one["queue"]) for one in said] == [("rabbitmq.queue_missing", [deleted])] * times
                 await transport.provision([topic], verify_only=False)
                 await until(partial(is_whole, looking))
+
+
+async def test_events_that_somebody_purged_while_nobody_received_are_told_with_the_command_that_sends_them_again(
+    rabbitmq: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "MISSING_S", 0.3)
+    place = await asyncio.to_thread(rabbitmq.virtual_host, f"place-{new_id()[-12:]}")
+    topic = EVENTS._replace(groups=("books",), lanes=1)
+    (queue,) = queues_of(topic, "books")
+    async with open_transport(place, database_url) as transport, stranger(place) as channel:
+        await transport.provision([topic], verify_only=False)
+        await until(partial(is_seen, transport, topic, waiting=0))
+        sent_at = datetime.now(UTC)
+        await send(transport, topic, *(packet(f"r-{number}") for number in range(20)))
+        await until(partial(is_seen, transport, topic, waiting=20))
+        with capture_logs() as logs:
+            await channel.queue_purge(queue)
+            await until(partial(is_told, logs, "rabbitmq.packets_vanished"))
+
+    (said,) = [one for one in logs if one["event"] == "rabbitmq.packets_vanished"]
+    assert (said["log_level"], said["packets"], said["queue"]) == ("warning", 20, transport.place(topic, "books"))
+    command, _, since = said["remedy"].rpartition(" ")
+    assert command == "kassa queue replay relay:BROKER:kassa.events --since"
+    assert datetime.fromisoformat(since) < sent_at
+    assert transport._meters.passage("kassa.events", "books").vanished == 20
+
+
+async def test_backlog_that_is_received_is_not_told_as_purged_and_what_is_purged_of_it_is(
+    rabbitmq: RabbitMQ, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "MISSING_S", 0.05)
+    topic = new_topic()._replace(lanes=1)
+    async with open_transport(rabbitmq.url, database_url) as transport, stranger(rabbitmq.url) as channel:
+        await transport.provision([topic], verify_only=False)
+        for start in range(0, 6000, 500):
+            await send(transport, topic, *(packet(f"r-{number}") for number in range(start, start + 500)))
+        stream = await transport.subscribe(topic, "shop")
+        with capture_logs() as logs:
+            for _ in range(20):
+                await stream.settle(await take(stream, 100))
+                # Time for a look or two, in the middle of what comes.
+                await asyncio.sleep(0.05)
+            assert not await is_told(logs, "rabbitmq.packets_vanished")
+            purged = await channel.queue_purge(queues_of(topic, "shop")[0])
+            await until(partial(is_told, logs, "rabbitmq.packets_vanished"))
+
+    (said,) = [one for one in logs if one["event"] == "rabbitmq.packets_vanished"]
+    assert isinstance(purged, spec.Queue.PurgeOk) and purged.message_count is not None
+    assert purged.message_count - 2 * CREDIT <= said["packets"] <= purged.message_count
+
+
+async def is_seen(transport: RabbitTransport, topic: Topic, waiting: int) -> bool:
+    seen = transport._levels._seen.get((topic.name, topic.groups[0]))
+    return seen is not None and [one.waiting for one in seen.looks] == [waiting]
 
 
 async def is_whole(transport: RabbitTransport) -> bool:

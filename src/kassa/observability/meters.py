@@ -26,7 +26,7 @@ _ZERO = timedelta()
 class Passage:
     """What one group did with one topic."""
 
-    __slots__ = ("buckets", "dead", "handled", "latency_s", "put_off", "received", "retried")
+    __slots__ = ("buckets", "dead", "handled", "latency_s", "put_off", "received", "retried", "vanished")
 
     def __init__(self) -> None:
         self.received = 0
@@ -37,6 +37,8 @@ class Passage:
         self.put_off = 0
         """Not tried: they waited behind another one, or what they need was away."""
         self.dead = 0
+        self.vanished = 0
+        """Packets that somebody took from its queues at the broker, past all consumers."""
         self.buckets = [0] * (len(BOUNDS_S) + 1)
         """Of the handled ones by their latency; the last bucket has no end. Not cumulative."""
         self.latency_s = 0.0
@@ -125,6 +127,11 @@ _PASSED = (
     ("put_off", "put_off", "Records that were not tried yet: what they need is away, or they wait behind another one."),
     # How many dead letters there are is a gauge, kassa_queue_dead; this is how many ever died.
     ("dead", "given_up", "Records that were given up."),
+    (
+        "vanished",
+        "vanished",
+        "Packets that went from their queue at the broker though no consumer had them: purged, or expired.",
+    ),
 )
 _SENT = (
     ("confirmed", "Records that the broker has."),

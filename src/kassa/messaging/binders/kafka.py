@@ -73,6 +73,8 @@ from kassa.messaging.model import Arrival, Confirmed, Failed, Packet, Receipt, T
 from kassa.messaging.packing import ID, KEY
 from kassa.messaging.supplied import SuppliedBinder
 from kassa.messaging.topology import Topic, lane
+from kassa.messaging.vanished import how_to_have_again
+from kassa.observability.meters import Meters
 from kassa.settings import without_password
 from kassa.supervisor import end_tasks
 
@@ -114,6 +116,8 @@ AHEAD_MAX = 20
 AHEAD_KB, PARTITION_KB = 4 * 1024, 256
 """What the client fetches ahead by itself, and of one partition with one question, however long the backlog. A packet that is
 larger comes nevertheless."""
+LEAPS_S = 2.0
+"""Between two looks why packets are missing, and for how long a broker is asked."""
 PAUSE_S = 1.0
 """Between two sessions of a consumer."""
 FORGOTTEN_S = 0.5
@@ -182,7 +186,7 @@ Headers = dict[str, Any]
 
 def make_binder(url: str, resources: Resources) -> SuppliedBinder:
     """The registry's way in. Raises SettingInvalid."""
-    return SuppliedBinder(KafkaTransport(read_url(url)), resources)
+    return SuppliedBinder(KafkaTransport(read_url(url), meters=resources.meters), resources)
 
 
 def group_id(topic: str, group: str) -> str:
@@ -579,7 +583,7 @@ _KNOWN_OUT = _NAMES_OUT.known
 class _Held:
     """One partition in our hands, from its assignment until it is revoked or rewound: an epoch."""
 
-    __slots__ = ("asked", "committed", "epoch", "handed", "is_held", "partition", "settled", "upto")
+    __slots__ = ("asked", "committed", "epoch", "handed", "is_held", "next", "partition", "settled", "upto")
 
     def __init__(self, partition: int, epoch: int) -> None:
         self.partition = partition
@@ -595,6 +599,8 @@ class _Held:
         """What the broker was told of that."""
         self.committed = -1
         """What it has answered for."""
+        self.next = -1
+        """The offset behind the last packet that came, or that was settled before; -1: nobody knows."""
 
     def settle(self, offset: int) -> None:
         if offset < self.upto:
@@ -665,6 +671,10 @@ class KafkaStream:
         self._unread: set[int] = set()
         """Partitions of which neither a packet nor the end has come yet."""
         self._session_topic: str | None = None
+        self._leaps: list[tuple[_Held, int, int]] = []
+        """Where a packet came that was not the next one: of which partition, which one would have been, and which came."""
+        self._leaps_at = 0.0
+        """When it is looked into those next."""
         threading.Thread(target=self._run, name=f"kafka {topic}", daemon=True).start()
 
     # For the loop's thread
@@ -840,6 +850,8 @@ class KafkaStream:
             raise self._crash
         if found:
             self._bring(found)
+        if self._leaps and now >= self._leaps_at:
+            self._look_into_leaps(consumer)
 
     def _await_orders(self) -> tuple[int, bool]:
         """Waits a while for somebody who wants packets or something else. How many packets are wanted, and whether there may be
@@ -901,6 +913,9 @@ class KafkaStream:
             if self._revoked and partition in self._revoked:
                 # It went and came back within one call: nobody can tell of which time this packet is.
                 raise _SessionOver("lanes moved twice at once")
+            if offset > held.next >= 0:
+                self._leaps.append((held, held.next, offset))
+            held.next = offset + 1
             held.handed.append(offset)
             arrivals.append(_arrival(message, held, offset))
         if arrivals:
@@ -909,6 +924,25 @@ class KafkaStream:
             _tell(self._loop, self._news.set)
             if not self._has_joined:
                 self._begun()
+
+    def _look_into_leaps(self, consumer: Consumer) -> None:
+        """What is before the beginning of a partition now was deleted: by somebody, or as it was too old. Other gaps are what
+        transactions leave."""
+        self._leaps_at = time.monotonic() + LEAPS_S
+        leaps, self._leaps = self._leaps, []
+        vanished = 0
+        for partition in {held.partition for held, *_ in leaps}:
+            try:
+                answer = consumer.get_watermark_offsets(TopicPartition(self.topic, partition), LEAPS_S)
+            except KafkaException as error:
+                log.info("kafka.leap_unknown", topic=self.topic, partition=partition, error=str(error))
+                continue
+            beginning = answer[0] if answer is not None else 0
+            vanished += sum(
+                [max(0, min(came, beginning) - wanted) for held, wanted, came in leaps if held.partition == partition]
+            )
+        if vanished:
+            _tell(self._loop, self._transport.say_vanished, self.topic, self._group, vanished)
 
     def _begun(self) -> None:
         """Packets come, or it is known that there are none."""
@@ -990,6 +1024,8 @@ class KafkaStream:
             beginning = TopicPartition(self.topic, one.partition)
             if is_old:
                 beginning.offset = OFFSET_BEGINNING
+            elif one.error is None and one.offset >= 0:
+                self._held[one.partition].next = one.offset
             beginnings.append(beginning)
         return beginnings
 
@@ -1036,6 +1072,7 @@ class KafkaStream:
                 self._held[one.partition] = fresh = _Held(one.partition, next(self._epochs))
                 one.is_held = False
                 fresh.upto, fresh.asked, fresh.committed = one.upto, one.asked, one.committed
+                fresh.next = one.handed[0] if one.handed else one.next
             self._buffer.clear()
         for one in old:
             if one.handed:
@@ -1173,8 +1210,10 @@ class KafkaTransport:
     name = "kafka"
     traits = TRAITS
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, *, meters: Meters | None = None) -> None:
+        """meters: where what vanished is counted."""
         self.settings = settings
+        self.meters = meters or Meters()
         self.protocol = "classic" if settings.protocol == "auto" else settings.protocol
         """How groups share out, as the server can."""
         self._admin: AdminClient | None = None
@@ -1229,6 +1268,15 @@ class KafkaTransport:
             await asyncio.wait(list(self._asked), timeout=2 * ADMIN_S)
         await asyncio.sleep(FAREWELL_S)
         self._admin = None
+
+    def say_vanished(self, topic: str, group: str, packets: int) -> None:
+        """So many were deleted before the group had them."""
+        self.meters.passage(topic, group).vanished += packets
+        log.warning(
+            "kafka.packets_vanished", topic=topic, group=group, packets=packets,
+            reason="they were deleted before this group had them: by somebody, or as the topic's retention.ms was over",
+            remedy=how_to_have_again(topic, "TIME"),
+        )  # fmt: skip
 
     def forget(self, stream: KafkaStream) -> None:
         """It was closed."""

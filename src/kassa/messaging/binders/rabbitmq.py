@@ -74,7 +74,9 @@ from kassa.messaging.binders.amqp import (
 from kassa.messaging.members import BEAT_S, Member, Members, share
 from kassa.messaging.model import Arrival, Failed, Packet, Receipt, Traits
 from kassa.messaging.supplied import CREDIT, SuppliedBinder
-from kassa.messaging.topology import EVENT_BATCHES, EVENTS, Topic, lane
+from kassa.messaging.topology import Topic, lane
+from kassa.messaging.vanished import NOBODY, Levels, Look, how_to_have_again
+from kassa.observability.meters import Meters
 from kassa.supervisor import end_tasks
 
 log = structlog.get_logger("kassa.messaging.rabbitmq")
@@ -111,13 +113,9 @@ BINDING_S = 4 * ORPHANS_EVERY * BEAT_S
 """An exchange that had to be made again gets nothing for so long: its consumers bind their queues again meanwhile."""
 
 
-_IN_THE_LOG = frozenset({EVENTS.name, EVENT_BATCHES.name})
-"""Topics that can be sent again from here."""
-
-
 def make_binder(url: str, resources: Resources) -> SuppliedBinder:
     """For `amqp://…` and `amqps://…`. Raises SettingInvalid."""
-    return SuppliedBinder(RabbitTransport(read_url(url), Members(resources.pool)), resources)
+    return SuppliedBinder(RabbitTransport(read_url(url), Members(resources.pool), meters=resources.meters), resources)
 
 
 # Names and forms
@@ -178,8 +176,10 @@ class _Lane:
         """Of what is waiting."""
         self.given_back = 0
         """Packets that are the broker's again once the channel is closed, and that we have forgotten."""
+        self.came = 0
+        """Packets that came."""
         self.seen = self.largest = 0
-        """Packets that came, and the size of the largest, since it was thought about another window last."""
+        """As many of them, and the size of the largest, since it was thought about another window last."""
         self.waiting: deque[Parcel] = deque()
         """Here, and not handed out yet."""
         self.handed: dict[int, Parcel] = {}
@@ -191,6 +191,7 @@ class _Lane:
         self.channel: _LaneChannel | None = None
 
     def arrived(self, parcel: Parcel) -> None:
+        self.came += 1
         if self.is_over:
             return
         if self.is_resized:
@@ -425,6 +426,10 @@ class RabbitStream:
         """Packets that the broker has given us and that are not settled."""
         return sum(len(one.waiting) + len(one.handed) + one.given_back for one in self._lanes.values())
 
+    def lane_of(self, queue: str) -> _Lane | None:
+        """The consumer that we have for it."""
+        return next((one for one in self._lanes.values() if one.queue == queue and not one.is_over), None)
+
     def narrow(self) -> None:
         """Too much waits: the fullest lane gives it back, and goes on with a window that fits what it brought.
 
@@ -626,7 +631,10 @@ class RabbitTransport:
     name = "rabbitmq"
     traits = TRAITS
 
-    def __init__(self, server: Server, members: Members, clock: Clock | None = None) -> None:
+    def __init__(
+        self, server: Server, members: Members, clock: Clock | None = None, *, meters: Meters | None = None
+    ) -> None:
+        """meters: where what vanished is counted."""
         self.shown = server.shown
         self.receiving = Link(server, "consumer")
         """Also for declarations."""
@@ -646,6 +654,8 @@ class RabbitTransport:
         """When the queues of a topic and group were all there last."""
         self._missing: dict[tuple[str, str], str] = {}
         """What was said of those that are not, so that it is said once."""
+        self._meters = meters or Meters()
+        self._levels = Levels()
         self._making: set[str] = set()
         """Topics that a send declares again just now."""
         self._cluster = ""
@@ -901,10 +911,40 @@ class RabbitTransport:
         gone = await _gone(live, topic, group)
         if not gone:
             self._is_whole(topic, group, began)
-        elif topic.name in self._made and group in self._made[topic.name].groups:
+            await self._look_for_vanished(live, topic, group, began)
+            return
+        self._levels.forget((topic.name, group))
+        if topic.name in self._made and group in self._made[topic.name].groups:
             await self._make_again_or_say(live, topic, group, gone)
         else:
             self._say_missing(topic, group, gone, "others make it, and this process only looks")
+
+    async def _look_for_vanished(self, live: Live, topic: Topic, group: str, began: datetime) -> None:
+        """Says when somebody purged what waited. Raises what aiormq raises."""
+
+        async def look(channel: Channel) -> list[Look]:
+            return [await self._level(channel, topic, group, queue) for queue in queues_of(topic, group)]
+
+        vanished = self._levels.see((topic.name, group), await ask(live, look), began)
+        if vanished is not None:
+            self._meters.passage(topic.name, group).vanished += vanished.packets
+            log.warning(
+                "rabbitmq.packets_vanished", queue=self.place(topic, group), packets=vanished.packets,
+                reason="they waited, and no consumer has had them: was the queue purged?",
+                remedy=how_to_have_again(topic.name, rfc3339(vanished.since) if vanished.since else "TIME"),
+            )  # fmt: skip
+
+    async def _level(self, channel: Channel, topic: Topic, group: str, queue: str) -> Look:
+        ours = [one for stream in self._streams if (stream.topic.name, stream.group) == (topic.name, group)
+                if (one := stream.lane_of(queue)) is not None]  # fmt: skip
+        came = sum([one.came for one in ours])
+        answer = await channel.queue_declare(queue, passive=True)
+        waiting, consumers = answer.message_count or 0, answer.consumer_count or 0
+        if not consumers:
+            return Look(waiting, NOBODY)
+        if consumers > len(ours):
+            return Look(waiting, None)
+        return Look(waiting, frozenset(ours), came, sum([one.came for one in ours]), sum([one.window for one in ours]))
 
     async def _make_again_or_say(self, live: Live, topic: Topic, group: str, gone: Sequence[str]) -> None:
         try:
@@ -933,9 +973,7 @@ class RabbitTransport:
         since = rfc3339(seen_at) if seen_at else "TIME"
         return {
             "missing": f"what waited there, and what was sent there since {since}",
-            "remedy": f"kassa queue replay relay:BROKER:{topic.name} --since {since}, or earlier where much waited"
-            if topic.name in _IN_THE_LOG
-            else "whoever sent it sends it again: it is in no log of ours",
+            "remedy": how_to_have_again(topic.name, f"{since}, or earlier where much waited"),
         }
 
     # Topology
