@@ -37,6 +37,8 @@ GROUP = "books"
 HOME = 7
 LATENCIES_MAX = 100_000
 """Kept of a phase, so that the meter is not what grows."""
+ONE_BY_ONE_MAX = 2_000
+"""Of a phase with so few events it is told when each came to its handler."""
 
 
 def topic(name: str) -> Topic:
@@ -69,6 +71,8 @@ class Meter:
     def __init__(self) -> None:
         self.others = 0
         self.latencies: deque[float] = deque(maxlen=LATENCIES_MAX)
+        self.came_at: dict[str, float] = {}
+        """The first so many of a phase, by key."""
 
     def saw(self, records: Sequence[Record]) -> None:
         """From each event's time, which is a little before its commit, to its handler."""
@@ -76,15 +80,20 @@ class Meter:
         times = [one.headers["ce-time"] for one in records if one.home == HOME]
         self.others += len(records) - len(times)
         self.latencies.extend((now - datetime.fromisoformat(time)).total_seconds() for time in times)
+        if len(self.came_at) < ONE_BY_ONE_MAX:
+            self.came_at.update((one.key, now.timestamp()) for one in records if one.home == HOME)
 
     def percentiles(self) -> dict[str, float]:
-        """Without the first tenth, in which connections and plans are made and caches fill."""
-        latencies = sorted(list(self.latencies)[len(self.latencies) // 10 :])
+        """Of everything since they were asked last."""
+        found = percentiles(list(self.latencies))
         self.latencies.clear()
-        return {
-            "p50_ms": latencies[len(latencies) // 2] * 1000,
-            "p99_ms": latencies[int(len(latencies) * 0.99)] * 1000,
-        }
+        return found
+
+
+def percentiles(latencies_s: Sequence[float]) -> dict[str, float]:
+    """Without the first tenth, in which connections and plans are made and caches fill."""
+    later = sorted(latencies_s[len(latencies_s) // 10 :])
+    return {"p50_ms": later[len(later) // 2] * 1000, "p99_ms": later[int(len(later) * 0.99)] * 1000}
 
 
 async def consume(database_url: str, broker: str, name: str) -> None:
@@ -118,6 +127,7 @@ async def consume(database_url: str, broker: str, name: str) -> None:
 async def _phase(consumer: Consumer, meter: Meter, count: int, expected: int) -> dict[str, Any]:
     """Until `expected` are handled at all, `count` of them in this phase. marks: when each tenth was done."""
     cpu_s, started = time.process_time(), 0.0
+    meter.came_at.clear()
     marks: list[float] = []
     while (done := consumer.counts.handled - meter.others - (expected - count)) < count:
         while done >= (len(marks) + 1) * count // 10:
@@ -133,6 +143,7 @@ async def _phase(consumer: Consumer, meter: Meter, count: int, expected: int) ->
         "cpu_us": (time.process_time() - cpu_s) / count * 1e6,
         "started": started,
         "marks": [*marks, *[ended] * (10 - len(marks))],
+        "came_at": meter.came_at if count <= ONE_BY_ONE_MAX else {},
         **meter.percentiles(),
     }
 
