@@ -4,7 +4,7 @@ A broker says nothing of a purge. But whoever looks twice knows how many waited,
 """
 
 from collections.abc import Hashable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from kassa.messaging.topology import EVENT_BATCHES, EVENTS
@@ -14,13 +14,18 @@ _IN_THE_LOG = frozenset({EVENTS.name, EVENT_BATCHES.name})
 NOBODY = "nobody"
 
 
+SPARE = timedelta(minutes=30)
+"""What vanished may have been written so long before its queue was seen empty: it was in the hands of a consumer that ended (RabbitMQ
+leaves it there for as long), or a relay was behind."""
+
+
 class Look(NamedTuple):
     """What was seen of one queue."""
 
     waiting: int
     """Packets that no consumer has."""
     reader: Hashable | None
-    """Our consumer, where it is the only one; NOBODY where there is none. None: others receive, and how much is not known."""
+    """Our consumer, where it alone receives; NOBODY where there is none. None: others receive, or may, and how much is not known."""
     came_before: int = 0
     """Packets that our consumer had received when the question was asked."""
     came_after: int = 0
@@ -35,13 +40,20 @@ class Vanished(NamedTuple):
     packets: int
     """At least so many."""
     since: datetime | None
-    """They were sent after that; None: nobody knows when the oldest was."""
+    """They were hardly sent before that; None: nobody knows when the oldest was."""
+    is_sure: bool
+    """Whether a consumer of ours was there all the time. Else somebody may have come, received them, and gone."""
 
 
 class _Seen(NamedTuple):
     looks: Sequence[Look]
+    at: datetime
     empty_at: datetime | None
-    """When none of the queues had anything, last."""
+    """When none of the queues had anything, last, nor at the look after that."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(one.waiting for one in self.looks)
 
 
 class Levels:
@@ -55,14 +67,20 @@ class Levels:
         """A look at all queues of a group, in the same order each time; what vanished since the one before. It is told once the
         look after that says so too: a broker that has just lost a node may say that nothing waits."""
         before = self._seen.get(group)
-        packets = 0 if before is None else sum(map(_went, before.looks, looks))
-        if packets and group not in self._suspected:
+        went = [] if before is None else [_went(*pair) for pair in zip(before.looks, looks, strict=True)]
+        if any(went) and group not in self._suspected:
             self._suspected.add(group)
             return None
         self._suspected.discard(group)
-        empty_at = None if before is None else before.empty_at
-        self._seen[group] = _Seen(looks, empty_at if any(one.waiting for one in looks) else at)
-        return Vanished(packets, empty_at) if packets else None
+        seen = _Seen(looks, at, None if before is None else before.empty_at)
+        if before is not None and before.is_empty and seen.is_empty:
+            seen = seen._replace(empty_at=before.at)
+        self._seen[group] = seen
+        if before is None or not any(went):
+            return None
+        since = None if before.empty_at is None else before.empty_at - SPARE
+        is_sure = all(one.reader != NOBODY for one, packets in zip(looks, went, strict=True) if packets)
+        return Vanished(sum(went), since, is_sure)
 
     def forget(self, group: Hashable) -> None:
         """Its queues are not those that were seen any more."""

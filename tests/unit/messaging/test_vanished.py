@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kassa.messaging.vanished import NOBODY, Levels, Look, Vanished
+from kassa.messaging.vanished import NOBODY, SPARE, Levels, Look, Vanished
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
 OURS, ANOTHER = "our consumer", "another of ours"
@@ -17,10 +17,16 @@ def told(*looks: Look) -> list[Vanished | None]:
 
 
 def test_what_went_while_nobody_received_is_told_behind_the_second_look_that_says_so() -> None:
-    empty, purged = Look(0, NOBODY), Look(40, NOBODY)
+    purged = Look(40, NOBODY)
 
-    assert told(empty, Look(100, NOBODY), purged, purged, purged) == [None, None, None, Vanished(60, NOON), None]
-    assert told(Look(100, NOBODY), purged, purged) == [None, None, Vanished(60, None)]
+    assert told(Look(100, NOBODY), purged, purged, purged) == [None, None, Vanished(60, None, is_sure=False), None]
+
+
+def test_it_was_sent_hardly_before_the_first_of_two_looks_that_found_nothing() -> None:
+    empty, full = Look(0, NOBODY), Look(100, NOBODY)
+
+    assert told(empty, empty, full, empty, empty)[-1] == Vanished(100, NOON - SPARE, is_sure=False)
+    assert told(full, empty, full, empty, empty)[-1] == Vanished(100, None, is_sure=False)
 
 
 def test_broker_that_says_once_that_nothing_waits_is_not_believed() -> None:
@@ -39,7 +45,9 @@ def test_what_our_only_consumer_received_or_may_have_on_its_way_is_no_loss() -> 
     received = Look(350, OURS, came_before=580, came_after=600, window=50)
 
     assert told(first, received, received) == [None] * 3
-    assert told(first, received._replace(waiting=340), received._replace(waiting=340))[-1] == Vanished(10, None)
+    assert told(first, received._replace(waiting=340), received._replace(waiting=340))[-1] == Vanished(
+        10, None, is_sure=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +61,7 @@ def test_queues_of_a_group_are_told_of_together() -> None:
     levels = Levels()
     full, less = [Look(5, NOBODY), Look(7, NOBODY)], [Look(9, NOBODY), Look(0, NOBODY)]
 
-    assert [levels.see("shop", looks, NOON) for looks in (full, less, less)][-1] == Vanished(7, None)
+    assert [levels.see("shop", looks, NOON) for looks in (full, less, less)][-1] == Vanished(7, None, is_sure=False)
 
 
 def test_queues_that_were_made_again_are_compared_with_nothing() -> None:

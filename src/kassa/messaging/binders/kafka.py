@@ -902,19 +902,22 @@ class KafkaStream:
         arrivals: list[Arrival] = []
         for message in messages:
             partition, offset = message.partition(), message.offset()
+            held = None if partition is None else self._held.get(partition)
             if (error := message.error()) is not None:
+                if held is not None and offset is not None and error.code() == KafkaError._PARTITION_EOF:
+                    self._leap(held, offset)
                 self._judge(error, partition)
                 continue
-            if partition is None or offset is None:
-                continue
-            held = self._held.get(partition)
-            if held is None:
+            if held is None or offset is None:
                 continue
             if self._revoked and partition in self._revoked:
                 # It went and came back within one call: nobody can tell of which time this packet is.
                 raise _SessionOver("lanes moved twice at once")
-            if offset > held.next >= 0:
-                self._leaps.append((held, held.next, offset))
+            if offset != held.next:
+                if offset < held.upto:
+                    # Else it would wait for ever behind those that were settled under the same offsets.
+                    raise _SessionOver("the log was cut back: what is there comes again")
+                self._leap(held, offset)
             held.next = offset + 1
             held.handed.append(offset)
             arrivals.append(_arrival(message, held, offset))
@@ -925,6 +928,12 @@ class KafkaStream:
             if not self._has_joined:
                 self._begun()
 
+    def _leap(self, held: _Held, offset: int) -> None:
+        """A packet or the end came at this offset."""
+        if offset > held.next >= 0:
+            self._leaps.append((held, held.next, offset))
+            held.next = offset
+
     def _look_into_leaps(self, consumer: Consumer) -> None:
         """What is before the beginning of a partition now was deleted: by somebody, or as it was too old. Other gaps are what
         transactions leave."""
@@ -932,15 +941,16 @@ class KafkaStream:
         leaps, self._leaps = self._leaps, []
         vanished = 0
         for partition in {held.partition for held, *_ in leaps}:
+            of_partition = [leap for leap in leaps if leap[0].partition == partition]
             try:
                 answer = consumer.get_watermark_offsets(TopicPartition(self.topic, partition), LEAPS_S)
             except KafkaException as error:
                 log.info("kafka.leap_unknown", topic=self.topic, partition=partition, error=str(error))
+                answer = None
+            if answer is None:
+                self._leaps += of_partition
                 continue
-            beginning = answer[0] if answer is not None else 0
-            vanished += sum(
-                [max(0, min(came, beginning) - wanted) for held, wanted, came in leaps if held.partition == partition]
-            )
+            vanished += sum([max(0, min(came, answer[0]) - wanted) for _, wanted, came in of_partition])
         if vanished:
             _tell(self._loop, self._transport.say_vanished, self.topic, self._group, vanished)
 

@@ -925,13 +925,17 @@ class RabbitTransport:
         async def look(channel: Channel) -> list[Look]:
             return [await self._level(channel, topic, group, queue) for queue in queues_of(topic, group)]
 
+        # Counted from here on, so that the first ones are seen to come in addition.
+        passage = self._meters.passage(topic.name, group)
         vanished = self._levels.see((topic.name, group), await ask(live, look), began)
         if vanished is not None:
-            self._meters.passage(topic.name, group).vanished += vanished.packets
+            passage.vanished += vanished.packets
+            since = rfc3339(vanished.since) if vanished.since else "TIME"
             log.warning(
                 "rabbitmq.packets_vanished", queue=self.place(topic, group), packets=vanished.packets,
-                reason="they waited, and no consumer has had them: was the queue purged?",
-                remedy=how_to_have_again(topic.name, rfc3339(vanished.since) if vanished.since else "TIME"),
+                reason="no consumer has had them: was the queue purged?" if vanished.is_sure
+                else "nobody seems to have received them: was the queue purged, or did a consumer come and go?",
+                remedy=how_to_have_again(topic.name, f"{since}, or earlier where the relay was behind"),
             )  # fmt: skip
 
     async def _level(self, channel: Channel, topic: Topic, group: str, queue: str) -> Look:
@@ -942,7 +946,8 @@ class RabbitTransport:
         waiting, consumers = answer.message_count or 0, answer.consumer_count or 0
         if not consumers:
             return Look(waiting, NOBODY)
-        if consumers > len(ours):
+        # Of a lane RabbitMQ counts the consumer that has it, and not those that wait for it; to these nothing ever came.
+        if consumers > len(ours) or not came:
             return Look(waiting, None)
         return Look(waiting, frozenset(ours), came, sum([one.came for one in ours]), sum([one.window for one in ours]))
 
