@@ -227,4 +227,6 @@ def _result(name: str, scheme: str, kind: str, *, runs: list[dict[str, Any]]) ->
         return Result(f"{name}, p99", p99, "ms", None, note, f"< {LOAD_P99_MAX_MS:g} ms", p99 < LOAD_P99_MAX_MS)
     asked = f"p50 < {P50_MAX_MS:g}, p99 < {P99_MAX_MS:g} ms" if is_asked else ""
     met = p50 < P50_MAX_MS and p99 < P99_MAX_MS if is_asked else None
-    return Result(f"{name} ({LOW_RATE}/s), p99", p99, "ms", None, f"p50 {p50:.1f} ms; {of_event:.1f} with the commit", asked, met)
+    return Result(
+        f"{name} ({LOW_RATE}/s), p99", p99, "ms", None, f"p50 {p50:.1f} ms; {of_event:.1f} with the commit", asked, met
+    )

@@ -15,8 +15,8 @@ NOBODY = "nobody"
 
 
 SPARE = timedelta(minutes=30)
-"""What vanished may have been written so long before its queue was seen empty: it was in the hands of a consumer that ended (RabbitMQ
-leaves it there for as long), or a relay was behind."""
+"""What vanished may have been written so long before its queue was seen empty: it was in the hands of a consumer that ended (which
+RabbitMQ lets have it for as long), or a relay was behind."""
 
 
 class Look(NamedTuple):
@@ -25,7 +25,7 @@ class Look(NamedTuple):
     waiting: int
     """Packets that no consumer has."""
     reader: Hashable | None
-    """Our consumer, where it alone receives; NOBODY where there is none. None: others receive, or may, and how much is not known."""
+    """Our consumer, where it alone receives; NOBODY where there is none. None: others receive, or may; how much is not known."""
     came_before: int = 0
     """Packets that our consumer had received when the question was asked."""
     came_after: int = 0
