@@ -526,6 +526,14 @@ CREATE UNLOGGED TABLE consumer (
     PRIMARY KEY (place, id)
 ) WITH (fillfactor = 50);
 
+-- Packets that came from a broker which does not count how often it hands one out, first of their lane to a new consumer: whoever had
+-- them before may have ended with one of them in hand. How often that was. A crash of the database may forget it.
+CREATE UNLOGGED TABLE suspect (
+    id uuid PRIMARY KEY,
+    handed integer NOT NULL,
+    seen_at timestamptz NOT NULL
+);
+
 -- What each process counts about the queues, for whoever watches them from elsewhere. Lost in a crash of the database, and
 -- written again within a second.
 CREATE UNLOGGED TABLE queue_meter (

@@ -80,8 +80,8 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
     """A packet in a consumer's hands."""
 
     packet: Packet
-    redeliveries: int
-    """How often it was handed out before without being settled, as far as the broker counts that."""
+    redeliveries: int | None
+    """How often it was handed out before without being settled; None: nobody counted, and it may have been."""
     sent_at: datetime | None
     token: object
     """The transport's own mark."""

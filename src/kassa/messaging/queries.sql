@@ -955,3 +955,18 @@ SELECT name, address, string_to_array(topics, ','), statement_timestamp()
  ORDER BY name
 ON CONFLICT (name, address) DO UPDATE
    SET topics = ARRAY(SELECT DISTINCT unnest(broker.topics || EXCLUDED.topics)), seen_at = EXCLUDED.seen_at;
+
+-- name: suspect
+-- These are handed out now; how often each was before. In order, so that two who are handed the same ones wait for each other.
+INSERT INTO suspect AS s (id, handed, seen_at)
+SELECT id, 1, clock_timestamp() FROM unnest($1::uuid[]) AS u (id) ORDER BY id
+ON CONFLICT (id) DO UPDATE SET handed = s.handed + 1, seen_at = EXCLUDED.seen_at
+RETURNING id, handed - 1 AS before;
+
+-- name: clear_suspects
+-- Whoever had these has lived.
+DELETE FROM suspect WHERE id = ANY($1::uuid[]);
+
+-- name: forget_suspects
+-- What was never settled since, and never came again.
+DELETE FROM suspect WHERE seen_at < clock_timestamp() - interval '1 day';

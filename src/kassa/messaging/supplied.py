@@ -7,6 +7,7 @@ and are operated by the same commands (docs/decisions/0005).
 """
 
 import asyncio
+import hashlib
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -58,6 +59,8 @@ ASK_S = 1.0
 """A broker is asked for so long at a time: a group that is paused takes nothing more after that."""
 CRASHES_MAX = 5
 """A packet that was handed out so often without being settled is opened up: its records go on alone, counted by us."""
+EPOCHS_MAX = 256
+"""Lanes that came to a consumer of which it is remembered how many packets came first."""
 GLANCE_S = 0.02
 """Our own queue is looked at no more often than this while the broker delivers."""
 PAUSE_S = 1.0
@@ -143,6 +146,7 @@ class SuppliedBinder:
         known = self._topic(topic)
         # In our tables first: a broker may make a group of any name by itself.
         await self._memory.is_paused(topic, group)
+        await self._memory.forget_suspects()
         streams: list[Stream] = []
         try:
             for raw in travelling(known):
@@ -225,6 +229,8 @@ class _Parcel(msgspec.Struct, eq=False, gc=False):
     arrival: Arrival
     stream: Stream
     left: int
+    suspect: str = ""
+    """Its name among those that may have ended who had them; '' for others."""
 
 
 class _Ahead:
@@ -239,6 +245,18 @@ class _Ahead:
         self.has_room = asyncio.Event()
         self.has_room.set()
         self.lost: BrokerUnreachable | None = None
+        self._uncounted: dict[int, int] = {}
+        """By epoch, packets of which nobody counts how often they were handed out."""
+
+    def is_suspect(self, arrival: Arrival, first: int) -> bool:
+        """Whether it is among the first of its lane here: whoever had the lane before may have ended with it in hand."""
+        if arrival.redeliveries is not None:
+            return False
+        if len(self._uncounted) > EPOCHS_MAX:
+            self._uncounted.clear()
+        came = self._uncounted.get(arrival.epoch, 0)
+        self._uncounted[arrival.epoch] = came + 1
+        return came < first
 
     def bring(self, arrivals: Sequence[Arrival], limit: int, now: float) -> None:
         """These came. limit: how many may be ahead from now on."""
@@ -283,6 +301,8 @@ class SuppliedSubscription:
         """Parcels in hand."""
         self._worn: set[_Parcel] = set()
         """Those that have ended too many consumers."""
+        self._suspects: list[_Parcel] = []
+        """Those that may have, and are to be counted before they are handed out."""
         self._batch = 0
         """As many as the last one who received asked for."""
         self._opened_at = -math.inf
@@ -493,7 +513,10 @@ class SuppliedSubscription:
                 continue
             parcel = _Parcel(arrival, stream, len(records))
             parcels.append(parcel)
-            if arrival.redeliveries >= CRASHES_MAX:
+            if ahead.is_suspect(arrival, max(CREDIT, 2 * self._batch)):
+                parcel.suspect = _name(arrival)
+                self._suspects.append(parcel)
+            elif (arrival.redeliveries or 0) >= CRASHES_MAX:
                 self._worn.add(parcel)
             for record in records:
                 ready.append(Delivery(record, 0, arrival.sent_at, parcel, arrival.epoch))
@@ -512,6 +535,8 @@ class SuppliedSubscription:
     async def _past_parked(self, ready: list[Delivery]) -> list[Delivery]:
         """Those that nothing holds up. What is behind a parked record of its key is parked too, and so is what has ended
         too many consumers, so that it goes on alone. Raises BrokerUnreachable."""
+        if self._suspects:
+            await self._count_suspects()
         if not self._worn and self._is_empty(self._opened_at, FRESH_S):
             return ready
         # Those without a key have no order, so nothing holds them up but themselves.
@@ -522,6 +547,12 @@ class SuppliedSubscription:
         held_up |= {one.record.key for one in ready if one.token in self._worn} - {""}
         going = await self._park_behind(ready, held_up) if held_up or self._worn else ready
         return self._still_held(going)
+
+    async def _count_suspects(self) -> None:
+        """Those that were handed out too often are worn. Raises BrokerUnreachable."""
+        suspects, self._suspects = self._suspects, []
+        before = await self._tables.suspect(self._topic, self._group, [one.suspect for one in suspects])
+        self._worn.update(one for one, times in zip(suspects, before, strict=True) if times >= CRASHES_MAX)
 
     def _still_held(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Without those that somebody else gets now, since something was waited for."""
@@ -631,6 +662,9 @@ class SuppliedSubscription:
                 if not all(answers):
                     refused.update(parcel for parcel, answer in zip(some, answers, strict=True) if not answer)
         self._let_go(parcels)
+        if cleared := [parcel.suspect for parcel in parcels if parcel.suspect]:
+            with suppress(BrokerUnreachable):
+                await self._tables.clear(self._topic, self._group, cleared)
         return refused
 
     def _let_go(self, parcels: Iterable[_Parcel]) -> None:
@@ -660,6 +694,7 @@ class SuppliedSubscription:
                 ahead.arrivals.clear()
                 ahead.has_room.set()
         self._opened = deque(one for one in self._opened if one[0].stream not in streams)
+        self._suspects = [one for one in self._suspects if one.stream not in streams]
         self._let_go([parcel for parcel in self._held if parcel.stream in streams])
         for stream in streams:
             await stream.restart()
@@ -671,6 +706,13 @@ def _count(arrival: Arrival) -> int:
         return len(unpack(arrival.packet, new_id))
     except Undecodable:
         return 1
+
+
+def _name(arrival: Arrival) -> str:
+    """The same each time that the broker hands it out."""
+    packet = arrival.packet
+    said = repr((packet.id, packet.key)).encode(errors="backslashreplace")
+    return hashlib.sha256(said + packet.body).hexdigest()
 
 
 def _is_held(delivery: Delivery) -> bool:

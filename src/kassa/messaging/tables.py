@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 SCHEMA = "kassa_messaging"
 NAMES = (
     "message", "message_lease", "message_lease_number", "claim_messages", "acknowledge_messages", "let_go", "dead_letter", "inbox",
-    "subscription", "consumer",
+    "subscription", "consumer", "suspect",
 )  # fmt: skip
 """What of `db/schema.sql` messaging needs where there is no Kassa."""
 LATER = (
@@ -16,6 +16,7 @@ LATER = (
     ("message", "lapses", "0006_lapsed_leases.sql"),
     ("claim_messages", "windows", "0009_claims_ahead.sql"),
     ("message_lease", "places", "0012_places_of_leases.sql"),
+    ("suspect", "handed", "0015_suspects.sql"),
 )
 """Columns of tables and arguments of functions that a database may lack which was made by an earlier version, with the migration of
 Kassa's that brings each."""

@@ -211,12 +211,12 @@ class Parcel(NamedTuple):
         return self.head_size + len(self.body)
 
 
-def packet_of(parcel: Parcel) -> tuple[Packet, int, datetime | None]:
-    """The packet, how often it came before, and when it was sent."""
+def packet_of(parcel: Parcel) -> tuple[Packet, int | None, datetime | None]:
+    """The packet, how often it came before (None: it did, from a queue that does not count), and when it was sent."""
     properties = parcel.properties
     headers: dict[str, str] = {}
     sent_at = properties.timestamp
-    redeliveries = int(parcel.redelivered)
+    redeliveries = None if parcel.redelivered else 0
     for name, value in (properties.headers or {}).items():
         if isinstance(value, str):
             headers[_name_in(name)] = value

@@ -1121,7 +1121,7 @@ def _arrival(message: Message, held: _Held, offset: int) -> Arrival:
         key = _text(raw)
     kind, milliseconds = message.timestamp()
     sent_at = None if kind == TIMESTAMP_NOT_AVAILABLE else _moment(milliseconds)
-    return Arrival(Packet(id, key, message.value() or b"", headers), 0, sent_at, (held, offset), held.epoch)
+    return Arrival(Packet(id, key, message.value() or b"", headers), None, sent_at, (held, offset), held.epoch)
 
 
 _read_headers = methodcaller("headers")

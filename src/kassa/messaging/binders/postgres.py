@@ -268,6 +268,31 @@ class PostgresBinder:
         except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
 
+    async def suspect(self, topic: str, group: str, names: Sequence[str]) -> list[int]:
+        """Packets of these names are handed out to somebody; how often each was before, without being cleared. Raises
+        BrokerUnreachable."""
+        ids = message_ids(queue_name(topic, group), names)
+        try:
+            rows = await self._pool.fetch(_SQL.suspect, sorted(set(ids)))
+        except AWAY as error:
+            raise BrokerUnreachable(broker="postgres") from error
+        before = {Id(row["id"].hex): row["before"] for row in rows}
+        return [before[id] for id in ids]
+
+    async def clear(self, topic: str, group: str, names: Sequence[str]) -> None:
+        """Whoever had these has lived. Raises BrokerUnreachable."""
+        try:
+            await self._pool.execute(_SQL.clear_suspects, message_ids(queue_name(topic, group), names))
+        except AWAY as error:
+            raise BrokerUnreachable(broker="postgres") from error
+
+    async def forget_suspects(self) -> None:
+        """Those of days ago. Raises BrokerUnreachable."""
+        try:
+            await self._pool.execute(_SQL.forget_suspects)
+        except AWAY as error:
+            raise BrokerUnreachable(broker="postgres") from error
+
     async def is_paused(self, topic: str, group: str) -> bool:
         """Whether the group gets nothing for now. Raises BrokerUnreachable, QueueNotFound."""
         try:
