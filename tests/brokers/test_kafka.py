@@ -95,7 +95,9 @@ async def provision(transport: KafkaTransport, topic: Topic) -> Topic:
         ("kafka://", "a host is missing"),
         ("kafka://user:geheim@h:1?sasl=MD5", "sasl is one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
         ("kafka://user:geheim@h:1?replication=0", "replication is a positive number"),
-        ("kafka://user:geheim@h:1?verify=none", "nobody knows verify here"),
+        ("kafka://user:geheim@h:1?verify=none", r"verify is for TLS: begin with kafka\+ssl://, or add tls=1"),
+        ("kafka://user:geheim@h:1?ca=ca.pem&key=k", "ca, key is for TLS"),
+        ("kafka://h:1?sasl=PLAIN", "sasl is for a user: kafka://USER:PASSWORD@HOST:PORT"),
         ("kafka+ssl://user:geheim@h:1?colour=red", "nobody knows colour here"),
     ],
 )

@@ -49,7 +49,7 @@ from kassa.messaging.members import GONE_S, Member, share
 from kassa.messaging.model import Ack, Arrival, Confirmed, Failed, Packet, Receipt, Unknown
 from kassa.messaging.relay import send_surely
 from kassa.messaging.supplied import CRASHES_MAX, CREDIT
-from kassa.messaging.topology import EVENT_BATCHES, EVENTS, Topic, lane
+from kassa.messaging.topology import EVENT_BATCHES, EVENTS, PAYMENT_ORDERS, Topic, lane
 from servers import RabbitMQ
 
 pytestmark = pytest.mark.needs("rabbitmq")
@@ -364,6 +364,7 @@ async def test_other_declaration_is_refused_with_the_remedy(transport: RabbitTra
 
     with pytest.raises(QueueMismatch, match=r"durable.*declaration to `durable`, or to `passive`"):
         await transport.provision([topic._replace(declaration="plain")], verify_only=False)
+    assert "KASSA_ORDER_QUEUE=durable, or KASSA_ORDER_QUEUE=passive" in ours._remedy(PAYMENT_ORDERS)
     assert await transport.provision([topic._replace(declaration="passive")], verify_only=False) == []
 
 

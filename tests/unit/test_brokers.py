@@ -3,6 +3,7 @@
 import pytest
 
 from kassa.errors import SettingInvalid
+from kassa.messaging import Messaging
 from kassa.messaging.broker_names import read_brokers
 from kassa.messaging.replies import GIVEN_UP_S, reply_delay
 
@@ -49,9 +50,11 @@ def test_a_name_of_its_own_stays_when_another_one_goes() -> None:
             r"A broker's URL \(amqp\) has an @ behind a /: percent-encode what is special in its password",
         ),
         (("amqp://a?name=x&name=y",), "name is one name"),
+        (("kafka://b:9092#kassa.events,postgres",), "topics called postgres: separate brokers by spaces"),
+        (("kafka://b1:9092", "b2"), "There is no broker 'b2'.*Several hosts of one: each with its port"),
     ],
 )
-def test_a_name_that_is_none_is_refused(urls: tuple[str, ...], says: str) -> None:
+def test_what_cannot_be_read_is_refused(urls: tuple[str, ...], says: str) -> None:
     with pytest.raises(SettingInvalid, match=says):
         read_brokers(urls)
 
@@ -69,3 +72,9 @@ def test_an_answer_is_tried_for_an_hour_with_growing_pauses() -> None:
     assert delays == sorted(delays)
     assert delays[0] == 1.0
     assert GIVEN_UP_S <= sum(delays) <= GIVEN_UP_S + delays[-1]
+
+
+def test_service_takes_the_url_that_kassa_has_without_its_name_and_topics_there() -> None:
+    messaging = Messaging("amqp://h?name=shop&heartbeat=5#kassa.events", "postgresql://nowhere/shop")
+
+    assert messaging._broker_url == "amqp://h?heartbeat=5"

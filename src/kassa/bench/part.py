@@ -324,10 +324,10 @@ async def main() -> None:
     except TimeoutError:
         say(Said(gap=Gap(what="everything", why=f"No answer within {OPEN_S:.0f} s.", fix=_REACH)))
     except ImportError as error:
-        fix = f"pip install 'kassa[{order.kind}]'"
+        fix = f"Install Kassa with the extra `{order.kind}`: docs/guides/queues.md."
         say(Said(gap=Gap(what="everything", why=f"Its client is not installed ({error.name}).", fix=fix)))
     except SettingInvalid as error:
-        say(Said(gap=Gap(what="everything", why=error.detail, fix="Correct the URL: docs/guides/queues.md.")))
+        say(Said(gap=Gap(what="everything", why=error.detail, fix="Correct the URL: docs/reference/broker-urls.md.")))
     except KassaError as error:
         say(Said(gap=Gap(what="everything", why=error.detail, fix=_REACH)))
 

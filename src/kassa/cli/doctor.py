@@ -84,7 +84,10 @@ def _effective(loaded: Loaded) -> list[Origin]:
     """The settings as they count: where nothing is said, what `kassa up` remembers in DIR goes before the default."""
     place = Path(loaded.settings.dir)
     remembered = places.recall(place)
-    said = {"port": remembered.port, "database_url": remembered.database_url}
+    said = {
+        "port": remembered.port, "database_url": remembered.database_url, "brokers": remembered.brokers or None,
+        "order_queue": remembered.order_queue,
+    }  # fmt: skip
     return [
         Origin(origin.name, masked(origin.name, said[origin.name]), str(place / "up.json"))
         if origin.source == "default" and said.get(origin.name) is not None

@@ -69,6 +69,13 @@ def read_brokers(urls: Sequence[str]) -> list[Named]:
     A topic that is not ours carries the messages which Changes have for it. Raises SettingInvalid.
     """
     read = [(*_without_name(url), topics) for url, topics in map(_apart, urls)]
+    for url, _, topics in read:
+        if brokers := REGISTRY.keys() & set(topics):
+            raise SettingInvalid(
+                f"{without_password(url)} would have topics called {', '.join(sorted(brokers))}: separate brokers by spaces, "
+                "since a comma behind # goes on with its topics.",
+                name="brokers",
+            )
     given = [f"{kind_of(url)}-{own}" for url, own, _ in read if own]
     for name in given:
         if given.count(name) > 1:
@@ -90,7 +97,10 @@ def kind_of(url: str) -> str:
     module = REGISTRY.get(scheme)
     if module is None:
         known = ", ".join(sorted(REGISTRY))
-        raise SettingInvalid(f"There is no broker {without_password(url)!r}; these are: {known}.", name="brokers")
+        raise SettingInvalid(
+            f"There is no broker {without_password(url)!r}; these are: {known}. Several hosts of one: each with its port.",
+            name="brokers",
+        )
     return module.rpartition(".")[2]
 
 

@@ -122,7 +122,8 @@ class Broker:
             return make_binder(self.named.url, Resources(self._pool, self._wakeups, topology, self._meters))
         except ImportError as error:
             raise SettingInvalid(
-                f"The client of {self.name} is not installed ({error.name}): install kassa[{self.named.kind}].",
+                f"The client of {self.name} is not installed ({error.name}): install Kassa with the extra "
+                f"`{self.named.kind}` (docs/guides/queues.md).",
                 name="brokers",
             ) from error
 

@@ -39,6 +39,7 @@ from kassa.ids import Id, new_id
 from kassa.messaging import outbox
 from kassa.messaging.binder import Binder, Resources, Subscription
 from kassa.messaging.breaker import Breaker
+from kassa.messaging.broker_names import read_brokers
 from kassa.messaging.consumer import PAUSE_S, Unavailable
 from kassa.messaging.ladder import message_delay
 from kassa.messaging.model import Ack, Dead, Delivery, Record, RetryAfter, Settlement
@@ -203,8 +204,9 @@ class Messaging:
                 "that old may come again.",
                 name="inbox_keep",
             )
-        self._broker_url = broker
         self._is_database = urlsplit(broker).scheme in _DATABASES
+        # Kassa's name for it, and the topics that it has there, are in the URL for Kassa.
+        self._broker_url = broker if self._is_database else read_brokers([broker])[0].url
         self._database_url = database_url
         own = tuple(topics)
         self._own = {topic.name for topic in own}

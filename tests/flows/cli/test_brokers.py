@@ -32,8 +32,12 @@ def test_up_with_brokers_names_them_and_takes_requests_from_them() -> None:
         (line,) = kassa("queue", "asyncapi", "--json", *place).stdout.splitlines()
         assert json.loads(line) == json.loads(kassa("queue", "asyncapi", *place).stdout)
         assert json.loads(line)["asyncapi"] == "3.0.0"
-        parts = {one["part"]: one for one in json.loads(kassa("doctor", "--json", *place).stdout)["checks"]}
-        assert parts["broker postgres"]["level"] == "ok"
+        doctor = json.loads(kassa("doctor", "--json", *place).stdout)
+        assert {one["part"]: one["level"] for one in doctor["checks"]}["broker postgres"] == "ok"
+        settings = {one["name"]: (one["shown"], one["source"]) for one in doctor["settings"]}
+        remembered = str(directory / "up.json")
+        assert settings["brokers"] == ("postgres#payment_order,shop.mails memory", remembered)
+        assert settings["order_queue"] == ("plain", remembered)
         said = json.loads(kassa("queue", "subscribe", "shop.mails", "mailer", "--json", *place).stdout)
         assert said == {"said": ["postgres: created: shop.mails:mailer"]}
         refused = kassa("queue", "subscribe", "nothing", "x", *place, expect=1)

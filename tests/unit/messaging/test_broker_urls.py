@@ -132,3 +132,17 @@ async def test_rocketmq_without_its_name_server_is_told_a_way_that_works() -> No
     assert rocketmq_wire.read_url(example).name_server == ("NAMESERVER", 9876)
     assert "broker_topology" not in str(told.value)
     assert Settings().broker_topology == "create"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("amqp://user:word@host?ca=ca.pem", "ca is for TLS: begin with amqps://"),
+        ("amqps://user:word@host?ca=/no/such.pem", r"certificates cannot be read \(ca=/no/such.pem\).*No such file"),
+    ],
+)
+def test_option_of_rabbitmq_that_cannot_be_used_is_refused_with_the_mend(url: str, says: str) -> None:
+    with pytest.raises(SettingInvalid, match=says) as refused:
+        amqp.read_url(url)
+
+    assert "word" not in str(refused.value)

@@ -112,6 +112,8 @@ def read_url(url: str) -> Server:
         raise SettingInvalid(f"{shown}: {error}.", broker=shown) from None
     auth = query.pop("auth", "plain")
     tls = _tls(query, shown) if parts.scheme == "amqps" else None
+    if parts.scheme != "amqps" and (for_tls := query.keys() & {"ca", "cert", "key", "verify"}):
+        raise SettingInvalid(f"{shown}: {', '.join(sorted(for_tls))} is for TLS: begin with amqps://.", broker=shown)
     if query or auth not in ("plain", "external") or not 1 <= heartbeat <= 600 or not 0 <= pause_s <= 60:
         wrong = ", ".join(sorted(query)) or "auth (plain or external), heartbeat (1 … 600) or new_queue_pause (0 … 60)"
         raise SettingInvalid(f"{shown}: wrong setting: {wrong}.", broker=shown)
@@ -128,15 +130,16 @@ def read_url(url: str) -> Server:
 
 def _tls(query: dict[str, str], shown: str) -> ssl.SSLContext:
     verify = query.pop("verify", "full")
-    cert, key = query.pop("cert", None), query.pop("key", None)
+    ca, cert, key = query.pop("ca", None), query.pop("cert", None), query.pop("key", None)
     if verify not in ("full", "ca", "none"):
         raise SettingInvalid(f"{shown}: verify is full, ca or none.", broker=shown)
     try:
-        context = ssl.create_default_context(cafile=query.pop("ca", None))
+        context = ssl.create_default_context(cafile=ca)
         if cert:
             context.load_cert_chain(cert, key)
     except OSError as error:
-        raise SettingInvalid(f"{shown}: its certificates cannot be read: {error}.", broker=shown) from None
+        files = ", ".join(f"{name}={file}" for name, file in (("ca", ca), ("cert", cert), ("key", key)) if file)
+        raise SettingInvalid(f"{shown}: certificates cannot be read ({files}): {error}.", broker=shown) from None
     context.check_hostname = verify == "full"
     if verify == "none":
         context.verify_mode = ssl.CERT_NONE

@@ -254,6 +254,12 @@ def read_url(url: str) -> KafkaSettings:
         choice("protocol", "auto", "auto", "classic", "consumer"), given.pop("instance", None),
         choice("compression", "none", "none", "lz4", "zstd", "snappy", "gzip"), number("local_queue") or LOCAL_QUEUE,
     )  # fmt: skip
+    if for_tls := given.keys() & {*_TLS_FILES, "verify"}:
+        raise SettingInvalid(
+            f"{shown}: {', '.join(sorted(for_tls))} is for TLS: begin with kafka+ssl://, or add tls=1.", broker="kafka"
+        )
+    if "sasl" in given:
+        raise SettingInvalid(f"{shown}: sasl is for a user: kafka://USER:PASSWORD@HOST:PORT.", broker="kafka")
     if given:
         raise SettingInvalid(f"{shown}: nobody knows {', '.join(sorted(given))} here.", broker="kafka")
     return settings

@@ -74,7 +74,7 @@ from kassa.messaging.binders.amqp import (
 from kassa.messaging.members import BEAT_S, Member, Members, share
 from kassa.messaging.model import Arrival, Failed, Packet, Receipt, Traits
 from kassa.messaging.supplied import CREDIT, SuppliedBinder
-from kassa.messaging.topology import Topic, lane
+from kassa.messaging.topology import PAYMENT_ORDERS, Topic, lane
 from kassa.messaging.vanished import NOBODY, Levels, Look, how_to_have_again
 from kassa.observability.meters import Meters
 from kassa.supervisor import end_tasks
@@ -1123,10 +1123,12 @@ async def _touch(channel: Channel, queue: str, exchange: str) -> None:
 
 def _remedy(topic: Topic) -> str:
     """What a person can do about a mismatch."""
-    match topic.declaration:
-        case "plain":
-            return "It was declared otherwise: set this topic's declaration to `durable`, or to `passive` to take it as it is."
-        case "durable":
-            return "It was declared otherwise: set this topic's declaration to `plain`, or to `passive` to take it as it is."
-        case _:
-            return "Delete what is there when it is empty, or give this topic another name; then provision again."
+    other = {"plain": "durable", "durable": "plain"}.get(topic.declaration)
+    if other is None:
+        return "Delete what is there when it is empty, or give this topic another name; then provision again."
+    if topic.name == PAYMENT_ORDERS.name:
+        # The setting that decides on it.
+        return (
+            f"It was declared otherwise: KASSA_ORDER_QUEUE={other}, or KASSA_ORDER_QUEUE=passive to take it as it is."
+        )
+    return f"It was declared otherwise: set this topic's declaration to `{other}`, or to `passive` to take it as it is."
