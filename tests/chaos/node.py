@@ -3,6 +3,7 @@
 `python -m chaos.node up …`. KASSA_CRASH_FILE names a file; when it appears, its text is a plan such as
 `charge.answered>commit.before`: these points must be reached in this order, and at the last one the process kills itself
 with SIGKILL; or, when the plan begins with `PID@`, that process and all that it started.
+What a broker has confirmed is noted beside that file, in `.confirmed`: a line for each time, of names.
 SIGUSR1 sets its clock forward by an hour, SIGUSR2 back.
 """
 
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -24,8 +25,12 @@ from kassa.channels import runner
 from kassa.channels.model import Request, Response
 from kassa.channels.runner import Runner
 from kassa.cli.main import main
+from kassa.ids import Id
 from kassa.journal.change import Change
 from kassa.journal.writer import PostgresJournal
+from kassa.messaging.model import LogRecord
+from kassa.messaging.relay import EventRelay
+from kassa.messaging.work import Leased, MessageWork
 from kassa.notifications.sender import Sender
 from kassa.payments.records import Attempt, Payment
 from kassa.payments.service import Payments
@@ -51,9 +56,12 @@ POINTS = (
     "commit.after",
     "webhook.request",
     "webhook.sent",
+    "event.confirmed",
+    "message.confirmed",
 )
 """`intended`: handed to the journal, not stored. `request`: stored, not sent. `sent`: on its way. `answered`: not recorded.
-`commit`: around the COMMIT itself. `webhook.sent`: the merchant has it, and that is not recorded."""
+`commit`: around the COMMIT itself. `webhook.sent`: the merchant has it, and that is not recorded. `confirmed`: the broker has it,
+and the cursor stands before the event, the message is in its queue."""
 
 SENT_S = 0.06
 """So long after a request was handed to the socket it has surely left, and a provider that is told to wait has it."""
@@ -64,6 +72,7 @@ class Plan:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._confirmed = file.with_suffix(".confirmed")
         self._left: list[str] = []
         self._victim = os.getpid()
         self._lock = threading.Lock()
@@ -82,6 +91,12 @@ class Plan:
             if not self._left:
                 kill_family(self._victim)
 
+    def confirmed(self, kind: str, names: Iterable[str]) -> None:
+        """A broker has these."""
+        with self._confirmed.open("a") as notes:
+            notes.write(f"{' '.join(names)}\n")
+        self.reached(f"{kind}.confirmed")
+
 
 def kill_family(pid: int) -> None:
     """kill -9 of a process and of every process that it started."""
@@ -96,6 +111,7 @@ def watch(plan: Plan) -> None:
     _watch_journal(plan)
     _watch_runner(plan)
     _watch_webhooks(plan)
+    _watch_relays(plan)
 
 
 def _watch_journal(plan: Plan) -> None:
@@ -168,6 +184,24 @@ def _watch_webhooks(plan: Plan) -> None:
         return answer
 
     Sender.send = sent  # type: ignore[assignment,method-assign]
+
+
+def _watch_relays(plan: Plan) -> None:
+    handle, acknowledge = EventRelay.handle, MessageWork.acknowledge
+
+    async def handled(relay: EventRelay, records: Sequence[LogRecord]) -> list[str | None]:
+        answers = await handle(relay, records)
+        plan.confirmed(
+            "event", [record.name for record, failure in zip(records, answers, strict=True) if failure is None]
+        )
+        return answers
+
+    async def acknowledged(work: MessageWork, claimed: Sequence[Leased]) -> set[Id]:
+        plan.confirmed("message", [message.id for message in claimed])
+        return await acknowledge(work, claimed)
+
+    EventRelay.handle = handled  # type: ignore[assignment,method-assign]
+    MessageWork.acknowledge = acknowledged  # type: ignore[assignment,method-assign]
 
 
 class _Stepped(datetime):

@@ -52,6 +52,10 @@ class Part:
         fresh.write_text(plan)
         fresh.rename(self._plan)
 
+    def confirmed(self) -> list[list[str]]:
+        """What brokers have confirmed to it, by name, each time."""
+        return [line.split() for line in self._plan.with_suffix(".confirmed").read_text().splitlines()]
+
     def kill(self) -> None:
         """kill -9."""
         tally.count("kills")
