@@ -29,8 +29,8 @@ FIRST_S = 120.0
 """Until a new consumer has its first record: Kafka's and RocketMQ's groups take their time."""
 HOUR_S = 3600.0
 """What is put off for so long does not come by itself."""
-LATE_S = 30.0
-"""No machine is so busy that what is due comes so late."""
+LATE_S = 1.0
+"""What is due comes sooner."""
 
 
 async def send(bench: Bench, *records: Record) -> None:
@@ -386,28 +386,35 @@ async def test_dead_record_lets_its_key_go_on_and_is_kept_with_its_reason(bench:
 
 
 async def test_delays_are_kept_however_they_are_mixed(bench: Bench) -> None:
+    """To the second, while nothing else happens. The best of some rounds, since one may meet a busy machine."""
     subscription = await warm(bench)
-    began = time.monotonic()
-    await send(
-        bench,
-        record("next hour", delay_s=HOUR_S),
-        record("late", delay_s=3.0),
-        record("soon", delay_s=1.5),
-        record("now"),
-    )
+    await send(bench, record("next hour", delay_s=HOUR_S))
+    worst_s = FIRST_S
+    for number in range(5):
+        if worst_s < LATE_S:
+            break
+        worst_s = max(await lateness(bench, subscription, number))
 
+    assert worst_s < LATE_S
+    assert (await bench.binder.depth(bench.topic.name, "shop")).delayed == 1
+
+
+async def lateness(bench: Bench, subscription: Subscription, number: int) -> list[float]:
+    """How late records come whose delays are mixed, in the order of these. None is early."""
+    delays_s = {f"{delay_s} in {number}": delay_s for delay_s in (2.4, 0.0, 1.0, 1.7)}
+    began = time.monotonic()
+    await send(bench, *(record(id, delay_s=delay_s) for id, delay_s in delays_s.items()))
+    sent = time.monotonic()
     came: dict[str, float] = {}
     async with asyncio.timeout(FIRST_S):
-        while len(came) < 3:
-            for delivery in await subscription.receive(10, FIRST_S):
-                came[delivery.record.id] = time.monotonic() - began
-                await subscription.settle([(delivery, Ack())])
+        while len(came) < len(delays_s):
+            deliveries = await subscription.receive(10, FIRST_S)
+            came |= dict.fromkeys(ids(deliveries), time.monotonic())
+            await subscription.settle([(delivery, Ack()) for delivery in deliveries])
 
-    assert came.keys() == {"now", "soon", "late"}
-    assert came["soon"] >= 1.5 and came["late"] >= 3.0
-    assert came["soon"] < came["late"]
-    assert came["soon"] < 1.5 + LATE_S and came["late"] < 3.0 + LATE_S
-    assert (await bench.binder.depth(bench.topic.name, "shop")).delayed == 1
+    assert came.keys() == delays_s.keys()
+    assert all(came[id] >= began + delay_s for id, delay_s in delays_s.items())
+    return [at - sent - delays_s[id] for id, at in came.items()]
 
 
 async def test_delay_of_days_is_over_when_the_days_are(bench: Bench) -> None:
