@@ -11,18 +11,19 @@ from msgspec.structs import replace
 from conformance.messaging.house import HOME, PATIENCE_S, Bench, collect, key_of_another_lane, record, until
 from kassa.db.pool import connect
 from kassa.errors import BrokerUnreachable, KassaError, QueueNotFound, RequestInvalid
-from kassa.journal.change import Change, InboxDone
+from kassa.ids import Id, new_id
+from kassa.journal.change import Change, InboxDone, Message
 from kassa.messaging import breaker, lookout, supplied
 from kassa.messaging.binder import Elsewhere, Subscription
 from kassa.messaging.binders.postgres import Parked, PostgresBinder, queue_name
 from kassa.messaging.consumer import Consumer, Handler, Unavailable
 from kassa.messaging.model import Ack, Confirmed, Dead, Delivery, Failed, Record, RetryAfter, Settlement
-from kassa.messaging.relay import send_surely
+from kassa.messaging.relay import MessageRelay, send_surely
 from kassa.messaging.replies import CORRELATION, REPLY_TO
 from kassa.messaging.supplied import CREDIT, SuppliedSubscription
 from kassa.messaging.topology import CLASSES, Topic, class_of, lane
 from kassa.messaging.wake import Wakeups
-from kassa.messaging.work import MessageWork
+from kassa.messaging.work import Leased, MessageWork
 
 DEADLINE_S = 60.0
 FIRST_S = 120.0
@@ -630,6 +631,47 @@ async def test_effect_happens_once_however_often_the_record_comes(bench: Bench) 
     assert await bench.effects() == ["r-1"]
     assert consumer.counts.repeated == 1
     await until(lambda: is_empty(bench))
+
+
+class Killed(BaseException):
+    """Nobody gives anything back any more."""
+
+
+class Dying(MessageWork):
+    """Of a relay that is killed when the broker has confirmed what it sent."""
+
+    async def acknowledge(self, claimed: Sequence[Leased]) -> set[Id]:
+        raise Killed
+
+
+async def test_relay_that_dies_with_a_confirmation_in_hand_leaves_all_to_the_next(bench: Bench) -> None:
+    """What was confirmed is sent again; it has its effect once, and before what is behind it."""
+    messages = tuple(Message(new_id(), "out", f"k{number % 3}", b"%d" % number) for number in range(12))
+    await bench.journal.commit(Change(home=HOME, messages=messages))
+    relay, next_relay = [
+        MessageRelay(work, bench.binder, "out", bench.topic.name, bench.wakeups)
+        for work in (Dying(bench.pool), MessageWork(bench.pool))
+    ]
+
+    async def handler(records: Sequence[Record]) -> list[Change]:
+        return [bench.effect(one) for one in records]
+
+    subscription = await bench.binder.subscribe(bench.topic.name, "shop")
+    consumer = Consumer(subscription, "shop", bench.journal, handler)
+    with pytest.raises(Killed):
+        await relay.step()
+    await step_until(consumer, lambda: has_effects(bench, 3))
+    await bench.pool.execute("UPDATE message_lease SET leased_until = now() WHERE topic = 'out'")
+    while await next_relay.step():
+        pass
+    await step_until(consumer, lambda: has_effects(bench, len(messages)))
+
+    effects = await bench.effects()
+    assert consumer.counts.repeated == 3 and len(effects) == len(messages)
+    for key in range(3):
+        of_key = [one.id for one in messages if one.key == f"k{key}"]
+        assert [id for id in effects if id in of_key] == of_key
+    assert await bench.pool.fetchval("SELECT count(*) FROM message WHERE topic = 'out'") == 0
 
 
 async def test_consumer_that_dies_before_its_commit_leaves_the_record_to_the_next(bench: Bench) -> None:
