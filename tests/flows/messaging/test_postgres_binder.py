@@ -2,16 +2,24 @@
 
 import asyncio
 import secrets
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, cast
+from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import pytest
 
 from flows.messaging.counting import CountingPool
 from flows.messaging.house import HOME, House
+from kassa.db.pool import open_pool
+from kassa.errors import BrokerUnreachable
+from kassa.ids import new_id
+from kassa.messaging.binder import Resources
 from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription
 from kassa.messaging.lookout import Lookout
 from kassa.messaging.model import Confirmed, Delivery, Failed, Record
+from kassa.messaging.registry import make_binder
 from kassa.messaging.topology import Topic
 from kassa.messaging.wake import Wakeups
 from kassa.messaging.work import WINDOWS_MAX, ClaimedMessage, MessageWork
@@ -42,6 +50,40 @@ async def binder(house: House) -> PostgresBinder:
 
 def letter(id: str, key: str = "") -> Record:
     return Record(id, key, b"{}", {}, home=HOME)
+
+
+@pytest.fixture
+async def reader(house: House) -> AsyncIterator[Any]:
+    """Connections of a role that may read all tables, and nothing else."""
+    role = f"reader_{new_id()[-12:]}"
+    await house.pool.execute(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
+    )
+    parts = urlsplit(house.url)
+    url = urlunsplit(parts._replace(netloc=f"{role}:secret@{parts.netloc.rpartition('@')[2]}"))
+    pool = await open_pool(url, application="test reader")
+    yield pool
+    await pool.close()
+    await house.pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    ("url", "refusal"),
+    [("postgres", asyncpg.InsufficientPrivilegeError), ("zeromq://127.0.0.1:0", BrokerUnreachable)],
+)
+async def test_verifying_needs_no_right_but_to_look(
+    url: str, refusal: type[Exception], binder: PostgresBinder, reader: Any
+) -> None:
+    """ZeroMQ has no rights of its own: who may call its hub may do all that the hub's role may, since its queues are these."""
+    more = TOPIC._replace(groups=(*TOPIC.groups, "archive"))
+
+    async with make_binder(url, Resources(reader, Wakeups(reader.acquire))) as looking:
+        assert await looking.provision([TOPIC], verify_only=True) == []
+        assert await looking.provision([more], verify_only=True) == ["missing: post:archive"]
+        with pytest.raises(refusal):
+            await looking.provision([more])
+
+    assert await binder.provision([more], verify_only=True) == ["missing: post:archive"]
 
 
 async def test_a_key_that_no_index_takes_fails_for_good_and_alone(binder: PostgresBinder) -> None:
