@@ -7,13 +7,12 @@ from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
-import asyncpg
 import pytest
 
 from flows.messaging.counting import CountingPool
 from flows.messaging.house import HOME, House
 from kassa.db.pool import open_pool
-from kassa.errors import BrokerUnreachable
+from kassa.errors import BrokerUnreachable, SettingInvalid
 from kassa.ids import new_id
 from kassa.messaging.binder import Resources
 from kassa.messaging.binders.postgres import PostgresBinder, PostgresSubscription
@@ -69,7 +68,7 @@ async def reader(house: House) -> AsyncIterator[Any]:
 
 @pytest.mark.parametrize(
     ("url", "refusal"),
-    [("postgres", asyncpg.InsufficientPrivilegeError), ("zeromq://127.0.0.1:0", BrokerUnreachable)],
+    [("postgres", SettingInvalid), ("zeromq://127.0.0.1:0", BrokerUnreachable)],
 )
 async def test_verifying_needs_no_right_but_to_look(
     url: str, refusal: type[Exception], binder: PostgresBinder, reader: Any

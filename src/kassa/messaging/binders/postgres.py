@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from kassa.db.away import AWAY
 from kassa.db.queries import load
-from kassa.errors import BrokerUnreachable, InvariantBroken, QueueNotFound
+from kassa.errors import BrokerUnreachable, InvariantBroken, QueueNotFound, SettingInvalid
 from kassa.ids import Id, time_digits
 from kassa.messaging.binder import Resources
 from kassa.messaging.lookout import Lookout
@@ -178,9 +178,16 @@ class PostgresBinder:
                     continue
                 if verify_only:
                     said.append(f"missing: {queue_name(topic.name, group)}")
-                elif await self._pool.fetchval(_SQL.subscribe_group, topic.name, group) is not None:
+                elif await self._subscribe_group(topic.name, group):
                     said.append(f"created: {queue_name(topic.name, group)}")
         return said
+
+    async def _subscribe_group(self, topic: str, group: str) -> bool:
+        """Whether it is new. Raises SettingInvalid."""
+        try:
+            return await self._pool.fetchval(_SQL.subscribe_group, topic, group) is not None
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise SettingInvalid(f"PostgreSQL: {error}. Provision with a role that may, or only verify.") from None
 
     async def send(self, topic: str, records: Sequence[Record], *, deadline_s: float) -> list[Receipt]:
         """One commit for the batch; if one record cannot be stored, each by itself."""
