@@ -66,7 +66,7 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     handling_s: float | None
     """… until such a record was handled."""
     caught_up_s: float | None
-    """… until everything that had waited was handled."""
+    """… until everything that had waited was handled; None: some of it never was."""
     sent: int
     confirmed: int
     handled: int

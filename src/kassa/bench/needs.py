@@ -161,7 +161,7 @@ def _survival(needs: Needs, broker: Measured, reasons: list[str], against: list[
     elif fault.lost:
         against.append(f"{fault.lost} of {fault.confirmed} confirmed messages were lost by kill -9.")
     elif fault.caught_up_s is None:
-        against.append("It did not come back after kill -9.")
+        against.append("It did not work again after kill -9.")
     else:
         repeats = f", {fault.repeated} came twice (Kassa's consumers take them once)" if fault.repeated else ""
         reasons.append(

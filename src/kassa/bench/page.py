@@ -239,14 +239,30 @@ def _fault_drawing(one: Measured, fault: Recovery, width_s: float) -> str:
 
 
 def _fate(fault: Recovery) -> str:
-    back = "It did not come back." if fault.caught_up_s is None else f"All normal after {fault.caught_up_s:.1f} s"
-    if fault.caught_up_s is not None:
-        back += f", of which {fault.started_s:.1f} s until its start command had ended."
     fate = f"Of {fault.confirmed:,} confirmed messages {fault.lost:,} lost, {fault.repeated:,} handed out twice"
     order = f", {fault.out_of_order:,} out of order" if fault.out_of_order else ", each key in order"
     if fault.unconfirmed_why:
         order += f", and {fault.sent - fault.confirmed:,} were never confirmed ({fault.unconfirmed_why})"
-    return f"{fate}{order}. {back} Killed: {fault.what}."
+    return f"{fate}{order}. {_back(fault)} Killed: {fault.what}."
+
+
+def _back(fault: Recovery) -> str:
+    started = f"of which {fault.started_s:.1f} s until its start command had ended."
+    if fault.caught_up_s is not None:
+        return f"All normal after {fault.caught_up_s:.1f} s, {started}"
+    if fault.sending_s is None and fault.handling_s is None:
+        return "It did not come back."
+    if fault.sending_s is None:
+        return "It came back, but confirmed nothing that was sent after the kill."
+    if fault.handling_s is None:
+        return "It came back, but handed out nothing that was sent after the kill."
+    again_s = max(fault.sending_s, fault.handling_s)
+    return f"It worked again after {again_s:.1f} s, {started} {fault.lost:,} never came."
+
+
+def _all_normal(fault: Recovery) -> str:
+    """In the table."""
+    return f"{fault.lost:,} never came" if fault.lost else _s(fault.caught_up_s)
 
 
 def _cost(seen: Sequence[Measured]) -> str:
@@ -314,7 +330,7 @@ def _tables(seen: Sequence[Measured]) -> str:
     faults = _table(
         ("broker", "started", "sends again", "handles again", "all normal", "confirmed", "lost", "twice", "out of order"),
         (
-            (called(one), _s(fault.started_s), _s(fault.sending_s), _s(fault.handling_s), _s(fault.caught_up_s),
+            (called(one), _s(fault.started_s), _s(fault.sending_s), _s(fault.handling_s), _all_normal(fault),
              f"{fault.confirmed:,}", f"{fault.lost:,}", f"{fault.repeated:,}", f"{fault.out_of_order:,}")
             for one in seen if (fault := one.recovery) is not None
         ),

@@ -9,7 +9,7 @@ import pytest
 
 from kassa.bench import charts
 from kassa.bench.measure import percentile
-from kassa.bench.model import Gap, Measured, Memory, Moment, Needs, Report
+from kassa.bench.model import Gap, Measured, Memory, Moment, Needs, Recovery, Report
 from kassa.bench.needs import recommend
 from kassa.bench.page import rendered
 from unit.bench.test_needs import broker, latency, recovery, throughput
@@ -78,6 +78,35 @@ def test_page_says_what_was_measured() -> None:
 
     for words in ("2,468", "12.5 ms", "0 lost, 3 handed out twice", "256 MiB", "One machine."):
         assert words in page
+
+
+def page_after(fault: Recovery) -> str:
+    return rendered(report(broker("kafka", recovery=fault)))
+
+
+def test_broker_that_lost_messages_came_back_all_the_same() -> None:
+    page = page_after(recovery(lost=3, caught_up_s=None))
+
+    assert "It did not come back" not in page
+    assert "It worked again after 2.0 s, of which 2.0 s until its start command had ended. 3 never came." in page
+    assert "<td>3 never came</td>" in page and "<td>never</td>" not in page
+
+
+@pytest.mark.parametrize(
+    ("sending_s", "handling_s", "words"),
+    [
+        (None, None, "It did not come back."),
+        (None, 2.0, "It came back, but confirmed nothing that was sent after the kill."),
+        (2.0, None, "It came back, but handed out nothing that was sent after the kill."),
+    ],
+)
+def test_page_says_which_half_of_a_broker_did_not_come_back(
+    sending_s: float | None, handling_s: float | None, words: str
+) -> None:
+    fault = msgspec.structs.replace(recovery(caught_up_s=None), sending_s=sending_s, handling_s=handling_s)
+    page = page_after(fault)
+
+    assert words in page and "<td>never</td>" in page
 
 
 def test_page_escapes_what_others_wrote() -> None:
