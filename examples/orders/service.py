@@ -20,6 +20,8 @@ CREATE TABLE IF NOT EXISTS orders (
     amount bigint NOT NULL,
     state text NOT NULL DEFAULT 'waiting'
 )"""
+PACKED = "CREATE TABLE IF NOT EXISTS packed (number text NOT NULL)"
+"""No unique key: what is packed twice is in here twice."""
 PARCELS = Topic("shop.parcels", (), "Paid orders, for the warehouse.")
 
 
@@ -40,7 +42,7 @@ def order_service(broker: str, database_url: str) -> Messaging:
 
     @messaging.consumer(PARCELS.name, group="warehouse")
     async def pack(message: Message, connection: Any) -> None:
-        await connection.execute("UPDATE orders SET state = 'packed' WHERE number = $1", message.json()["number"])
+        await connection.execute("INSERT INTO packed (number) VALUES ($1)", message.json()["number"])
 
     return messaging
 
@@ -48,6 +50,7 @@ def order_service(broker: str, database_url: str) -> Messaging:
 async def main(broker: str, database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
     await connection.execute(ORDERS)
+    await connection.execute(PACKED)
     await connection.close()
     async with order_service(broker, database_url) as messaging:
         print("ready", flush=True)

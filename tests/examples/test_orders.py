@@ -15,4 +15,5 @@ def test_order_service_packs_each_paid_order_once_though_it_is_killed(broker: li
     told = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert told.returncode == 0, told.stderr
-    assert "Order 1002: the service is back, heard of it, and packed it." in told.stdout
+    assert "Order 1002: paid while the order service was dead; it is waiting." in told.stdout
+    assert told.stdout.endswith("Each order was packed once.\n")
