@@ -30,7 +30,9 @@ from kassa.db.migrate import require_current
 from kassa.errors import KassaError
 from kassa.journal.change import SYSTEM_HOME, Change
 from kassa.journal.replies import FirstStatuses
+from kassa.messaging.activity import Follower
 from kassa.messaging.broker_names import read_brokers
+from kassa.supervisor import Supervisor
 
 CHECK_S = 2.0
 """A database that does not answer in that time is not one that can take a payment."""
@@ -64,6 +66,8 @@ class Api:
         """idle_workers: the names of loops of this process that should run and do not."""
         self._app = app
         self._idle_workers = idle_workers
+        self._follower = Follower(app.pool)
+        self._background = Supervisor({"flows": self._follower.run})
         self.routes = self._routes()
         self.document = openapi.document(self.routes, version=version("kassa"), raw=RAW)
         self.messages = asyncapi.document(
@@ -104,7 +108,7 @@ class Api:
             *WebhookRoutes(app.webhooks).routes(),
             *balances.routes(app.ledger, app.payments_store),
             *callbacks.routes(app.payments, app.directory),
-            *QueueRoutes(app.queues).routes(),
+            *QueueRoutes(app.queues, self._follower.flows).routes(),
             *meta.routes(self.checks, app.metrics, Measure(app, self._idle_workers)),
         ]
 
@@ -117,10 +121,12 @@ class Api:
     async def start(self) -> None:
         """Listens. Raises OSError when the address is taken."""
         await self.server.start()
+        self._background.start()
 
     async def stop(self) -> None:
         """Takes nothing new, and lets what is running finish."""
         await self.server.stop(self._app.settings.stop_grace_s)
+        await self._background.stop()
 
     async def checks(self) -> list[Check]:
         """What must be so before a payment can be taken."""

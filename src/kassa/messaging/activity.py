@@ -67,9 +67,9 @@ class Publisher:
     async def run(self) -> None:
         """Until it is cancelled. A database that is away is waited for."""
         for rounds in count():
-            await self._try(self.publish)
+            await _try(self.publish)
             if rounds % FORGET_ROUNDS == 0:
-                await self._try(self._forget)
+                await _try(self._forget)
             await asyncio.sleep(PUBLISH_S)
 
     async def publish(self) -> None:
@@ -80,12 +80,6 @@ class Publisher:
 
     async def _forget(self) -> None:
         await self._pool.execute(_SQL.forget_meters)
-
-    async def _try(self, action: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await action()
-        except (*AWAY, asyncpg.PostgresError) as error:
-            log.warning("activity.waits", error=type(error).__name__)
 
 
 _Row = tuple[str, str, int, int, int, int, int, str]
@@ -129,11 +123,40 @@ class Flows:
         self._seen = seen
 
     def flows(self) -> dict[tuple[str, str], Flow]:
-        """By topic and group, of all processes together."""
+        """By topic and group, of all processes together. What was told only once is not in it: nobody knows how it moves."""
         histories: dict[tuple[str, str], list[deque[Counted]]] = {}
         for (_, topic, group), history in self._seen.items():
-            histories.setdefault((topic, group), []).append(history)
+            if len(history) > 1:
+                histories.setdefault((topic, group), []).append(history)
         return {name: _flow(some) for name, some in histories.items()}
+
+
+class Follower:
+    """Looks once a second, so that whoever asks at any moment is told of the last few seconds."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+        self._flows = Flows()
+
+    async def run(self) -> None:
+        """Until it is cancelled. A database that is away is waited for."""
+        while True:
+            await _try(self._look)
+            await asyncio.sleep(PUBLISH_S)
+
+    async def _look(self) -> None:
+        self._flows.add(await counted(self._pool))
+
+    def flows(self) -> dict[tuple[str, str], Flow]:
+        """By topic and group. What no process tells, or told only once so far, is not in it."""
+        return self._flows.flows()
+
+
+async def _try(action: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await action()
+    except (*AWAY, asyncpg.PostgresError) as error:
+        log.warning("activity.waits", error=type(error).__name__)
 
 
 def _flow(histories: Sequence[deque[Counted]]) -> Flow:
@@ -142,8 +165,6 @@ def _flow(histories: Sequence[deque[Counted]]) -> Flow:
     for history in histories:
         first, last = history[0], history[-1]
         over_s = (last.at - first.at).total_seconds()
-        if over_s <= 0:
-            continue
         for place, (before, after) in enumerate(zip(first[4:9], last[4:9], strict=True)):
             rates[place] += (after - before) / over_s
         # Another version may have other buckets; its records are counted, and their latency is not.

@@ -55,6 +55,11 @@ class Up:
     def client(self) -> Kassa:
         return Kassa(self.said["api_key"], self.said["api"], timeout_s=ANSWER_S)
 
+    def get(self, path: str, key: str) -> httpx.Response:
+        """One look over HTTP."""
+        given = {"Authorization": f"Bearer {key}"}
+        return httpx.get(self.said["api"] + path, headers=given, trust_env=False, timeout=ANSWER_S)
+
     def code_url(self, payment_id: str) -> str:
         """What the payer scans, once the channel has said it: the POST's answer need not have it yet."""
 

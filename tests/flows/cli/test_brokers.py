@@ -105,25 +105,15 @@ def send(database_url: str, body: str) -> None:
         connection.execute("SELECT kassa_send('payment_order', %s)", (body,))
 
 
-def asked(up: Up, key: str) -> httpx.Response:
-    """The queues over HTTP."""
-    return httpx.get(
-        f"{up.said['api']}/v1/queues",
-        headers={"Authorization": f"Bearer {key}"},
-        trust_env=False,
-        timeout=ANSWER_S,
-    )
-
-
 def test_operators_have_keys_of_their_own_and_workers_tell_their_numbers(up: Up) -> None:
     place = ["--dir", str(up.said["dir"])]
     made = json.loads(kassa("key", "create", "--operator", "--label", "night", *place, "--json").stdout)
     assert made["scopes"] == "operator"
     (listed,) = json.loads(kassa("key", "list", "--operator", *place, "--json").stdout)["data"]
     assert listed["id"] == made["id"]
-    queues = asked(up, made["key"])
+    queues = up.get("/v1/queues", made["key"])
     assert queues.status_code == 200 and queues.json()["data"]
-    theirs = asked(up, up.said["api_key"])
+    theirs = up.get("/v1/queues", up.said["api_key"])
     assert theirs.status_code == 403
     assert kassa("key", "create", "--operator", "--merchant", up.said["merchant"], *place, expect=2).returncode == 2
 

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from flows.cli.house import ANSWER_S, PROGRAM, Up, environment, set_up
+from flows.cli.house import ANSWER_S, PROGRAM, Up, environment, kassa, set_up, wait_until
 
 QUEUE = "payment_order:kassa"
 SEEN_S = 120.0
@@ -135,6 +135,34 @@ def test_programs_get_one_document_a_second_until_ctrl_c(up: Up) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_who_asks_over_http_once_gets_what_watch_shows(up: Up) -> None:
+    key = json.loads(kassa("key", "create", "--operator", "--dir", str(up.said["dir"]), "--json").stdout)["key"]
+
+    def moving() -> Any:
+        found = up.get("/v1/queues", key).json()
+        return line_of(found) if line_of(found)["handled_per_s"] else None
+
+    listed = wait_until(moving)
+    peeked = up.get(f"/v1/queues/{QUEUE}", key).json()["queue"]
+
+    for queue in (listed, peeked):
+        # Ten requests a second are sent.
+        assert 0 < queue["handled_per_s"] < 100 and 0 < queue["received_per_s"] < 100
+        assert (queue["retried_per_s"], queue["given_up_per_s"]) == (0, 0)
+        assert 0 < queue["p50_s"] <= queue["p99_s"]
+
+
+def test_a_queue_of_which_no_process_tells_has_no_figures(up: Up) -> None:
+    place = ["--dir", str(up.said["dir"])]
+    key = json.loads(kassa("key", "create", "--operator", *place, "--json").stdout)["key"]
+    kassa("queue", "subscribe", "payment_order", "nobody", *place)
+
+    queue = up.get("/v1/queues/payment_order:nobody", key).json()["queue"]
+
+    figures = ("handled_per_s", "received_per_s", "retried_per_s", "given_up_per_s", "p50_s", "p99_s")
+    assert [queue[name] for name in figures] == [None] * 6
 
 
 def line_of(document: Any) -> Any:

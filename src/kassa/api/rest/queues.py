@@ -4,7 +4,7 @@ Each call says how a thing shall be, or takes what is there, so it may be repeat
 """
 
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from kassa.api.rest.fields import Nothing
 from kassa.api.route import Answer, Route
 from kassa.errors import BrokerUnreachable, QueueNotFound, QueueNotPausable, QueueNotPurgeable
 from kassa.merchants.model import Caller, Scope
+from kassa.messaging.activity import Flow
 from kassa.messaging.queues import Dead, Queue, Queues, Waiting
 
 PURGE_S = 20.0
@@ -28,11 +29,29 @@ log = structlog.get_logger("kassa.api.queues")
 
 _encode = msgspec.json.Encoder().encode
 
+Flows = Mapping[tuple[str, str], Flow]
+"""How queues move, by topic and group."""
+
+
+class WatchedQueue(Queue, frozen=True, kw_only=True):
+    """How one queue is doing, and how it moves: over the last five seconds, in all processes together. null: no process tells of
+    it, or it began a moment ago."""
+
+    handled_per_s: float | None
+    """Throughput: records whose effect is durable."""
+    received_per_s: float | None
+    """Handed out, each time that they were."""
+    retried_per_s: float | None
+    given_up_per_s: float | None
+    p50_s: float | None
+    """Latency from produced to handled: half of the records took no longer; null also where none was handled."""
+    p99_s: float | None
+
 
 class AllQueues(msgspec.Struct, frozen=True):
     """Every queue, by kind and name."""
 
-    data: list[Queue]
+    data: list[WatchedQueue]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +88,7 @@ class DeadRecord(Record, frozen=True, kw_only=True):
 class QueuePeek(msgspec.Struct, frozen=True):
     """How a queue is doing, and its oldest records. Those that wait at a broker cannot be looked at without taking them."""
 
-    queue: Queue
+    queue: WatchedQueue
     data: list[WaitingRecord]
 
 
@@ -132,21 +151,24 @@ class PurgeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class QueueRoutes:
     """The handlers."""
 
-    def __init__(self, queues: Queues) -> None:
+    def __init__(self, queues: Queues, flows: Callable[[], Flows]) -> None:
         self._queues = queues
+        self._flows = flows
         self._replay = BodyDecoder(ReplayBody)
         self._purge = BodyDecoder(PurgeBody)
         self._nothing = BodyDecoder(Nothing)
 
     async def all(self, request: Request, caller: Caller) -> Response:
         """Every queue."""
-        return Response(200, _encode(AllQueues(await self._queues.all())))
+        flows = self._flows()
+        return Response(200, _encode(AllQueues([_watched(one, flows) for one in await self._queues.all()])))
 
     async def peek(self, request: Request, caller: Caller) -> Response:
         """One queue, and its oldest records."""
         query, name = read_query(request, HowMany), request.params["name"]
         queue, peeked = await self._queues.one(name), await self._queues.peek(name, query.limit)
-        return Response(200, _encode(QueuePeek(queue, [_waiting(one) for one in peeked.records])))
+        watched = _watched(queue, self._flows())
+        return Response(200, _encode(QueuePeek(watched, [_waiting(one) for one in peeked.records])))
 
     async def dead(self, request: Request, caller: Caller) -> Response:
         """What was given up."""
@@ -168,7 +190,7 @@ class QueueRoutes:
         name = request.params["name"]
         await act(name)
         _tell(act.__name__, name, caller)
-        return Response(200, _encode(await self._queues.one(name)))
+        return Response(200, _encode(_watched(await self._queues.one(name), self._flows())))
 
     async def purge(self, request: Request, caller: Caller) -> Response:
         """Throws away what waits, or what was given up."""
@@ -208,7 +230,7 @@ class QueueRoutes:
         path, scope = "/v1/queues", Scope.OPERATOR
         missing = (QueueNotFound,)
         return [
-            Route("GET", path, "Every queue, and how it is doing. For operators.", self.all,
+            Route("GET", path, "Every queue, how it is doing, and how it moves. For operators.", self.all,
                   {200: Answer(AllQueues, "Groups, then outboxes, then groups of the event log")}, scope),
             Route("GET", path + "/{name}", "One queue, and its oldest records.", self.peek,
                   {200: Answer(QueuePeek, "Without touching them")}, scope, query=HowMany, problems=missing),
@@ -216,10 +238,11 @@ class QueueRoutes:
                   {200: Answer(DeadRecords, "Newest first; of a log group oldest first")}, scope, query=HowMany,
                   problems=missing),
             Route("POST", path + "/{name}/pause", "Nobody gets anything of it until it is resumed.", self.pause,
-                  {200: Answer(Queue, "As it is now")}, scope, body=Nothing, problems=(*missing, QueueNotPausable),
+                  {200: Answer(WatchedQueue, "As it is now")}, scope, body=Nothing, problems=(*missing, QueueNotPausable),
                   example={}),
-            Route("POST", path + "/{name}/resume", "It goes on.", self.resume, {200: Answer(Queue, "As it is now")}, scope,
-                  body=Nothing, problems=(*missing, QueueNotPausable), example={}),
+            Route("POST", path + "/{name}/resume", "It goes on.", self.resume,
+                  {200: Answer(WatchedQueue, "As it is now")}, scope, body=Nothing,
+                  problems=(*missing, QueueNotPausable), example={}),
             Route("POST", path + "/{name}/purge", "Throw away what waits and is in nobody's hands.", self.purge,
                   {200: Answer(PurgeAnswer, "What is gone, and what is left")}, scope, body=PurgeBody,
                   problems=(*missing, QueueNotPurgeable, BrokerUnreachable), example={"dead": True}),
@@ -232,6 +255,19 @@ class QueueRoutes:
 def _tell(act: str, name: str, caller: Caller, **facts: object) -> None:
     """Who did it, for those who ask later."""
     log.warning(f"queue.{act}", queue=name, key=f"key_{caller.key_id}", **facts)
+
+
+def _watched(queue: Queue, flows: Flows) -> WatchedQueue:
+    flow = flows.get((queue.topic, queue.group))
+    handled, received, retried, given_up = (
+        (None,) * 4
+        if flow is None
+        else (round(one, 3) for one in (flow.handled, flow.received, flow.retried, flow.dead))
+    )
+    return WatchedQueue(
+        **msgspec.structs.asdict(queue), handled_per_s=handled, received_per_s=received, retried_per_s=retried,
+        given_up_per_s=given_up, p50_s=flow and flow.p50_s, p99_s=flow and flow.p99_s,
+    )  # fmt: skip
 
 
 def _content(body: bytes) -> tuple[str | None, str | None]:
