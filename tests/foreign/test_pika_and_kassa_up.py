@@ -5,16 +5,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pika
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
-from flows.cli.house import Up, kassa_process, set_up
+from flows.cli.house import ANSWER_S, Up, kassa_process, set_up, wait_until
+from kassa.ids import new_id
+from servers import Kafka
 
 pytestmark = pytest.mark.needs("rabbitmq")
+
+EVENTS = "kassa.events"
 
 PROGRAM = """
 import json, sys, pika
@@ -34,7 +40,7 @@ print(properties.correlation_id, properties.content_type, body.decode())
 @pytest.fixture
 def url(request: pytest.FixtureRequest) -> str:
     """A virtual host of its own: the names of this program are fixed."""
-    return str(request.getfixturevalue("rabbitmq").virtual_host("pika"))
+    return str(request.getfixturevalue("rabbitmq").virtual_host(f"pika-{new_id()[-12:]}"))
 
 
 @pytest.fixture
@@ -95,6 +101,59 @@ def test_a_plain_consumer_hears_events(url: str, up: Up, tmp_path: Path) -> None
 
     assert [type_ for type_, _ in heard] == ["payment.processing", "payment.succeeded"]
     assert heard[-1][1]["state"] == "succeeded"
+
+
+@contextmanager
+def hearing(kafka: Kafka) -> Iterator[Consumer]:
+    """A plain consumer of events, from now on."""
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": new_id()})
+    partitions = consumer.list_topics(EVENTS, timeout=ANSWER_S).topics[EVENTS].partitions
+    ends = {number: consumer.get_watermark_offsets(TopicPartition(EVENTS, number))[1] for number in partitions}
+    consumer.assign([TopicPartition(EVENTS, number, end) for number, end in ends.items()])
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def next_of(consumer: Consumer, payment_id: str) -> Any:
+    """The next event, if it is one of this payment's."""
+    event = consumer.poll(1.0)
+    is_ours = event is not None and ("ce_subject", payment_id.encode()) in (event.headers() or ())
+    return event if is_ours else None
+
+
+def requests_at(kafka: Kafka) -> int | None:
+    """How many requests ever came there; None: there is no topic for them. The server is shared with other tests."""
+    with closing(Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": new_id()})) as consumer:
+        topic = consumer.list_topics(timeout=ANSWER_S).topics.get("payment_order")
+        if topic is None:
+            return None
+        return sum(consumer.get_watermark_offsets(TopicPartition(topic.topic, one))[1] for one in topic.partitions)
+
+
+def test_rabbitmq_takes_requests_and_kafka_tells_events_and_neither_has_the_others_topic(
+    url: str, kafka: Kafka, tmp_path: Path
+) -> None:
+    before = requests_at(kafka)
+    with set_up() as directory:
+        up = Up(directory, "--port", "0", "--broker", f"{url}#payment_order", "--broker", f"{kafka.url}#{EVENTS}")
+        assert {name: one["topics"] for name, one in up.said["brokers"].items()} == {
+            "rabbitmq": ["payment_order"], "kafka": [EVENTS],
+        }  # fmt: skip
+        with hearing(kafka) as consumer:
+            payment = json.loads(run(PROGRAM, url, tmp_path).split(" ", 2)[2])
+            event = wait_until(lambda: next_of(consumer, payment["id"]))
+
+    assert (payment["object"], payment["order_id"]) == ("payment", "123456")
+    assert dict(event.headers())["ce_type"] == b"payment.processing"
+    assert json.loads(event.value())["order_id"] == "123456"
+    with (
+        closing(pika.BlockingConnection(pika.URLParameters(url))) as connection,
+        pytest.raises(pika.exceptions.ChannelClosedByBroker, match="no exchange"),
+    ):
+        connection.channel().exchange_declare(EVENTS, passive=True)
+    assert requests_at(kafka) == before
 
 
 def test_a_broker_that_cannot_be_reached_is_told_at_once() -> None:
