@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,34 +17,30 @@ from confluent_kafka import Consumer, TopicPartition
 
 from flows.cli.house import ANSWER_S, Up, kassa_process, set_up, wait_until
 from kassa.ids import new_id
-from servers import Kafka
+from servers import Kafka, RabbitMQ
 
 pytestmark = pytest.mark.needs("rabbitmq")
 
 EVENTS = "kassa.events"
 
-PROGRAM = """
-import json, sys, pika
-connection = pika.BlockingConnection(pika.URLParameters(sys.argv[1]))
-channel = connection.channel()
-channel.exchange_declare("payment", "topic")
-channel.queue_declare("payment_order")
-channel.queue_bind("payment_order", "payment", "payment_order")
-answers = channel.queue_declare("", exclusive=True).method.queue
-properties = pika.BasicProperties(reply_to=answers, correlation_id="42")
-channel.basic_publish("payment", "payment_order", json.dumps({"order_id": "123456", "amount": 100}), properties)
-method, properties, body = next(channel.consume(answers, inactivity_timeout=100))
-print(properties.correlation_id, properties.content_type, body.decode())
-"""
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "queues.md"
+(PROGRAM,) = re.findall(r"```python\n(import json, pika\n.*?)```", GUIDE.read_text(), re.DOTALL)
+"""As it is in the guide."""
+WHOLE = PROGRAM + "print(properties.content_type, body.decode())\n"
+"""It tells the rest of its answer, too."""
 
 
-@pytest.fixture
-def url(request: pytest.FixtureRequest) -> str:
-    """A virtual host of its own: the names of this program are fixed."""
-    return str(request.getfixturevalue("rabbitmq").virtual_host(f"pika-{new_id()[-12:]}"))
+def virtual_host(rabbitmq: RabbitMQ) -> str:
+    """A place where nothing is: the names of this program are fixed."""
+    return rabbitmq.virtual_host(f"pika-{new_id()[-12:]}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def url(rabbitmq: RabbitMQ) -> str:
+    return virtual_host(rabbitmq)
+
+
+@pytest.fixture(scope="module")
 def up(url: str) -> Iterator[Up]:
     with set_up() as directory:
         yield Up(directory, "--port", "0", "--broker", url)
@@ -52,8 +49,9 @@ def up(url: str) -> Iterator[Up]:
 def run(program: str, url: str, tmp_path: Path) -> str:
     """What the program says."""
     file = tmp_path / "program.py"
-    file.write_text(program)
-    done = subprocess.run([sys.executable, str(file), url], capture_output=True, text=True, timeout=120, env=os.environ)
+    assert program.count("amqp://…") == 1
+    file.write_text(program.replace("amqp://…", url))
+    done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, timeout=120, env=os.environ)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -64,22 +62,36 @@ def rest(up: Up, path: str) -> Any:
     return httpx.get(up.said["api"] + path, headers=headers, trust_env=False, timeout=60).json()
 
 
-def test_a_program_of_ten_lines_gets_its_answer(url: str, up: Up, tmp_path: Path) -> None:
-    first = run(PROGRAM, url, tmp_path)
-    again = run(PROGRAM, url, tmp_path)
-    silent = run(
-        PROGRAM.replace("reply_to=answers, ", "").replace("123456", "7").partition("method,")[0], url, tmp_path
-    )
+def ask(url: str, tmp_path: Path, order_id: str = "123456") -> Any:
+    """The payment that is the answer to the guide's program."""
+    return json.loads(run(WHOLE.replace("123456", order_id), url, tmp_path).splitlines()[1].partition(" ")[2])
 
-    correlation_id, content_type, body = first.split(" ", 2)
+
+def test_the_program_of_the_guide_gets_its_answer(url: str, up: Up, tmp_path: Path) -> None:
+    first = run(WHOLE, url, tmp_path)
+    again = ask(url, tmp_path)
+
+    said, rest_of_it = first.splitlines()
+    content_type, _, body = rest_of_it.partition(" ")
     payment = json.loads(body)
-    assert (correlation_id, content_type, silent) == ("42", "application/json", "")
     assert (payment["object"], payment["order_id"], payment["amount"], payment["currency"]) == (
         "payment", "123456", 100, "CNY",
     )  # fmt: skip
     assert payment["next_action"]["code_url"].startswith("weixin://")
-    assert json.loads(again.split(" ", 2)[2]) == payment
+    assert said == f"42 {payment['next_action']['code_url']}"
+    assert content_type == "application/json"
+    assert again == payment
     assert rest(up, "/v1/payments?order_id=123456")["data"] == [payment]
+
+
+def test_a_program_that_wants_no_answer_pays_as_well(url: str, up: Up, tmp_path: Path) -> None:
+    program = PROGRAM.replace("reply_to=answers, ", "").replace("123456", "7").partition("method,")[0]
+
+    said = run(program, url, tmp_path)
+
+    assert "reply_to" not in program and said == ""
+    (payment,) = wait_until(lambda: rest(up, "/v1/payments?order_id=7")["data"])
+    assert (payment["order_id"], payment["amount"]) == ("7", 100)
 
 
 def test_a_plain_consumer_hears_events(url: str, up: Up, tmp_path: Path) -> None:
@@ -88,7 +100,7 @@ def test_a_plain_consumer_hears_events(url: str, up: Up, tmp_path: Path) -> None
     queue = channel.queue_declare("", exclusive=True).method.queue
     channel.queue_bind(queue, "kassa.events", "payment.*")
 
-    payment = json.loads(run(PROGRAM, url, tmp_path).split(" ", 2)[2])
+    payment = ask(url, tmp_path, "8")
     with up.client() as client:
         up.pay(client.payments.get(payment["id"]))
     heard: list[tuple[str, dict[str, Any]]] = []
@@ -133,8 +145,9 @@ def requests_at(kafka: Kafka) -> int | None:
 
 
 def test_rabbitmq_takes_requests_and_kafka_tells_events_and_neither_has_the_others_topic(
-    url: str, kafka: Kafka, tmp_path: Path
+    rabbitmq: RabbitMQ, kafka: Kafka, tmp_path: Path
 ) -> None:
+    url = virtual_host(rabbitmq)
     before = requests_at(kafka)
     with set_up() as directory:
         up = Up(directory, "--port", "0", "--broker", f"{url}#payment_order", "--broker", f"{kafka.url}#{EVENTS}")
@@ -142,7 +155,7 @@ def test_rabbitmq_takes_requests_and_kafka_tells_events_and_neither_has_the_othe
             "rabbitmq": ["payment_order"], "kafka": [EVENTS],
         }  # fmt: skip
         with hearing(kafka) as consumer:
-            payment = json.loads(run(PROGRAM, url, tmp_path).split(" ", 2)[2])
+            payment = ask(url, tmp_path)
             event = wait_until(lambda: next_of(consumer, payment["id"]))
 
     assert (payment["object"], payment["order_id"]) == ("payment", "123456")
