@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kassa.db.pool import connect, open_pool
 from kassa.messaging.binders import amqp
 from kassa.messaging.binders.rabbitmq import queues_of
 from kassa.messaging.wake import Wakeups
-from servers import RabbitMQ
+from servers import Kafka, RabbitMQ
 from unit.bench.test_page import OUTSIDE
 
 PROGRAM = [sys.executable, "-m", "kassa.cli.main", "bench", "brokers"]
@@ -69,6 +70,8 @@ def test_every_broker_is_measured_and_nothing_is_lost_by_kills(tmp_path: Path, r
     assert rabbitmq.password not in page.read_text() + json.dumps(document)
     assert not OUTSIDE.search(page.read_text())
     assert document["recommendation"]["headline"] in page.read_text()
+    # Where it stops being true.
+    assert document["limits"] and all(escape(limit) in page.read_text() for limit in document["limits"])
 
 
 @pytest.mark.needs("rabbitmq")
@@ -96,6 +99,16 @@ def test_a_server_is_killed_and_started_by_commands(tmp_path: Path, servers_dire
         assert str(server.directory) not in (tmp_path / "page.html").read_text()
     finally:
         RabbitMQ(server.directory).kill()
+
+
+def test_kafka_is_measured(tmp_path: Path, kafka: Kafka, empty_database_url: str) -> None:
+    options = ("--broker", kafka.url, "--no-kill", "--database-url", empty_database_url)
+    (one,) = bench(tmp_path / "page.html", *options)["brokers"]
+
+    assert {each["batch"] for each in one["throughput"]} == {10, 100}
+    assert all(each["send_per_s"] > 0 and each["receive_per_s"] > 0 for each in one["throughput"])
+    assert all(each["samples"] > 0 and each["p50_ms"] > 0 for each in one["latency"])
+    assert one["left_behind"] == []
 
 
 def test_a_broker_that_is_away_leaves_the_others(tmp_path: Path) -> None:
