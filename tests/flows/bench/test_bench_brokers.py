@@ -101,6 +101,7 @@ def test_a_server_is_killed_and_started_by_commands(tmp_path: Path, servers_dire
         RabbitMQ(server.directory).kill()
 
 
+@pytest.mark.needs("kafka")
 def test_kafka_is_measured(tmp_path: Path, kafka: Kafka, empty_database_url: str) -> None:
     options = ("--broker", kafka.url, "--no-kill", "--database-url", empty_database_url)
     (one,) = bench(tmp_path / "page.html", *options)["brokers"]
