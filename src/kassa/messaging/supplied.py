@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -61,6 +62,8 @@ CRASHES_MAX = 5
 """A packet that was handed out so often without being settled is opened up: its records go on alone, counted by us."""
 EPOCHS_MAX = 256
 """Lanes that came to a consumer of which it is remembered how many packets came first."""
+CLOCKS_APART = timedelta(seconds=5)
+"""Between who sends and who receives, at most."""
 GLANCE_S = 0.02
 """Our own queue is looked at no more often than this while the broker delivers."""
 PAUSE_S = 1.0
@@ -245,18 +248,24 @@ class _Ahead:
         self.has_room = asyncio.Event()
         self.has_room.set()
         self.lost: BrokerUnreachable | None = None
-        self._uncounted: dict[int, int] = {}
-        """By epoch, packets of which nobody counts how often they were handed out."""
+        self._trials: dict[int, tuple[int, datetime]] = {}
+        """By epoch: how many suspects it may still bring, and who was sent later than that is none."""
 
     def is_suspect(self, arrival: Arrival, first: int) -> bool:
-        """Whether it is among the first of its lane here: whoever had the lane before may have ended with it in hand."""
+        """Whether it may have ended whoever had its lane before: nobody counted how often it was handed out, it is among the first
+        that came here, and it was sent before that, as far as clocks agree."""
         if arrival.redeliveries is not None:
             return False
-        if len(self._uncounted) > EPOCHS_MAX:
-            self._uncounted.clear()
-        came = self._uncounted.get(arrival.epoch, 0)
-        self._uncounted[arrival.epoch] = came + 1
-        return came < first
+        left, until = self._trials.get(arrival.epoch) or self._new_trial(first)
+        if left and arrival.sent_at is not None and arrival.sent_at > until:
+            left = 0
+        self._trials[arrival.epoch] = max(0, left - 1), until
+        return left > 0
+
+    def _new_trial(self, first: int) -> tuple[int, datetime]:
+        if len(self._trials) > EPOCHS_MAX:
+            self._trials.clear()
+        return first, datetime.now(UTC) + CLOCKS_APART
 
     def bring(self, arrivals: Sequence[Arrival], limit: int, now: float) -> None:
         """These came. limit: how many may be ahead from now on."""

@@ -1,6 +1,7 @@
 """What a consumer fetches ahead, as far as that is arithmetic."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 from kassa.messaging.binders.memory import MemoryTransport
 from kassa.messaging.model import Arrival, Packet
@@ -39,3 +40,19 @@ async def test_envelopes_are_bounded_by_their_bytes() -> None:
     assert not one.has_room.is_set()
     one.bring(arrivals(1, 2 * AHEAD_BYTES), CREDIT, 0.0)
     assert one.credit == 1
+
+
+async def test_suspects_are_the_first_of_a_lane_that_nobody_counts_and_that_were_sent_before_it_came() -> None:
+    now = datetime.now(UTC)
+    one = await ahead()
+
+    def suspects(redeliveries: int | None, sent_at: datetime | None, epoch: int, times: int) -> int:
+        arrival = Arrival(Packet("", "", b"", {}), redeliveries, sent_at, None, epoch)
+        return sum([one.is_suspect(arrival, 3) for _ in range(times)])
+
+    assert suspects(0, None, epoch=1, times=5) == 0
+    assert suspects(None, None, epoch=1, times=5) == 3
+    assert suspects(None, now - timedelta(hours=1), epoch=2, times=2) == 2
+    assert suspects(None, now + timedelta(minutes=1), epoch=2, times=1) == 0
+    # Whatever its sender's clock says, it is behind one that came later.
+    assert suspects(None, now - timedelta(hours=1), epoch=2, times=1) == 0
