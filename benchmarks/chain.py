@@ -45,6 +45,7 @@ DATA = json.dumps({"id": "pay_", "object": "payment", "amount": 100, "note": "x"
 """An event of the usual size."""
 TARGETED = ("postgres", "amqp", "kafka")
 EFFECTS_TARGET = 10_000
+AS_QUICK = 0.95
 P50_MAX_MS, P99_MAX_MS = 5.0, 25.0
 LOAD, LOAD_P99_MAX_MS = 0.8, 100.0
 """LOAD: of the most that the whole machine does, writing the events included. Beyond it a queue grows, and measures only itself."""
@@ -205,7 +206,14 @@ def run(stage: Stage) -> None:
 
 
 def _results(runs: dict[str, list[dict[str, Any]]]) -> list[Result]:
-    return [_result(name, *name.split(", "), runs=some) for name, some in runs.items()]
+    results = [_result(name, *name.split(", "), runs=some) for name, some in runs.items()]
+    drained = {scheme: runs.get(f"{scheme}, {BACKLOG_RUN}") for scheme in ("kafka", "amqp")}
+    if all(drained.values()):
+        kafka, rabbitmq = (statistics.median(run["rate"] for run in some or ()) for some in drained.values())
+        ratio = kafka / rabbitmq
+        target = f"≥ {AS_QUICK:g}: not slower, as far as two runs can tell"
+        results.append(Result("kafka, backlog, of RabbitMQ's", ratio, "×", None, "", target, ratio >= AS_QUICK))
+    return results
 
 
 def _result(name: str, scheme: str, kind: str, *, runs: list[dict[str, Any]]) -> Result:
