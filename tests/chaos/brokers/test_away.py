@@ -18,6 +18,8 @@ from kassa.ids import new_id
 BEFORE = 1_000
 AT_ONCE = 10_000
 """So many are made beforehand and sent in one go."""
+SLOWER_MAX = 3.0
+"""Times the median of before. Seen: 0.1 to 0.8, as nothing is relayed meanwhile; 6 where each payment waits 20 ms."""
 
 
 async def pay_many(chain: Chain, client: Client, wallet: str, count: int) -> list[dict[str, Any]]:
@@ -61,6 +63,7 @@ async def test_payments_do_not_notice_that_the_broker_is_away(chain: Chain, coun
         drained_s = time.monotonic() - began
         await judge_chain(chain, client, unnamed=BEFORE + count)
     worst = max(during, key=lambda part: part["p50_ms"])
+    assert worst["p50_ms"] <= SLOWER_MAX * before["p50_ms"]
     tally.tell(
         f"{chain.post.scheme} away for {count:,} payments: latency {worst['p50_ms'] / before['p50_ms']:.2f} × (p50), "
         f"{worst['p99_ms'] / before['p99_ms']:.2f} × (p99) of before; the backlog drained in {drained_s:.1f} s"
