@@ -78,6 +78,11 @@ def rabbitmq() -> Path:
     found = sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin"), key=_version)
     if not found:
         raise ServerUnavailable("rabbitmq", "its package is not installed.", fix=_by_hand("rabbitmq"))
+    if _version(found[-1]) < (minimum := versions()["rabbitmq"]["version_min"]):
+        needed = ".".join(map(str, minimum))
+        raise ServerUnavailable(
+            "rabbitmq", f"{found[-1].parent.name} is older than {needed}.", fix=_by_hand("rabbitmq")
+        )
     return found[-1]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kassa.db import embedded
+from servers import ServerUnavailable, installation
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -89,3 +90,11 @@ def _run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}"},
         check=False,
     )
+
+
+@pytest.mark.needs("rabbitmq")
+def test_rabbitmq_that_is_too_old_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "_version", lambda sbin: [3, 9, 99])
+
+    with pytest.raises(ServerUnavailable, match=r"is older than 3\.10"):
+        installation.rabbitmq()
