@@ -1115,7 +1115,9 @@ async def test_channel_that_is_closed_in_the_middle_of_something_ends_no_other(t
     assert await transport.receiving.live() is live
 
 
-@pytest.mark.parametrize("known", [(), ("books",)], ids=["no group", "another group"])
+@pytest.mark.parametrize(
+    "known", [pytest.param((), marks=pytest.mark.long), ("books",)], ids=["no group", "another group"]
+)
 async def test_consumers_that_the_sender_does_not_know_get_all_after_their_exchange_was_deleted(
     transport: RabbitTransport, rabbitmq: RabbitMQ, database_url: str, known: tuple[str, ...]
 ) -> None:

@@ -373,7 +373,14 @@ def session_of(stream: RocketStream) -> ours._Session:
     return stream._session_now
 
 
-@pytest.mark.parametrize("lose", [end_session, give_up_connection, cancel_sign_of_life])
+@pytest.mark.parametrize(
+    "lose",
+    [
+        end_session,
+        pytest.param(give_up_connection, marks=pytest.mark.long),
+        pytest.param(cancel_sign_of_life, marks=pytest.mark.long),
+    ],
+)
 async def test_what_is_held_stays_ours_when_the_session_is_lost_and_nobody_asks(
     rocketmq: RocketMQ,
     transport: RocketTransport,
@@ -608,7 +615,7 @@ async def has_cut(cutter: Cutter, times: int) -> bool:
     return cutter.cuts >= times
 
 
-@pytest.mark.parametrize("deadline_s", [1.0, 15.0])
+@pytest.mark.parametrize("deadline_s", [1.0, pytest.param(15.0, marks=pytest.mark.long)])
 async def test_who_only_sends_leaves_a_line_that_is_open_at_his_end_alone(
     rocketmq: RocketMQ, deadline_s: float
 ) -> None:
