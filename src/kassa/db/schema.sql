@@ -526,8 +526,8 @@ CREATE UNLOGGED TABLE consumer (
     PRIMARY KEY (place, id)
 ) WITH (fillfactor = 50);
 
--- Packets that came from a broker which does not count how often it hands one out, first of their lane to a new consumer: whoever had
--- them before may have ended with one of them in hand. How often that was. A crash of the database may forget it.
+-- The first packets of lanes that came to a consumer, of brokers which do not count how often they hand one out: whoever had the lane
+-- before may have ended with one of these in hand. How often a lane began so. A crash of the database may forget it.
 CREATE UNLOGGED TABLE suspect (
     id uuid PRIMARY KEY,
     handed integer NOT NULL,

@@ -12,7 +12,6 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -61,9 +60,7 @@ ASK_S = 1.0
 CRASHES_MAX = 5
 """A packet that was handed out so often without being settled is opened up: its records go on alone, counted by us."""
 EPOCHS_MAX = 256
-"""Lanes that came to a consumer of which it is remembered how many packets came first."""
-CLOCKS_APART = timedelta(seconds=5)
-"""Between who sends and who receives, at most."""
+"""Lanes that came to a consumer of which it is remembered that a first packet came."""
 GLANCE_S = 0.02
 """Our own queue is looked at no more often than this while the broker delivers."""
 PAUSE_S = 1.0
@@ -233,7 +230,7 @@ class _Parcel(msgspec.Struct, eq=False, gc=False):
     stream: Stream
     left: int
     suspect: str = ""
-    """Its name among those that may have ended who had them; '' for others."""
+    """What it is counted under; '' where that is not done."""
 
 
 class _Ahead:
@@ -248,24 +245,29 @@ class _Ahead:
         self.has_room = asyncio.Event()
         self.has_room.set()
         self.lost: BrokerUnreachable | None = None
-        self._trials: dict[int, tuple[int, datetime]] = {}
-        """By epoch: how many suspects it may still bring, and who was sent later than that is none."""
+        self._uncounted: dict[int, int] = {}
+        """By epoch, where nobody counts how often packets are handed out: how many that come next have ended too many consumers."""
 
-    def is_suspect(self, arrival: Arrival, first: int) -> bool:
-        """Whether it may have ended whoever had its lane before: nobody counted how often it was handed out, it is among the first
-        that came here, and it was sent before that, as far as clocks agree."""
-        if arrival.redeliveries is not None:
+    def is_first(self, arrival: Arrival) -> bool:
+        """Whether nobody counts how often it was handed out, and it is the first such one of its lane here."""
+        if arrival.redeliveries is not None or arrival.epoch in self._uncounted:
             return False
-        left, until = self._trials.get(arrival.epoch) or self._new_trial(first)
-        if left and arrival.sent_at is not None and arrival.sent_at > until:
-            left = 0
-        self._trials[arrival.epoch] = max(0, left - 1), until
-        return left > 0
+        if len(self._uncounted) > EPOCHS_MAX:
+            self._uncounted.clear()
+        self._uncounted[arrival.epoch] = 0
+        return True
 
-    def _new_trial(self, first: int) -> tuple[int, datetime]:
-        if len(self._trials) > EPOCHS_MAX:
-            self._trials.clear()
-        return first, datetime.now(UTC) + CLOCKS_APART
+    def wear(self, epoch: int, packets: int) -> None:
+        """Who had this lane before ended again and again with one of so many in hand."""
+        self._uncounted[epoch] = packets
+
+    def is_worn(self, arrival: Arrival) -> bool:
+        """Whether it has ended too many consumers, or may have. To be asked once of each."""
+        if arrival.redeliveries is not None:
+            return arrival.redeliveries >= CRASHES_MAX
+        if left := self._uncounted.get(arrival.epoch, 0):
+            self._uncounted[arrival.epoch] = left - 1
+        return left > 0
 
     def bring(self, arrivals: Sequence[Arrival], limit: int, now: float) -> None:
         """These came. limit: how many may be ahead from now on."""
@@ -310,8 +312,8 @@ class SuppliedSubscription:
         """Parcels in hand."""
         self._worn: set[_Parcel] = set()
         """Those that have ended too many consumers."""
-        self._suspects: list[_Parcel] = []
-        """Those that may have, and are to be counted before they are handed out."""
+        self._suspects: list[tuple[_Ahead, _Parcel]] = []
+        """The first of lanes whose packets nobody counts: to be counted before they are handed out."""
         self._batch = 0
         """As many as the last one who received asked for."""
         self._opened_at = -math.inf
@@ -522,10 +524,10 @@ class SuppliedSubscription:
                 continue
             parcel = _Parcel(arrival, stream, len(records))
             parcels.append(parcel)
-            if ahead.is_suspect(arrival, max(CREDIT, 2 * self._batch)):
+            if ahead.is_first(arrival):
                 parcel.suspect = _name(arrival)
-                self._suspects.append(parcel)
-            elif (arrival.redeliveries or 0) >= CRASHES_MAX:
+                self._suspects.append((ahead, parcel))
+            elif ahead.is_worn(arrival):
                 self._worn.add(parcel)
             for record in records:
                 ready.append(Delivery(record, 0, arrival.sent_at, parcel, arrival.epoch))
@@ -545,7 +547,7 @@ class SuppliedSubscription:
         """Those that nothing holds up. What is behind a parked record of its key is parked too, and so is what has ended
         too many consumers, so that it goes on alone. Raises BrokerUnreachable."""
         if self._suspects:
-            await self._count_suspects()
+            await self._count_suspects(ready)
         if not self._worn and self._is_empty(self._opened_at, FRESH_S):
             return ready
         # Those without a key have no order, so nothing holds them up but themselves.
@@ -557,11 +559,18 @@ class SuppliedSubscription:
         going = await self._park_behind(ready, held_up) if held_up or self._worn else ready
         return self._still_held(going)
 
-    async def _count_suspects(self) -> None:
-        """Those that were handed out too often are worn. Raises BrokerUnreachable."""
+    async def _count_suspects(self, ready: Sequence[Delivery]) -> None:
+        """A lane that began too often with the same packet has one that ends its consumers: at its beginning, where the last one
+        stopped. Raises BrokerUnreachable."""
         suspects, self._suspects = self._suspects, []
-        before = await self._tables.suspect(self._topic, self._group, [one.suspect for one in suspects])
-        self._worn.update(one for one, times in zip(suspects, before, strict=True) if times >= CRASHES_MAX)
+        before = await self._tables.suspect(self._topic, self._group, [one.suspect for _, one in suspects])
+        for (ahead, first), times in zip(suspects, before, strict=True):
+            if times >= CRASHES_MAX:
+                lane = (first.stream, first.arrival.epoch)
+                ahead.wear(first.arrival.epoch, max(CREDIT, 2 * self._batch))
+                self._worn.add(first)
+                opened = {parcel for one in ready if (parcel := _parcel(one)).arrival.redeliveries is None}
+                self._worn.update(parcel for parcel in opened if (parcel.stream, parcel.arrival.epoch) == lane)
 
     def _still_held(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Without those that somebody else gets now, since something was waited for."""
@@ -703,7 +712,7 @@ class SuppliedSubscription:
                 ahead.arrivals.clear()
                 ahead.has_room.set()
         self._opened = deque(one for one in self._opened if one[0].stream not in streams)
-        self._suspects = [one for one in self._suspects if one.stream not in streams]
+        self._suspects = [one for one in self._suspects if one[1].stream not in streams]
         self._let_go([parcel for parcel in self._held if parcel.stream in streams])
         for stream in streams:
             await stream.restart()

@@ -1,11 +1,10 @@
 """What a consumer fetches ahead, as far as that is arithmetic."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 
 from kassa.messaging.binders.memory import MemoryTransport
 from kassa.messaging.model import Arrival, Packet
-from kassa.messaging.supplied import AHEAD_BYTES, CREDIT, CREDIT_FIRST, _Ahead
+from kassa.messaging.supplied import AHEAD_BYTES, CRASHES_MAX, CREDIT, CREDIT_FIRST, _Ahead
 from kassa.messaging.topology import Topic
 
 
@@ -42,17 +41,16 @@ async def test_envelopes_are_bounded_by_their_bytes() -> None:
     assert one.credit == 1
 
 
-async def test_suspects_are_the_first_of_a_lane_that_nobody_counts_and_that_were_sent_before_it_came() -> None:
-    now = datetime.now(UTC)
+async def test_first_of_a_lane_that_nobody_counts_is_looked_at_and_what_follows_is_worn_if_that_came_too_often() -> (
+    None
+):
     one = await ahead()
+    counted, worn = (Arrival(Packet("", "", b"", {}), times, None, None, 1) for times in (0, CRASHES_MAX))
+    first = Arrival(Packet("", "", b"", {}), None, None, None, 2)
+    of_another_lane = Arrival(Packet("", "", b"", {}), None, None, None, 3)
 
-    def suspects(redeliveries: int | None, sent_at: datetime | None, epoch: int, times: int) -> int:
-        arrival = Arrival(Packet("", "", b"", {}), redeliveries, sent_at, None, epoch)
-        return sum([one.is_suspect(arrival, 3) for _ in range(times)])
-
-    assert suspects(0, None, epoch=1, times=5) == 0
-    assert suspects(None, None, epoch=1, times=5) == 3
-    assert suspects(None, now - timedelta(hours=1), epoch=2, times=2) == 2
-    assert suspects(None, now + timedelta(minutes=1), epoch=2, times=1) == 0
-    # Whatever its sender's clock says, it is behind one that came later.
-    assert suspects(None, now - timedelta(hours=1), epoch=2, times=1) == 0
+    assert not one.is_first(counted) and [one.is_worn(each) for each in (counted, worn)] == [False, True]
+    assert [one.is_first(each) for each in (first, first, of_another_lane)] == [True, False, True]
+    assert not one.is_worn(first)
+    one.wear(2, packets=2)
+    assert [one.is_worn(each) for each in (first, of_another_lane, first, first)] == [True, False, True, False]
