@@ -150,8 +150,7 @@ def phase(consumer: "subprocess.Popen[str]", url: str, count: int, per_second: f
     committed_at = uvloop.run(produce(url, count, per_second))
     counted = answer(consumer)
     whole_s = perf_counter() - started
-    came_at: dict[str, float] = counted.pop("came_at")
-    if came_at:
+    if came_at := counted.pop("came_at", None):
         # Told one by one: from the commit, instead of from the event's time, which is before it.
         of_event = {f"{figure}_of_event": counted[figure] for figure in ("p50_ms", "p99_ms")}
         counted |= of_event | percentiles([at - committed_at[key.rpartition("_")[2]] for key, at in came_at.items()])
@@ -172,9 +171,7 @@ def round_of(stage: Stage, scheme: str, broker: str) -> Iterator[tuple[str, dict
         uvloop.run(fill(url, count))
         begin(consumer, count)
         begin(relay)
-        backlog = answer(consumer)
-        backlog.pop("came_at")
-        yield BACKLOG_RUN, backlog
+        yield BACKLOG_RUN, answer(consumer)
         low = LOW_RATE * seconds
         yield LOW_RUN, phase(consumer, url, low, LOW_RATE)
         total += low

@@ -143,7 +143,7 @@ async def _phase(consumer: Consumer, meter: Meter, count: int, expected: int) ->
         "cpu_us": (time.process_time() - cpu_s) / count * 1e6,
         "started": started,
         "marks": [*marks, *[ended] * (10 - len(marks))],
-        "came_at": meter.came_at if count <= ONE_BY_ONE_MAX else {},
+        **({"came_at": meter.came_at} if count <= ONE_BY_ONE_MAX else {}),
         **meter.percentiles(),
     }
 

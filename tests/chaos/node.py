@@ -200,6 +200,7 @@ def _watch_relays(plan: Plan) -> None:
         plan.confirmed("message", [message.id for message in claimed])
         return await acknowledge(work, claimed)
 
+    # Replaced from outside, like the methods above: the program has no points for tests. The types differ by the name of `self`.
     EventRelay.handle = handled  # type: ignore[assignment,method-assign]
     MessageWork.acknowledge = acknowledged  # type: ignore[assignment,method-assign]
 

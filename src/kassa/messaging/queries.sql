@@ -964,9 +964,5 @@ ON CONFLICT (id) DO UPDATE SET handed = s.handed + 1, seen_at = EXCLUDED.seen_at
 RETURNING id, handed - 1 AS before;
 
 -- name: clear_suspects
--- Whoever had these has lived.
-DELETE FROM suspect WHERE id = ANY($1::uuid[]);
-
--- name: forget_suspects
--- What was never settled since, and never came again.
-DELETE FROM suspect WHERE seen_at < clock_timestamp() - interval '1 day';
+-- Whoever had these has lived; and what was never settled within a day will not come again.
+DELETE FROM suspect WHERE id = ANY($1::uuid[]) OR seen_at < clock_timestamp() - interval '1 day';

@@ -146,7 +146,6 @@ class SuppliedBinder:
         known = self._topic(topic)
         # In our tables first: a broker may make a group of any name by itself.
         await self._memory.is_paused(topic, group)
-        await self._memory.forget_suspects()
         streams: list[Stream] = []
         try:
             for raw in travelling(known):

@@ -12,8 +12,6 @@ from kassa.messaging.topology import EVENT_BATCHES, EVENTS
 _IN_THE_LOG = frozenset({EVENTS.name, EVENT_BATCHES.name})
 """Topics that can be sent again from here."""
 NOBODY = "nobody"
-
-
 SPARE = timedelta(minutes=30)
 """What vanished may have been written so long before its queue was seen empty: it was in the hands of a consumer that ended (which
 RabbitMQ lets have it for as long), or a relay was behind."""

@@ -677,7 +677,7 @@ class KafkaStream:
         self._unread: set[int] = set()
         """Partitions of which neither a packet nor the end has come yet."""
         self._session_topic: str | None = None
-        self._leaps: list[tuple[_Held, int, int]] = []
+        self._leaps: list[tuple[int, int, int]] = []
         """Where a packet came that was not the next one: of which partition, which one would have been, and which came."""
         self._leaps_at = 0.0
         """When it is looked into those next."""
@@ -813,6 +813,7 @@ class KafkaStream:
         self._is_paused = self._has_joined = False
         self._paused.clear()
         self._unread.clear()
+        self._leaps.clear()
         try:
             consumer.subscribe(
                 [self.topic], on_assign=self._kept(self._assigned), on_revoke=self._kept(self._taken),
@@ -937,7 +938,7 @@ class KafkaStream:
     def _leap(self, held: _Held, offset: int) -> None:
         """A packet or the end came at this offset."""
         if offset > held.next >= 0:
-            self._leaps.append((held, held.next, offset))
+            self._leaps.append((held.partition, held.next, offset))
             held.next = offset
 
     def _look_into_leaps(self, consumer: Consumer) -> None:
@@ -946,8 +947,8 @@ class KafkaStream:
         self._leaps_at = time.monotonic() + LEAPS_S
         leaps, self._leaps = self._leaps, []
         vanished = 0
-        for partition in {held.partition for held, *_ in leaps}:
-            of_partition = [leap for leap in leaps if leap[0].partition == partition]
+        for partition in {partition for partition, *_ in leaps}:
+            of_partition = [leap for leap in leaps if leap[0] == partition]
             try:
                 answer = consumer.get_watermark_offsets(TopicPartition(self.topic, partition), LEAPS_S)
             except KafkaException as error:

@@ -280,7 +280,7 @@ class PostgresBinder:
         BrokerUnreachable."""
         ids = message_ids(queue_name(topic, group), names)
         try:
-            rows = await self._pool.fetch(_SQL.suspect, sorted(set(ids)))
+            rows = await self._pool.fetch(_SQL.suspect, list(set(ids)))
         except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
         before = {Id(row["id"].hex): row["before"] for row in rows}
@@ -290,13 +290,6 @@ class PostgresBinder:
         """Whoever had these has lived. Raises BrokerUnreachable."""
         try:
             await self._pool.execute(_SQL.clear_suspects, message_ids(queue_name(topic, group), names))
-        except AWAY as error:
-            raise BrokerUnreachable(broker="postgres") from error
-
-    async def forget_suspects(self) -> None:
-        """Those of days ago. Raises BrokerUnreachable."""
-        try:
-            await self._pool.execute(_SQL.forget_suspects)
         except AWAY as error:
             raise BrokerUnreachable(broker="postgres") from error
 

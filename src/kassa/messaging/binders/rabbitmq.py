@@ -75,7 +75,7 @@ from kassa.messaging.members import BEAT_S, Member, Members, share
 from kassa.messaging.model import Arrival, Failed, Packet, Receipt, Traits
 from kassa.messaging.supplied import CREDIT, SuppliedBinder
 from kassa.messaging.topology import PAYMENT_ORDERS, Topic, lane
-from kassa.messaging.vanished import NOBODY, Levels, Look, how_to_have_again
+from kassa.messaging.vanished import NOBODY, Levels, Look, Vanished, how_to_have_again
 from kassa.observability.meters import Meters
 from kassa.supervisor import end_tasks
 
@@ -908,35 +908,39 @@ class RabbitTransport:
         """Makes again what is gone, or says that it is. Raises what aiormq raises, BrokerUnreachable, SettingInvalid."""
         began = self._clock.now()
         live = await self.receiving.live()
-        gone = await _gone(live, topic, group)
-        if not gone:
+        queues = queues_of(topic, group)
+
+        async def look(channel: Channel) -> list[Look]:
+            return [await self._level(channel, topic, group, queue) for queue in queues]
+
+        try:
+            looks = await ask(live, look)
+        except refused.ChannelNotFoundEntity:
+            self._levels.forget((topic.name, group))
+        else:
             self._is_whole(topic, group, began)
-            await self._look_for_vanished(live, topic, group, began)
+            self._say_vanished(topic, group, self._levels.see((topic.name, group), looks, began))
             return
-        self._levels.forget((topic.name, group))
+        gone = [queue for queue in queues if not await _has(live, [queue])]
         if topic.name in self._made and group in self._made[topic.name].groups:
             await self._make_again_or_say(live, topic, group, gone)
         else:
             self._say_missing(topic, group, gone, "others make it, and this process only looks")
 
-    async def _look_for_vanished(self, live: Live, topic: Topic, group: str, began: datetime) -> None:
-        """Says when somebody purged what waited. Raises what aiormq raises."""
-
-        async def look(channel: Channel) -> list[Look]:
-            return [await self._level(channel, topic, group, queue) for queue in queues_of(topic, group)]
-
-        # Counted from here on, so that the first ones are seen to come in addition.
+    def _say_vanished(self, topic: Topic, group: str, vanished: Vanished | None) -> None:
+        """Somebody purged what waited."""
+        # Counted from the first look on, so that the first ones are seen to come in addition.
         passage = self._meters.passage(topic.name, group)
-        vanished = self._levels.see((topic.name, group), await ask(live, look), began)
-        if vanished is not None:
-            passage.vanished += vanished.packets
-            since = rfc3339(vanished.since) if vanished.since else "TIME"
-            log.warning(
-                "rabbitmq.packets_vanished", queue=self.place(topic, group), packets=vanished.packets,
-                reason="no consumer has had them: was the queue purged?" if vanished.is_sure
-                else "nobody seems to have received them: was the queue purged, or did a consumer come and go?",
-                remedy=how_to_have_again(topic.name, f"{since}, or earlier where the relay was behind"),
-            )  # fmt: skip
+        if vanished is None:
+            return
+        passage.vanished += vanished.packets
+        since = rfc3339(vanished.since) if vanished.since else "TIME"
+        log.warning(
+            "rabbitmq.packets_vanished", queue=self.place(topic, group), packets=vanished.packets,
+            reason="no consumer has had them: was the queue purged?" if vanished.is_sure
+            else "nobody seems to have received them: was the queue purged, or did a consumer come and go?",
+            remedy=how_to_have_again(topic.name, f"{since}, or earlier where the relay was behind"),
+        )  # fmt: skip
 
     async def _level(self, channel: Channel, topic: Topic, group: str, queue: str) -> Look:
         ours = [one for stream in self._streams if (stream.topic.name, stream.group) == (topic.name, group)
@@ -1076,14 +1080,6 @@ async def _has(live: Live, queues: Sequence[str]) -> bool:
     except refused.ChannelNotFoundEntity:
         return False
     return True
-
-
-async def _gone(live: Live, topic: Topic, group: str) -> list[str]:
-    """The group's queues that are not there; mostly that is one look."""
-    queues = queues_of(topic, group)
-    if await _has(live, queues):
-        return []
-    return [queue for queue in queues if not await _has(live, [queue])]
 
 
 async def _bind(channel: Channel, topic: Topic, group: str) -> None:
