@@ -6,7 +6,10 @@ A broker that is away stops its own loops where they stand and nothing else: the
 import asyncio
 from collections.abc import Sequence
 
+import structlog
+
 from kassa.app import App
+from kassa.db.away import AWAY
 from kassa.errors import BrokerUnreachable, KassaError, QueueMismatch, QueueNotFound, SettingInvalid
 from kassa.ids import Id
 from kassa.messaging.binder import Binder
@@ -22,9 +25,13 @@ from kassa.messaging.wake import EVENTS as NEW_EVENTS
 from kassa.messaging.work import MessageWork
 from kassa.supervisor import Loop
 
+log = structlog.get_logger("kassa.workers.relay")
+
 PAUSE_S = 0.5
 PAUSE_MAX_S = 5.0
 """Between tries to reach a broker."""
+GROUPS_S = 30.0
+"""How often it is looked whether somebody subscribed a group that this process does not look after yet."""
 LOOK_S = 2.0
 """How often a relay that nobody listens to looks whether somebody does now."""
 
@@ -69,7 +76,7 @@ async def listen(app: App, broker: Broker, topic: str, group: str) -> list[str]:
 def relays(app: App, broker: Broker) -> dict[str, Loop]:
     """The loops of one broker, by name."""
     work = MessageWork(app.pool, meters=app.metrics.meters)
-    found: dict[str, Loop] = {}
+    found: dict[str, Loop] = {"groups": lambda: _learn_groups(broker)}
     if EVENTS.name in broker.topics:
         found[EVENTS.name] = lambda: _relay_events(app, broker, EVENTS.name)
     if EVENT_BATCHES.name in broker.topics:
@@ -101,6 +108,15 @@ def _messages(app: App, work: MessageWork, broker: Broker, topic: str) -> Loop:
         await MessageRelay(work, await opened(broker), topic, topic, app.wakeups, meters=app.metrics.meters).run()
 
     return relay
+
+
+async def _learn_groups(broker: Broker) -> None:
+    while True:
+        await asyncio.sleep(GROUPS_S)
+        try:
+            await broker.learn_groups()
+        except (*AWAY, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
+            log.info("relay.groups_not_learned", broker=broker.name, reason=str(error))
 
 
 async def _relay_batches(app: App, broker: Broker) -> None:
