@@ -4,6 +4,7 @@ import argparse
 
 import uvloop
 
+from kassa import heap
 from kassa.app import App
 from kassa.cli.node import api_of, stop_signal
 from kassa.settings import Settings
@@ -17,6 +18,7 @@ async def serve(settings: Settings, workers: list[str]) -> None:
     await app.start()
     try:
         async with api_of(app, workers) as api:
+            heap.settle()
             print(api.url, flush=True)
             await told.wait()
     finally:

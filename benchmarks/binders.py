@@ -45,7 +45,7 @@ LEAST = {RAW: 0.8, FASTSTREAM: 1.5}
 """Kassa's rate in theirs."""
 POSTGRES_LEAST = 30_000
 """Records a second, at a hundred at a time."""
-COUNTS = {"amqp": 6000, "kafka": 20_000, "rocketmq": 800, "zeromq": 10_000, "postgres": 20_000}
+COUNTS = {"amqp": 6000, "kafka": 40_000, "rocketmq": 800, "zeromq": 10_000, "postgres": 20_000}
 """Records of a run: about a second's."""
 WARM = BATCH
 """Sent before the clock runs: a producer has to find its number and its topic first."""

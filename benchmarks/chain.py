@@ -4,7 +4,7 @@ One process reads the log and sends envelopes, another receives them and posts a
 and acknowledgement. First a backlog, as fast as it goes: the relay has the pace that it has by default, and nobody writes an event
 meanwhile (the effects write none), so nothing holds it up; then a hundred events a second, from commit to handler; then as many
 as can be written and handled at a time on this machine, and the latency at the ten thousand a second that are asked for, or at four
-fifths of what goes, where that is less.
+fifths of what goes, where that is less (the median of six such loads).
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from benchmarks import brokers
 from benchmarks.chain_part import GROUP, HOME, percentiles, topic
 from benchmarks.report import Result, write
 from benchmarks.stage import Stage, value
+from kassa import heap
 from kassa.clock import SystemClock
 from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
@@ -51,6 +52,8 @@ LOAD, LOAD_P99_MAX_MS = 0.8, 100.0
 """LOAD: of the most that the whole machine does, writing the events included. Beyond it a queue grows, and measures only itself."""
 IN_FLIGHT_MAX = 1000
 ROUNDS_MAX = 2
+LOADS = 3
+"""In each round: one stall of a tenth of a second anywhere on the machine is the p99 of five seconds."""
 BACKLOG_RUN, LOW_RUN, MOST_RUN, LOAD_RUN = "backlog", "low load", "all that goes", "load"
 
 
@@ -180,8 +183,10 @@ def round_of(stage: Stage, scheme: str, broker: str) -> Iterator[tuple[str, dict
             yield MOST_RUN, whole
             rate = min(EFFECTS_TARGET, LOAD * whole["whole_rate"])
             loaded = int(rate * seconds)
-            yield LOAD_RUN, phase(consumer, url, loaded, rate)
-            total += count // 2 + loaded
+            for _ in range(1 if stage.is_quick else LOADS):
+                yield LOAD_RUN, phase(consumer, url, loaded, rate)
+                total += loaded
+            total += count // 2
     if (effects := value(url, f"SELECT count(*) FROM inbox WHERE group_name = '{GROUP}'")) != total:
         raise SystemExit(f"{name}: {effects} effects of {total} events")
     stage.drop(DATABASE)
@@ -190,6 +195,8 @@ def round_of(stage: Stage, scheme: str, broker: str) -> Iterator[tuple[str, dict
 def run(stage: Stage) -> None:
     """Each broker in turn, with a database of its own for each round; those without a target once."""
     runs: dict[str, list[dict[str, Any]]] = {}
+    # This process writes the events, as one of Kassa's would.
+    heap.settle()
     for scheme in brokers.names():
         with brokers.broker(scheme, stage.folder) as broker:
             if broker is None:
@@ -228,7 +235,8 @@ def _result(name: str, scheme: str, kind: str, *, runs: list[dict[str, Any]]) ->
             name, whole, "effects/s", None, "from the first commit to the last effect, events written beside it"
         )
     if kind == LOAD_RUN:
-        note = f"p50 {p50:.1f} ms, at {asked_for:,.0f}/s"
+        least, most = (chosen(run["p99_ms"] for run in runs) for chosen in (min, max))
+        note = f"p50 {p50:.1f} ms, at {asked_for:,.0f}/s; p99 of {len(runs)} runs {least:.0f} to {most:.0f}"
         return Result(f"{name}, p99", p99, "ms", None, note, f"< {LOAD_P99_MAX_MS:g} ms", p99 < LOAD_P99_MAX_MS)
     asked = f"p50 < {P50_MAX_MS:g}, p99 < {P99_MAX_MS:g} ms" if is_asked else ""
     met = p50 < P50_MAX_MS and p99 < P99_MAX_MS if is_asked else None

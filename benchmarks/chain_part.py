@@ -16,6 +16,7 @@ from typing import Any
 
 import uvloop
 
+from kassa import heap
 from kassa.db.pool import connect, open_pool
 from kassa.journal.change import Change
 from kassa.journal.writer import PostgresJournal
@@ -58,6 +59,7 @@ async def relay(database_url: str, broker: str, name: str, backlog_per_s: int) -
     async with make_binder(broker, Resources(pool, wakeups, (topic(name),))) as binder:
         group = LogGroup(pool, f"relay:{name}")
         await group.create(from_now=False)
+        heap.settle()
         print("ready", flush=True)
         await _line()
         handle, wait = EventRelay(binder, name).handle, wakeups.watch(EVENTS).wait
@@ -115,6 +117,7 @@ async def consume(database_url: str, broker: str, name: str) -> None:
 
     async with make_binder(broker, Resources(pool, wakeups, (topic(name),))) as binder:
         consumer = await _consumer(binder, name, journal, handler)
+        heap.settle()
         print("ready", flush=True)
         expected = 0
         while line := await _line():

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from kassa import heap
 from kassa.api.measure import numbers_server
 from kassa.app import App
 from kassa.cli.database import database
@@ -118,6 +119,7 @@ async def _serve(settings: Settings, workers: tuple[str, ...], as_json: bool) ->
             print(encoded({"api": api.url}), flush=True)
         else:
             note(f"Kassa's API is ready at {api.url}")
+        heap.settle()
         await told.wait()
 
 
@@ -165,6 +167,7 @@ async def _work(settings: Settings, names: tuple[str, ...], page: tuple[str, int
             await warn_of_orders(app, names)
         supervisor.start()
         show({"working": names, "numbers": numbers}, as_json, lambda: note(f"working: {', '.join(names)}"))
+        heap.settle()
         try:
             await told.wait()
         finally:

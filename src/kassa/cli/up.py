@@ -16,6 +16,7 @@ import click
 import msgspec
 import structlog
 
+from kassa import heap
 from kassa.app import App
 from kassa.cli import directory as places
 from kassa.cli.database import Database, database
@@ -101,6 +102,7 @@ async def _up(loaded: Loaded, directory: Path, names: tuple[str, ...], as_json: 
                     print(encoded(document), flush=True)
                 else:
                     _banner(document)
+                heap.settle()
                 await _care(told, app, merchant, found, sandboxes)
                 note("stopping …")
         finally:

@@ -905,9 +905,13 @@ class KafkaStream:
             self._commit_at = time.monotonic() + COMMIT_AGAIN_S
             log.info("kafka.not_committed", topic=self.topic, group=self._group, error=str(refused))
 
-    def _bring(self, messages: Sequence[Message]) -> None:
+    def _bring(self, messages: list[Message]) -> None:
+        """messages: none is left in it."""
         arrivals: list[Arrival] = []
-        for message in messages:
+        messages.reverse()
+        while messages:
+            # Let go of before the next one is read: each holds all its headers, and Python's collector would go through them.
+            message = messages.pop()
             partition, offset = message.partition(), message.offset()
             held = None if partition is None else self._held.get(partition)
             if (error := message.error()) is not None:
