@@ -42,8 +42,8 @@ BACKLOG, BACKLOG_QUICK = 40_000, 10_000
 PHASE_S_MAX = 5
 """Of a phase at a steady pace."""
 LOW_RATE = 100
-DATA = json.dumps({"id": "pay_", "object": "payment", "amount": 100, "note": "x" * 500}).encode()
-"""An event of the usual size."""
+DATA = json.dumps({"id": "wal_ID", "object": "wallet", "state": "open", "note": "x" * 490})
+"""Of an event of the usual size; like each, it begins with the name of what it is about."""
 TARGETED = ("postgres", "amqp", "kafka")
 EFFECTS_TARGET = 10_000
 AS_QUICK = 0.95
@@ -63,7 +63,7 @@ def born() -> Change:
     wallet = Wallet(
         home=HOME, id=id, version=0, sequence=0, state="open", user=id, currency="CNY", created_at=SystemClock().now()
     )
-    return Change(home=HOME, new=(wallet,), root=id, events=(Event("wallet.created", DATA),))
+    return Change(home=HOME, new=(wallet,), root=id, events=(Event("wallet.created", DATA.replace("ID", id, 1).encode()),))
 
 
 async def fill(url: str, count: int) -> None:
