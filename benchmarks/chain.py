@@ -63,7 +63,9 @@ def born() -> Change:
     wallet = Wallet(
         home=HOME, id=id, version=0, sequence=0, state="open", user=id, currency="CNY", created_at=SystemClock().now()
     )
-    return Change(home=HOME, new=(wallet,), root=id, events=(Event("wallet.created", DATA.replace("ID", id, 1).encode()),))
+    return Change(
+        home=HOME, new=(wallet,), root=id, events=(Event("wallet.created", DATA.replace("ID", id, 1).encode()),)
+    )
 
 
 async def fill(url: str, count: int) -> None:
