@@ -844,7 +844,7 @@ async def test_broker_that_is_away_is_said_to_be(own_server: OwnKafka) -> None:
             raise AssertionError("nobody listens there")
 
 
-@pytest.mark.parametrize("end", ["kill", "stop"])
+@pytest.mark.parametrize("end", ["kill", pytest.param("stop", marks=pytest.mark.long)])
 async def test_broker_ends_under_load_and_every_effect_happens_once(
     own_server: OwnKafka, database_url: str, end: str
 ) -> None:

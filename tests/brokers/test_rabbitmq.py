@@ -1571,7 +1571,7 @@ async def stopped(server: RabbitMQ) -> None:
     await asyncio.to_thread(server.stop)
 
 
-@pytest.mark.parametrize("ends", [killed, stopped])
+@pytest.mark.parametrize("ends", [killed, pytest.param(stopped, marks=pytest.mark.long)])
 async def test_broker_that_ends_under_load_and_comes_back(
     own_server: RabbitMQ, database_url: str, ends: Callable[[RabbitMQ], Any]
 ) -> None:

@@ -559,7 +559,7 @@ async def test_consumer_goes_on_after_its_group_was_deleted(
     await see(stream, "r-1")
 
 
-@pytest.mark.parametrize("cut", Cut)
+@pytest.mark.parametrize("cut", [Cut.BEFORE, Cut.ANSWER_LOST, pytest.param(Cut.SILENT, marks=pytest.mark.long)])
 async def test_connection_cut_while_sending_leaves_doubt_and_no_loss(
     rocketmq: RocketMQ, database_url: str, cut: Cut
 ) -> None:

@@ -50,7 +50,9 @@ def write_config(file: Path, house: House, things: dict[str, str]) -> None:
     file.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("with_things", [True, False], ids=["things-that-exist", "names-that-do-not"])
+@pytest.mark.parametrize(
+    "with_things", [True, pytest.param(False, marks=pytest.mark.long)], ids=["things-that-exist", "names-that-do-not"]
+)
 async def test_the_document_tells_the_truth(
     house: House, wechat_shop: Shop, sandbox: SandboxProcess, tmp_path: Path, with_things: bool
 ) -> None:

@@ -19,7 +19,7 @@ from kassa.messaging.topology import Topic
 QUEUE = "payment_order:kassa"
 
 
-@pytest.mark.parametrize("code", [FULL, BROKEN])
+@pytest.mark.parametrize("code", [FULL, pytest.param(BROKEN, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "broker_url", ["memory", pytest.param("amqp", marks=pytest.mark.needs("rabbitmq"))], indirect=True
 )
