@@ -10,7 +10,8 @@ For each broker, on the same real server in the same run, round after round in t
 Everybody uses the same number of queues (partitions), so that records of a key keep their order, and hands out the record's id,
 key, headers and bytes; each run checks that every record came. The clock of *consume* begins with the first record, because how
 long a group takes to find itself is another question. Client CPU is of this whole process, all its threads, by the clock that
-runs: other work on the machine spoils it less than the rates.
+runs: other work on the machine spoils it less than the rates. Python's
+garbage collector is set as in Kassa's processes, for all alike.
 
 Who takes part, per broker: the *raw client* as somebody who knows it would use it; FastStream, where it has the broker; Kassa by
 `make_binder`, with all that this means (parked keys are looked for in PostgreSQL, passages are counted). *Single* is one message

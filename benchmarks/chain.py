@@ -25,7 +25,6 @@ from benchmarks import brokers
 from benchmarks.chain_part import GROUP, HOME, percentiles, topic
 from benchmarks.report import Result, write
 from benchmarks.stage import Stage, value
-from kassa import heap
 from kassa.clock import SystemClock
 from kassa.db.pool import connect, open_pool
 from kassa.ids import new_id
@@ -197,8 +196,6 @@ def round_of(stage: Stage, scheme: str, broker: str) -> Iterator[tuple[str, dict
 def run(stage: Stage) -> None:
     """Each broker in turn, with a database of its own for each round; those without a target once."""
     runs: dict[str, list[dict[str, Any]]] = {}
-    # This process writes the events, as one of Kassa's would.
-    heap.settle()
     for scheme in brokers.names():
         with brokers.broker(scheme, stage.folder) as broker:
             if broker is None:

@@ -12,6 +12,7 @@ With several workers (`scripts/test.sh`) each has a PostgreSQL, and what needs a
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -168,8 +169,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No test holds up the others for ever."""
+    """No test holds up the others for ever, and Ctrl-C ends what they start, also where a shell began us in the background."""
     config.pluginmanager.register(hang)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -115,11 +115,11 @@ async def _app(settings: Settings) -> AsyncIterator[App]:
 async def _serve(settings: Settings, workers: tuple[str, ...], as_json: bool) -> None:
     told = stop_signal()
     async with _app(settings) as app, api_of(app, workers) as api:
+        heap.settle()
         if as_json:
             print(encoded({"api": api.url}), flush=True)
         else:
             note(f"Kassa's API is ready at {api.url}")
-        heap.settle()
         await told.wait()
 
 
@@ -166,8 +166,8 @@ async def _work(settings: Settings, names: tuple[str, ...], page: tuple[str, int
             await loops.prepare_brokers(app)
             await warn_of_orders(app, names)
         supervisor.start()
-        show({"working": names, "numbers": numbers}, as_json, lambda: note(f"working: {', '.join(names)}"))
         heap.settle()
+        show({"working": names, "numbers": numbers}, as_json, lambda: note(f"working: {', '.join(names)}"))
         try:
             await told.wait()
         finally:

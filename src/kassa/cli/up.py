@@ -98,11 +98,11 @@ async def _up(loaded: Loaded, directory: Path, names: tuple[str, ...], as_json: 
 
             async with api_of(app, loops.NAMES) as api:
                 document = _document(api.url, key, merchant, found.url, directory, sandboxes, app.brokers)
+                heap.settle()
                 if as_json:
                     print(encoded(document), flush=True)
                 else:
                     _banner(document)
-                heap.settle()
                 await _care(told, app, merchant, found, sandboxes)
                 note("stopping …")
         finally:

@@ -5,7 +5,7 @@ Nothing that a request needs is here: when a broker is away, events wait in the 
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import asyncpg
@@ -55,8 +55,8 @@ class Broker:
         self._mode = topology
         self._meters = meters
         self._binder: Binder | None = None
-        self._looked_after: set[tuple[str, str]] = set()
-        """Topics and groups that the binder was told of."""
+        self._provisioned: tuple[Topic, ...] = ()
+        """What the binder was told of."""
         self._opening = asyncio.Lock()
 
     async def binder(self) -> Binder:
@@ -73,20 +73,19 @@ class Broker:
                     await binder.close()
                     raise
                 self._binder = binder
-                self._looked_after = _pairs(topology)
+                self._provisioned = topology
             return self._binder
 
-    async def learn_groups(self) -> None:
-        """Groups that somebody subscribed since are looked after here, too. Raises what `binder` raises, QueueNotFound."""
+    async def learn_groups(self) -> bool:
+        """Groups that somebody subscribed since are looked after here, too; whether there were any. Raises what `binder` raises,
+        QueueNotFound."""
         binder = await self.binder()
-        new = [
-            topic._replace(groups=groups)
-            for topic in await self.topology()
-            if (groups := tuple(group for group in topic.groups if (topic.name, group) not in self._looked_after))
-        ]
-        if new:
-            await self._provision(binder, new)
-            self._looked_after |= _pairs(new)
+        topology = await self.topology()
+        if topology == self._provisioned:
+            return False
+        await self._provision(binder, topology)
+        self._provisioned = topology
+        return True
 
     @property
     def is_open(self) -> bool:
@@ -213,10 +212,6 @@ class Brokers:
         """Lets go of every connection."""
         for broker in self._all:
             await broker.close()
-
-
-def _pairs(topology: Iterable[Topic]) -> set[tuple[str, str]]:
-    return {(topic.name, group) for topic in topology for group in topic.groups}
 
 
 def _why(error: BrokerUnreachable) -> str:

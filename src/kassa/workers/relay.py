@@ -114,7 +114,8 @@ async def _learn_groups(broker: Broker) -> None:
     while True:
         await asyncio.sleep(GROUPS_S)
         try:
-            await broker.learn_groups()
+            if await broker.learn_groups():
+                log.info("relay.groups_learned", broker=broker.name)
         except (*AWAY, BrokerUnreachable, SettingInvalid, QueueMismatch, QueueNotFound) as error:
             log.info("relay.groups_not_learned", broker=broker.name, reason=str(error))
 
